@@ -1,0 +1,3 @@
+"""Score, prune and share datasets: data selection for Hugging Face `datasets`."""
+
+from __future__ import annotations
