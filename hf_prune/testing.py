@@ -43,12 +43,13 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """What a check gets: the scorer, the data as a `Dataset` and as plain lists, the scores of one call, a limit."""
+    """What a check gets: the scorer, the data twice, the scores of its first call, its hash before that, a limit."""
 
     scorer: Scorer
     ds: Any
     rows: Columns
     scores: Columns
+    hash: str
     seconds: float
 
 
@@ -82,10 +83,10 @@ def check_scorer(scorer: Scorer, ds: Any, *, skip: Mapping[str, str] | None = No
     ran = []
     with _guard("value"):
         _check_value(scorer)
-    rows = _rows(ds)
+    rows, before = _rows(ds), _hash(scorer)
     with _guard("columns"):
         scores = scorer(copy.deepcopy(rows))
-    case = Case(scorer, ds, rows, scores, seconds)
+    case = Case(scorer, ds, rows, scores, before, seconds)
     for name, check in CHECKS.items():
         if name not in skip:
             with _guard(name):
@@ -211,24 +212,21 @@ def pickles(case: Case) -> None:
 
 def hash_stable(case: Case) -> None:
     """The hash that names cached results is the same before and after a call and for an equal copy."""
-    before = _hash(case.scorer)
-    case.scorer(copy.deepcopy(case.rows))
-    _need(_hash(case.scorer) == before, "its hash changed with a call: something was written to it")
-    _need(_hash(copy.deepcopy(case.scorer)) == before, "an equal copy has another hash")
+    _need(_hash(case.scorer) == case.hash, "its hash changed with a call: something was written to it")
+    _need(_hash(copy.deepcopy(case.scorer)) == case.hash, "an equal copy has another hash")
 
 
 def hash_complete(case: Case) -> None:
     """The hash changes with every field, and with `version`."""
-    before = _hash(case.scorer)
     for field in fields(case.scorer):
         other = copy.copy(case.scorer)
         object.__setattr__(other, field.name, _changed(getattr(case.scorer, field.name)))
-        _need(_hash(other) != before, f"its hash is blind to the field {field.name!r}")
+        _need(_hash(other) != case.hash, f"its hash is blind to the field {field.name!r}")
     cls = type(case.scorer)
     own = cls.__dict__.get("version")
     try:
         cls.version = case.scorer.version + 1
-        _need(_hash(case.scorer) != before, "its hash is blind to `version`")
+        _need(_hash(case.scorer) != case.hash, "its hash is blind to `version`")
     finally:
         if own is None:
             del cls.version
@@ -254,7 +252,7 @@ def second_process(case: Case) -> None:
         )
         _need(done.returncode == 0, f"it failed in a second process: {done.stderr.strip()[-500:]}")
         found, scores = pickle.loads(answer.read_bytes())
-    _need(found == _hash(case.scorer), "its hash is another in a second process")
+    _need(found == case.hash, "its hash is another in a second process")
     _same(case, scores, "a second process")
 
 
@@ -314,13 +312,13 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     f.__name__: f
     for f in (
         columns_declared,
+        numpy_batches,
         batch_untouched,
         calls_independent,
         batch_size,
         row_order,
         shards,
         ranks,
-        numpy_batches,
         hash_stable,
         hash_complete,
         pickles,

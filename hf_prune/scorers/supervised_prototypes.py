@@ -76,7 +76,7 @@ def mean_distance(x: np.ndarray, means: np.ndarray, own: np.ndarray | None) -> n
     x = np.asarray(x, np.float64)
     if own is None:
         own = (x @ means.T - np.einsum("cd,cd->c", means, means) / 2).argmax(1)
-    return np.linalg.norm(x - means[own], axis=1)
+    return np.asarray(np.linalg.norm(x - means[own], axis=1))
 
 
 @dataclass(frozen=True, eq=False)
