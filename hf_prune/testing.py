@@ -312,9 +312,9 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     f.__name__: f
     for f in (
         columns_declared,
+        calls_independent,
         numpy_batches,
         batch_untouched,
-        calls_independent,
         batch_size,
         row_order,
         shards,
