@@ -541,30 +541,36 @@ def test_other_bad_inputs(small):
 # ---- files
 
 
-CHILD = """
-import sys
+DOUBLE = """
 from pathlib import Path
 from datasets import Dataset
 from hf_prune.prune import filter_by_score
-ds = filter_by_score(Dataset.from_file(sys.argv[1], split="train"), "score", keep=0.5)
+
 def double(batch):
-    Path(sys.argv[2]).open("a").write("x")
+    with Path(__file__).with_name("calls").open("a") as file:
+        file.write("x")
     return {"y": [2 * s for s in batch["score"]]}
-print(ds._fingerprint, len(ds.map(double, batched=True, batch_size=5000)))
+
+def run(path):
+    ds = filter_by_score(Dataset.from_file(path, split="train"), "score", keep=0.5)
+    return ds._fingerprint, len(ds.map(double, batched=True, batch_size=5000))
 """
 
 
-def test_map_on_pruned_rows_hits_its_cache_in_another_process(disk, tmp_path):
-    script, calls = tmp_path / "child.py", tmp_path / "calls"
-    script.write_text(CHILD)
-    run = [sys.executable, str(script), disk.cache_files[0]["filename"], str(calls)]
-    outs = []
-    for seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        outs.append(subprocess.run(run, capture_output=True, text=True, check=True, env=env).stdout)
-    assert outs[0] == outs[1] and outs[0].split()[1] == "1000"
-    assert calls.read_text() == "x"
-    assert outs[0].split()[0] == filter_by_score(disk, "score", keep=0.5)._fingerprint
+def test_map_on_pruned_rows_hits_its_cache_in_another_process(disk, tmp_path, monkeypatch):
+    (tmp_path / "doubling.py").write_text(DOUBLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import doubling
+
+    path = disk.cache_files[0]["filename"]
+    here = doubling.run(path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import doubling; print(doubling.run({path!r}))"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert child.stdout.strip() == str(here) and here[1] == 1000
+    assert (tmp_path / "calls").read_text() == "x"
 
 
 def test_a_complete_copy_is_used_and_a_broken_one_redone(disk, monkeypatch):
