@@ -148,7 +148,13 @@ class HubServer:
 
     def environ(self, home: str | Path) -> dict[str, str]:
         """The environment of a subprocess that shall talk to this Hub; its caches are under `home`."""
-        drop = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE")
+        drop = (
+            "HF_HUB_OFFLINE",
+            "HF_DATASETS_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+            "HF_HUB_CACHE",
+            "HF_DATASETS_CACHE",
+        )
         return {
             **{k: v for k, v in os.environ.items() if k not in drop},
             "HF_ENDPOINT": self.url,
@@ -201,7 +207,9 @@ class _Hurry:
 
 def new_repo(private: bool = False) -> Repo:
     repo = Repo(private=private)
-    repo.add("main", "initial commit", {".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"}, None)
+    repo.add(
+        "main", "initial commit", {".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"}, None
+    )
     return repo
 
 
@@ -220,7 +228,11 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
     if is_lfs(path, len(content)):
         pointer = f"version https://git-lfs.github.com/spec/v1\noid {hashlib.sha256(content).hexdigest()}\n".encode()
         listed["oid"] = blob_id(pointer)
-        listed["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": len(pointer)}
+        listed["lfs"] = {
+            "oid": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+            "pointerSize": len(pointer),
+        }
     return listed
 
 
@@ -257,7 +269,11 @@ class _Handler(BaseHTTPRequestHandler):
     def fault(self) -> Fault | None:
         with self.hub.lock:
             for fault in self.hub.faults:
-                if fault.left and re.search(fault.pattern, self.path) and fault.method in (None, self.command):
+                if (
+                    fault.left
+                    and re.search(fault.pattern, self.path)
+                    and fault.method in (None, self.command)
+                ):
                     if fault.after:
                         fault.after -= 1
                         continue
@@ -315,7 +331,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {k: v[0] for k, v in parse_qs(url.query).items()}
         parts = [unquote(p) for p in url.path.strip("/").split("/")]
-        writes = request.method in ("POST", "PUT", "DELETE") and not re.search("paths-info|validate-yaml|/lfs/", url.path)
+        writes = request.method in ("POST", "PUT", "DELETE") and not re.search(
+            "paths-info|validate-yaml|/lfs/", url.path
+        )
         if writes and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             raise Failure(401, message="Invalid credentials in Authorization header")
         match parts:
@@ -393,7 +411,12 @@ class _Handler(BaseHTTPRequestHandler):
                 more["lfs"] = {"sha256": more["lfs"]["oid"], "size": len(content), "pointerSize": 130}
             siblings.append({"rfilename": path, **(more if "blobs" in query else {})})
         facts = {"id": repo_id, "_id": "0" * 24, "author": repo_id.split("/")[0], "sha": commit.oid}
-        facts |= {"lastModified": DATE, "private": self.hub.repos[repo_id].private, "gated": False, "disabled": False}
+        facts |= {
+            "lastModified": DATE,
+            "private": self.hub.repos[repo_id].private,
+            "gated": False,
+            "disabled": False,
+        }
         return reply({**facts, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
     def preupload(self, commit: Commit, asked: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
@@ -414,7 +437,9 @@ class _Handler(BaseHTTPRequestHandler):
             objects.append(listed)
         return reply({"transfer": "basic", "objects": objects})
 
-    def commit(self, repo_id: str, revision: str, body: bytes, create_pr: bool) -> tuple[int, bytes, dict[str, str]]:
+    def commit(
+        self, repo_id: str, revision: str, body: bytes, create_pr: bool
+    ) -> tuple[int, bytes, dict[str, str]]:
         repo, head = self.repo(repo_id), self.at(repo_id, revision)
         files, header = dict(head.files), {}
         for line in body.splitlines():
@@ -471,7 +496,11 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(wanted[1]), min(int(wanted[2] or total - 1), total - 1)
             if first >= total:
                 return 416, b"", {**headers, "Content-Range": f"bytes */{total}"}
-            return 206, content[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{total}"}
+            return (
+                206,
+                content[first : last + 1],
+                {**headers, "Content-Range": f"bytes {first}-{last}/{total}"},
+            )
         return 200, content, headers
 
 
