@@ -27,7 +27,7 @@ _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:[\\/][\w.@+-]+(?:[\\/][\w.@+-]+)*")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
-# -- what may be published ---------------------------------------------------------------------------------------------
+# -- what may be published ---------------------------------------------------------------
 
 
 def published(column: ScoreColumn) -> ScoreColumn:
@@ -59,7 +59,7 @@ def _base(path: str) -> str:
     return re.split(r"[\\/]", path.rstrip("\\/ "))[-1]
 
 
-# -- Markdown ----------------------------------------------------------------------------------------------------------
+# -- Markdown ---------------------------------------------------------------
 
 
 class Markdown(str):
@@ -105,7 +105,7 @@ def _template() -> jinja2.Template:
     return environment.get_template("scores_card.md.jinja")
 
 
-# -- what the card says ------------------------------------------------------------------------------------------------
+# -- what the card says ---------------------------------------------------------------
 
 
 def histogram(values: np.ndarray, bins: int = BINS, width: int = WIDTH) -> list[str]:
@@ -281,7 +281,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-# -- the README --------------------------------------------------------------------------------------------------------
+# -- the README ---------------------------------------------------------------
 
 
 def markers(config_name: str) -> tuple[str, str]:

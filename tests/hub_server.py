@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    # -- the transport ---------------------------------------------------------------------------------------------
+    # -- the transport ---------------------------------------------------------------
 
     def body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -325,7 +325,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             pass
 
-    # -- the calls -------------------------------------------------------------------------------------------------
+    # -- the calls ---------------------------------------------------------------
 
     def route(self, request: Request) -> tuple[int, bytes, dict[str, str]]:
         url = urlsplit(self.path)
