@@ -1,3 +1,40 @@
 """Score, prune and share datasets: data selection for Hugging Face `datasets`."""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _fork  # noqa: F401  (registers the hook that makes forked workers safe)
+
+__version__ = "0.1.0"
+
+# where each public name lives: imported at first use, so that `import hf_prune` stays light
+_HOMES = {
+    "Batch": "batch",
+    "Model": "models",
+    "ScoreColumn": "columns",
+    "Scorer": "scorer",
+    "Random": "scorers.random",
+    "SSLPrototypes": "scorers.ssl_prototypes",
+    "SupervisedPrototypes": "scorers.supervised_prototypes",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_prune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+if TYPE_CHECKING:
+    from .batch import Batch as Batch
+    from .columns import ScoreColumn as ScoreColumn
+    from .models import Model as Model
+    from .scorer import Scorer as Scorer

@@ -1,0 +1,1 @@
+"""Scores of rows: one method, one file."""

@@ -1,0 +1,199 @@
+"""`Batch`: a read-only view of the rows that `map`, a stream, Ray Data or `score` hand to a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ._arrow import matrix_from_arrow, numbers_from_arrow
+
+
+class MissingColumnError(KeyError):
+    """A column that is not there; the message lists those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def missing_column(name: str, there: Sequence[str], who: str) -> MissingColumnError:
+    """Build the error for a column that is not there."""
+    return MissingColumnError(
+        f"{who} reads column {name!r}, the rows have {sorted(there)}; name the right column, or add it first"
+    )
+
+
+class Batch(Mapping[str, Any]):
+    """Rows as columns of equal length, from any of the engines; nothing can be written to it.
+
+    Args:
+        source: what the engine handed over: a `LazyBatch`, or a dict of lists, arrays or tensors.
+        who: who reads it, for the messages.
+
+    Raises:
+        TypeError: rows one by one, an Arrow table, a data frame, or bare columns.
+        ValueError: columns of unequal lengths.
+
+    >>> batch = Batch({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]}, who="demo")
+    >>> batch.n, batch.matrix("x").shape
+    (2, (2, 2))
+    """
+
+    def __init__(self, source: Any, who: str = "this scorer") -> None:
+        _check_source(source, who)
+        self.source = source
+        self.who = who
+        self.read: set[str] = set()
+        self.n = _rows(source, who)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.source:
+            raise missing_column(name, list(self.source), self.who)
+        self.read.add(name)
+        return self.source[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def arrow(self, name: str) -> pa.Array:
+        """One column as Arrow, without a copy where the engine has it so (Image columns: the stored bytes)."""
+        stored = self._stored(name)
+        if stored is not None:
+            return stored
+        values = self[name]
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        return pa.array(values)
+
+    def matrix(self, name: str) -> np.ndarray:
+        """One column of equally long rows of numbers as an (n, d) array, read through Arrow's buffers if it can be.
+
+        Raises:
+            TypeError: the column holds no rows of numbers.
+            ValueError: rows of unequal length, a null row, or numbers that are not finite.
+        """
+        stored = self._stored(name)
+        if stored is not None:
+            matrix = matrix_from_arrow(stored, name)
+        else:
+            matrix = _matrix_from_values(self[name], name)
+        if self.n and matrix.shape[1] and not np.isfinite(matrix).all():
+            row = int(np.flatnonzero(~np.isfinite(matrix).all(1))[0])
+            raise ValueError(
+                f"column {name!r}: row {row} of this batch has numbers that are not finite; "
+                "embed it again, or drop such rows first"
+            )
+        return matrix
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One column of numbers as an (n,) array; nulls become NaN (and integers then float64)."""
+        stored = self._stored(name)
+        if stored is not None:
+            return numbers_from_arrow(stored, name)
+        values = self[name]
+        if hasattr(values, "detach"):
+            values = values.detach().cpu().numpy()
+        if not isinstance(values, np.ndarray):
+            values = np.asarray([np.nan if v is None else v for v in values])
+        if values.ndim != 1 or values.dtype.kind not in "biuf":
+            raise TypeError(f"column {name!r} holds no plain numbers but {values.dtype} of shape {values.shape}")
+        return np.asarray(values)
+
+    def texts(self, name: str) -> list[str]:
+        """One column of strings as a list.
+
+        Raises:
+            TypeError: a row is no string (a null is none either).
+        """
+        values = list(self[name])
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"column {name!r}: row {row} of this batch is {type(value).__name__}, not text; "
+                    "name a text column, or drop such rows first"
+                )
+        return values
+
+    def _stored(self, name: str) -> pa.Array | None:
+        """The column as the dataset has it stored, if this is a batch of `map` that nobody has formatted yet."""
+        table = getattr(self.source, "pa_table", None)
+        if table is None or name not in getattr(self.source, "keys_to_format", ()):
+            return None
+        self.read.add(name)
+        chunks = table.column(name)
+        return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+
+
+def _matrix_from_values(values: Any, name: str) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = list(values)
+    if not isinstance(values, np.ndarray):
+        rows = [np.asarray(v) for v in values]
+        for row, item in enumerate(rows):
+            if item.dtype == object or item.ndim != 1:
+                raise TypeError(
+                    f"column {name!r}: row {row} of this batch is {_kind(values[row])}, not a list of numbers; "
+                    "name an embedding column, or make one with Embedder"
+                )
+            if len(item) != len(rows[0]):
+                raise ValueError(
+                    f"column {name!r} is ragged: row {row} of this batch has {len(item)} numbers, row 0 has "
+                    f"{len(rows[0])}; all rows need one width"
+                )
+        values = np.stack(rows) if rows else np.empty((0, 0), np.float32)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise TypeError(f"column {name!r} holds {values.dtype} of shape {values.shape}, not rows of numbers")
+    return np.asarray(values)
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _rows(source: Mapping[str, Any], who: str) -> int:
+    table = getattr(source, "pa_table", None)
+    if table is not None:
+        return int(table.num_rows)
+    lengths = {name: len(values) for name, values in source.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{who}: the batch has columns of unequal lengths {lengths}")
+    return next(iter(lengths.values()), 0)
+
+
+def _check_source(source: Any, who: str) -> None:
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    if kind.startswith(("pyarrow.", "pandas.", "polars.")):
+        raise TypeError(
+            f"{who} got a {kind}; scorers read batches of columns: use ds.with_format(None), "
+            'or batch_format="numpy" in Ray Data'
+        )
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"{who} got a {kind} instead of a batch; call it as ds.map(scorer, batched=True), without input_columns"
+        )
+    if kind.endswith("LazyRow") or any(not _is_column(v) for v in _peek(source)):
+        raise TypeError(f"{who} got one row; call it as ds.map(scorer, batched=True)")
+
+
+def _peek(source: Mapping[str, Any]) -> list[Any]:
+    """The values that exist already: looking at a lazy batch must not decode its images."""
+    if hasattr(source, "keys_to_format"):
+        return []
+    return list(source.values())
+
+
+def _is_column(values: Any) -> bool:
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__len__"):
+        return False
+    return getattr(values, "ndim", 1) > 0

@@ -1,0 +1,425 @@
+"""Models as values, and the per-process cache that loads them on the device of the rank.
+
+A `Model` holds names and digests, never weights: it hashes in microseconds and travels to workers in a few
+bytes. Weights are loaded by the process that computes, once, outside of any scorer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import shutil
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from .values import Value
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+CACHE_SIZE = 4
+
+_cache: OrderedDict[Hashable, Any] = OrderedDict()
+_memos: dict[tuple[int, str], Any] = {}
+_digests: dict[tuple[str, int, int], str] = {}
+
+# weights in formats that are pickles, or that torch does not read
+_NOT_NEEDED = [
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.ot",
+    "*.gguf",
+    "*.tflite",
+    "*.pkl",
+]
+
+
+def home() -> Path:
+    """Folder for content-addressed models and states: `HF_PRUNE_HOME`, else `hf_prune` under `HF_HOME`."""
+    if "HF_PRUNE_HOME" in os.environ:
+        return Path(os.environ["HF_PRUNE_HOME"]).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "hf_prune"
+
+
+def cached(key: Hashable, make: Callable[[], T]) -> T:
+    """Give what `make` made for `key`, made once per process; the least used of more than four is dropped.
+
+    For scorers of your own: a dict in a notebook would be part of the scorer's hash and change it when it fills.
+
+    >>> cached(("demo", 1), lambda: "loaded"), cached(("demo", 1), lambda: "not again")
+    ('loaded', 'loaded')
+    """
+    if key not in _cache:
+        _cache[key] = make()
+        while len(_cache) > CACHE_SIZE:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]  # type: ignore[no-any-return]
+
+
+def clear_cache() -> None:
+    """Drop every model this process holds."""
+    _cache.clear()
+
+
+def memo(owner: Value, what: str, make: Callable[[], T]) -> T:
+    """Give what follows from the fields of `owner` (scaled centroids, say), computed once while it lives."""
+    key = (id(owner), what)
+    if key not in _memos:
+        _memos[key] = make()
+        weakref.finalize(owner, _memos.pop, key, None)
+    return _memos[key]  # type: ignore[no-any-return]
+
+
+def device_for(rank: int | None = None) -> torch.device:
+    """Device of a worker: the rank-th accelerator, else the one of this `accelerate` process, else the CPU.
+
+    Raises:
+        RuntimeError: CUDA was started before the workers were forked.
+    """
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if torch.cuda._is_in_bad_fork():
+            raise RuntimeError(
+                "CUDA was started in the parent, and a forked worker cannot use it; call "
+                'multiprocess.set_start_method("spawn", force=True) first, or use `accelerate launch` with score()'
+            )
+        local = int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank
+        return torch.device("cuda", local % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Value):
+    """A network as a value: where its weights are, which ones, and how its input is prepared.
+
+    Args:
+        source: a name on the Hub, a folder, or `package.module:factory` (called without arguments, returns an
+            `nn.Module`). A folder becomes its content: moving it changes nothing.
+        revision: branch, tag or commit on the Hub; pinned to the commit here. For anything else the digest of the
+            weights, filled in here.
+        preprocess: `package.module:function`, called with a list of raw inputs (texts, PIL images or arrays),
+            returns a tensor or a dict of tensors for the network.
+        dtype: of weights and activations: "float32", "bfloat16" or "float16".
+        trust_remote_code: run code that comes with a Hub model. Off unless you say so.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: the Hub has no such model or revision; the dtype is unknown.
+
+    >>> Model("collections:OrderedDict")
+    Traceback (most recent call last):
+    ...
+    TypeError: collections:OrderedDict returned a OrderedDict, not a torch.nn.Module
+    """
+
+    version: ClassVar[int] = 1
+
+    source: str
+    revision: str | None = None
+    preprocess: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype={self.dtype!r} is not one of float32, bfloat16, float16")
+        if self.preprocess is not None:
+            import_name(self.preprocess)
+        source, revision = _resolve(str(self.source), self.revision)
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "revision", revision)
+
+    @classmethod
+    def of(cls, model: Model | str | os.PathLike[str] | torch.nn.Module, **options: Any) -> Model:
+        """Take a `Model`, a name, a folder or a live `nn.Module` (its weights are written to `home()` once)."""
+        if isinstance(model, Model):
+            if options:
+                raise ValueError(f"{sorted(options)} belong to the Model: set them there")
+            return model
+        if isinstance(model, (str, os.PathLike)):
+            return cls(os.fspath(model), **options)
+        return cls(_store_live(model), **options)
+
+    @property
+    def kind(self) -> str:
+        """`hub`, `folder`, `live` (a module written to the store) or `factory`."""
+        if self.source in ("folder", "live"):
+            return self.source
+        return "factory" if ":" in self.source else "hub"
+
+    @property
+    def label(self) -> str:
+        """Name for people: of the Hub, the factory, or the folder (not its path)."""
+        if self.kind in ("folder", "live"):
+            return f"{_pointer(str(self.revision)).get('name', self.kind)}@{str(self.revision)[:12]}"
+        return self.source
+
+    def provenance(self) -> dict[str, Any]:
+        """What a card says of it: no paths, no tokens."""
+        facts = {
+            "name": self.label.split("@")[0],
+            "kind": self.kind,
+            "revision": self.revision,
+            "dtype": self.dtype,
+        }
+        if self.preprocess:
+            facts["preprocess"] = self.preprocess
+        return facts
+
+    def folder(self) -> Path:
+        """Local folder with the files (a Hub model is downloaded, or found in the Hub's cache).
+
+        Raises:
+            FileNotFoundError: this machine has no folder with that content.
+        """
+        if self.kind == "hub":
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(self.source, revision=self.revision, ignore_patterns=_NOT_NEEDED))
+        if self.kind == "factory":
+            raise ValueError(f"{self.source} is a function, it has no folder")
+        pointer = _pointer(str(self.revision))
+        path = Path(pointer.get("path", ""))
+        if not pointer or not path.is_dir():
+            raise FileNotFoundError(
+                f"no folder with the model {self.label} here (looked at {path}); make the scorer anew from the "
+                "folder's new place, or share HF_PRUNE_HOME between the machines"
+            )
+        return path
+
+    def load(self, rank: int | None = None, head: str = "AutoModel") -> torch.nn.Module:
+        """Network in eval mode on the device of the rank, from the per-process cache.
+
+        Args:
+            rank: of the worker; None for the process itself.
+            head: class of `transformers` that loads a Hub name or folder, `AutoModelForCausalLM` for example.
+        """
+        device = device_for(rank)
+        # a forked worker inherits the cache: what lies on the CPU is of use to it, what lies on a GPU is not
+        owner = 0 if device.type == "cpu" else os.getpid()
+        return cached(("model", self.digest, head, str(device), owner), lambda: self._load(head).eval().to(device))
+
+    def processor(self, which: str = "AutoTokenizer") -> Any:
+        """Tokenizer (`AutoTokenizer`), image processor (`AutoImageProcessor`) or `AutoProcessor` of the model."""
+        import transformers
+
+        loader = getattr(transformers, which)
+        return cached(
+            ("processor", self.digest, which),
+            lambda: loader.from_pretrained(self.folder(), trust_remote_code=self.trust_remote_code),
+        )
+
+    def prepare(self) -> Callable[[list[Any]], Any]:
+        """Preprocessing function that `preprocess` names."""
+        if self.preprocess is None:
+            raise ValueError(
+                f"{self.label} names no preprocessing; pass Model(..., preprocess='package.module:function')"
+            )
+        return import_name(self.preprocess)  # type: ignore[no-any-return]
+
+    def _load(self, head: str) -> torch.nn.Module:
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        if self.kind == "factory":
+            module = _call_factory(self.source)
+            found = weights_digest(module)
+            if found != self.revision:
+                raise ValueError(
+                    f"{self.source} gave other weights than when the Model was made ({found[:12]}, not "
+                    f"{str(self.revision)[:12]}); let it load or seed them, so that every worker gets the same"
+                )
+            return module.to(dtype)
+        if self.kind == "live":
+            return _load_live(self.folder()).to(dtype)
+        import transformers
+
+        return getattr(transformers, head).from_pretrained(  # type: ignore[no-any-return]
+            self.folder(), dtype=dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
+        )
+
+
+def import_name(name: str) -> Any:
+    """Import what `package.module:object` names.
+
+    Raises:
+        ValueError: the name has another form, or nothing is there.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute or module_name == "__main__":
+        raise ValueError(f"{name!r} cannot be found by workers; write it as 'package.module:function' of a module")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+    return found
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, by name."""
+    import torch
+
+    state = hashlib.sha256()
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        value = tensor.detach().cpu().contiguous()
+        state.update(f"{name}|{value.dtype}|{tuple(value.shape)}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: NumPy knows no bfloat16
+    return state.hexdigest()
+
+
+def folder_digest(path: Path) -> str:
+    """SHA-256 of a folder's file names and contents; a file is read again only when its size or time changed."""
+    state = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        relative = file.relative_to(path)
+        if any(part.startswith(".") for part in relative.parts) or any(relative.match(g) for g in _NOT_NEEDED):
+            continue
+        facts = file.stat()
+        key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
+        if key not in _digests:
+            with open(file, "rb") as stream:
+                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        state.update(f"{relative.as_posix()}|{_digests[key]}\n".encode())
+    return state.hexdigest()
+
+
+def _resolve(source: str, revision: str | None) -> tuple[str, str]:
+    """Pin a source to the content it has now."""
+    if source in ("folder", "live"):  # dataclasses.replace hands over what was resolved before
+        if revision is None:
+            raise ValueError(f"source={source!r} needs the digest of its content as revision")
+        return source, revision
+    if source.startswith("live:"):
+        return "live", source.removeprefix("live:")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        digest = folder_digest(path)
+        _point(digest, path.resolve(), path.resolve().name)
+        return "folder", digest
+    if path.exists() or source.startswith((".", "~", "/")) or source.count("/") > 1:
+        reason = "is a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"model {source!r} {reason}; give a folder, a name on the Hub, or package.module:factory"
+        )
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", source):
+        return source, revision or weights_digest(_call_factory(source))
+    return source, _hub_commit(source, revision)
+
+
+def _hub_commit(name: str, revision: str | None) -> str:
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return str(HfApi().model_info(name, revision=revision).sha)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ValueError(
+            f"the Hub has no model {name!r} at revision {revision or 'main'!r}, and there is no such folder; "
+            "check the name, or log in if it is private"
+        ) from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        try:
+            local = snapshot_download(name, revision=revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise ValueError(
+                f"model {name!r} is neither a folder here, nor in the Hub's cache, and the Hub cannot be reached "
+                f"({type(error).__name__}); check the path, or go online once"
+            ) from error
+        return Path(local).name
+
+
+def _call_factory(name: str) -> torch.nn.Module:
+    import torch
+
+    module = import_name(name)()
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"{name} returned a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _store_live(module: torch.nn.Module) -> str:
+    """Write a live module under its digest; spawned workers and Ray actors find it there."""
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"{type(module).__name__} is no model; give a name, a folder, a Model, or a torch.nn.Module")
+    # not repr() alone: two networks may print alike and differ in their code
+    kinds = sorted({f"{type(m).__module__}:{type(m).__qualname__}" for m in module.modules()})
+    text = "\n".join([weights_digest(module), repr(module), *kinds])
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    target = home() / "models" / digest / "files"
+    if not target.is_dir():
+        temporary = target.with_name(f"files.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True, exist_ok=True)
+        import dill
+
+        with open(temporary / "module.pkl", "wb") as stream:
+            dill.dump(module.cpu() if next(module.parameters(), torch.empty(0)).is_cuda else module, stream)
+        try:
+            temporary.rename(target)
+        except OSError:  # another process was first
+            shutil.rmtree(temporary, ignore_errors=True)
+    _point(digest, target, type(module).__name__)
+    return f"live:{digest}"
+
+
+def _load_live(folder: Path) -> torch.nn.Module:
+    import dill
+
+    with open(folder / "module.pkl", "rb") as stream:
+        return dill.load(stream)  # type: ignore[no-any-return]
+
+
+def _point(digest: str, path: Path, name: str) -> None:
+    """Note where content is: scorers carry the digest only, workers look here for the path."""
+    pointer = home() / "models" / digest / "location.json"
+    text = json.dumps({"path": str(path), "name": name})
+    if pointer.exists() and pointer.read_text(encoding="utf-8") == text:
+        return
+    try:
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(pointer)
+    except OSError as error:
+        raise OSError(
+            f"cannot note the model's place in {pointer.parent}: {error.strerror}; set HF_PRUNE_HOME to a folder "
+            "that you may write to"
+        ) from error
+
+
+def _pointer(digest: str) -> dict[str, str]:
+    pointer = home() / "models" / digest / "location.json"
+    return json.loads(pointer.read_text(encoding="utf-8")) if pointer.exists() else {}

@@ -1,0 +1,297 @@
+"""`Scorer`: the one contract. A callable for `Dataset.map(scorer, batched=True)` that adds score columns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from .batch import Batch
+from .columns import ScoreColumn
+from .models import Model
+from .values import Value, pack, unpack
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+FORMAT = 1
+_LIST = re.compile(r"(?P<item>\w+)\[(?P<length>\d*)\]")
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer(Value):
+    """Callable for `Dataset.map(..., batched=True)`. High means keep.
+
+    A plug-in is one frozen dataclass with a field `name` (its column) and one method, `score`. Settings and
+    whatever was learned are fields; nothing is written to `self` after construction.
+
+    Attributes:
+        version: raise it when the numbers change; it is part of the hash.
+        paper: one line for the card.
+        meaning: one line: what a high value says.
+        raw: the quantity as its source defines it, and how the column follows from it.
+        atol: what "the same score" means from a stored column onwards.
+        nan_rows: whether a row that cannot be scored gives NaN (then `raw` says which); else it is an error.
+        calibrated_keep: the one fraction at which the score means something; None for a graded score.
+
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Length(Scorer):
+    ...     text: str = "text"
+    ...     name: str = "length"
+    ...
+    ...     def score(self, batch, rank):
+    ...         return [len(t) for t in batch[self.text]]
+    >>> Length()({"text": ["a", "abc"]})
+    {'length': array([1., 3.], dtype=float32)}
+    """
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    meaning: ClassVar[str] = ""
+    raw: ClassVar[str] = ""
+    atol: ClassVar[float] = 1e-6
+    nan_rows: ClassVar[bool] = False
+    calibrated_keep: ClassVar[float | None] = None
+
+    if TYPE_CHECKING:
+        name: str
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        """Score the rows of a batch, each alone.
+
+        Args:
+            batch: read-only columns; see `Batch` for fast ways to read them.
+            rank: of the worker, None for a single process; `models.device_for(rank)` turns it into a device.
+
+        Returns:
+            (n,) numbers, or {column: array} for every column that `columns` declares.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method score(self, batch, rank); write it")
+
+    def columns(self) -> dict[str, str]:
+        """Columns it writes and their types: `float32`, `int32`, `string`, `float32[384]` (fixed), `int32[]`."""
+        return {self.name: "float32"}
+
+    def companions(self) -> dict[str, str]:
+        """One line for each column beside the score."""
+        return {}
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """What scoring these rows costs, in floating-point operations; 0 where no arithmetic to speak of is done."""
+        return 0.0
+
+    def __call__(self, batch: Any, rank: int | None = None) -> dict[str, Any]:
+        """Score a batch as `map` hands it over.
+
+        Returns:
+            Only the new columns, as arrays of the declared types.
+
+        Raises:
+            TypeError: the call is not that of `map(scorer, batched=True)`; the message has the remedy.
+            KeyError: a column is missing; the message lists those that are there.
+            ValueError: a row cannot be scored.
+        """
+        who = type(self).__name__
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, (int, np.integer))):
+            raise TypeError(
+                f"{who} got a {type(rank).__name__} as rank: with_indices=True passes positions there; "
+                "call ds.map(scorer, batched=True), with with_rank=True if need be"
+            )
+        view = batch if isinstance(batch, Batch) else Batch(batch, who)
+        written = self.score(view, None if rank is None else int(rank))
+        if not isinstance(written, Mapping):
+            written = {self.name: written}
+        return self._checked(written, view.n)
+
+    def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Score, and hand the batch back with the new columns: for engines that replace it (Ray Data)."""
+        return {**batch, **self(batch)}
+
+    def features(self, ds_features: Any = None) -> Features:
+        """Give the full `Features` for `map(features=...)`: the dataset's, then the columns written here.
+
+        Args:
+            ds_features: `ds.features`, a dataset, or None (a stream that does not know its own).
+
+        Raises:
+            ValueError: a column of that name is there already.
+        """
+        from datasets import Features
+
+        there = getattr(ds_features, "features", ds_features) or {}
+        self.check_clash(there)
+        return Features({**there, **{n: feature_of(t) for n, t in self.columns().items()}})
+
+    def check_clash(self, there: Any) -> None:
+        """Raise if one of the columns it writes is there already."""
+        clash = sorted(set(there) & set(self.columns()))
+        if clash:
+            raise ValueError(
+                f"{type(self).__name__} writes {clash}, which the dataset has already; give the scorer another "
+                f"name=..., or drop the old column with ds.remove_columns({clash})"
+            )
+
+    def describe(self) -> ScoreColumn:
+        """Provenance of the score column, read from the fields."""
+        cls = type(self)
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        fitted = parts.pop("fitted_on", None)
+        model = next((p for p in parts.values() if isinstance(p, Model)), None)
+        return ScoreColumn(
+            name=self.name,
+            dtype=self.columns()[self.name],
+            meaning=self.meaning,
+            raw=self.raw,
+            scorer=f"{cls.__module__}:{cls.__qualname__}",
+            version=self.version,
+            params={k: _summary(v) for k, v in parts.items() if k != "name" and not isinstance(v, Model)},
+            paper=self.paper,
+            model=model.provenance() if model else None,
+            fitted_on=dict(fitted) if fitted else None,
+            calibrated_keep=self.calibrated_keep,
+            companions=self.companions(),
+            digest=self.digest,
+            packages=_packages(),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `scorer.json` and `arrays.safetensors` (no pickle) into a folder, which is made.
+
+        Raises:
+            ValueError: the class cannot be found again by name, being defined in a notebook or a function.
+        """
+        from safetensors.numpy import save
+
+        classes, text, blob = pack(self)
+        names = [f"{c.__module__}:{c.__qualname__}" for c in classes]
+        lost = [n for n in names if "<locals>" in n]
+        if lost:
+            raise ValueError(f"{lost[0]} is defined inside a function and cannot be found again; move it to a module")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {"format": FORMAT, "classes": names, "value": json.loads(text)}
+        (folder / "arrays.safetensors").write_bytes(save({"blob": np.frombuffer(blob, np.uint8)}))
+        (folder / "scorer.json").write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a scorer that `save` wrote.
+
+        `Scorer.load` finds the classes of this package and of modules that are imported already; for others call
+        `load` on the class itself.
+
+        Raises:
+            ValueError: the files are missing or damaged, of another version, or of another class.
+        """
+        from safetensors.numpy import load
+
+        folder = Path(folder)
+        try:
+            document = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
+            blob = load((folder / "arrays.safetensors").read_bytes())["blob"].tobytes()
+            names, value = document["classes"], document["value"]
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder} holds no saved scorer: {error.filename} is missing") from error
+        except Exception as error:  # json, safetensors and key errors share no base
+            raise ValueError(f"the saved scorer in {folder} is damaged ({error}); save it again") from error
+        if document["format"] > FORMAT:
+            raise ValueError(f"{folder} has format {document['format']}, this version reads up to {FORMAT}; upgrade")
+        known = {f"{c.__module__}:{c.__qualname__}": c for c in (cls, Model)}
+        classes = tuple(known.get(name) or _find_class(name) for name in names)
+        found = unpack(classes, json.dumps(value), blob)
+        if not isinstance(found, cls):
+            raise ValueError(
+                f"{folder} holds a {type(found).__name__}, not a {cls.__name__}; call {type(found).__name__}.load"
+            )
+        return found
+
+    def _checked(self, written: Mapping[str, Any], n: int) -> dict[str, Any]:
+        who, declared = type(self).__name__, self.columns()
+        if set(written) != set(declared):
+            raise ValueError(f"{who} wrote columns {sorted(written)}, but declares {sorted(declared)}")
+        return {name: self._typed(name, written[name], dtype, n) for name, dtype in declared.items()}
+
+    def _typed(self, name: str, values: Any, dtype: str, n: int) -> Any:
+        who = type(self).__name__
+        if hasattr(values, "detach"):
+            values = values.detach().cpu().float().numpy()
+        if len(values) != n:
+            raise ValueError(f"{who} gave {len(values)} values for {name!r} but {n} rows; every row needs one")
+        kind = _LIST.fullmatch(dtype)
+        if kind is None and dtype == "string":
+            return list(values)
+        if kind is not None and not kind["length"]:
+            return [np.asarray(v, kind["item"]) for v in values]
+        width = () if kind is None else (int(kind["length"]),)
+        target = np.dtype(dtype if kind is None else kind["item"])
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf" and n:
+            raise TypeError(f"{who} gave {name!r} as {array.dtype}, but declares {dtype}; give numbers")
+        if array.shape != (n, *width) and n:
+            raise ValueError(f"{who} gave {name!r} in shape {array.shape}, but declares {dtype}: {(n, *width)}")
+        if target.kind in "iu" and array.dtype.kind == "f":
+            raise TypeError(f"{who} gave {name!r} as {array.dtype}, but declares {dtype}; round it, or declare a float")
+        if array.dtype.kind == "f" and not self.nan_rows and np.isnan(array).any():
+            row = int(np.flatnonzero(np.isnan(array).reshape(n, -1).any(1))[0])
+            raise ValueError(f"{who}: row {row} of this batch scored NaN in {name!r}; drop or mend such rows first")
+        return array.astype(target, copy=False).reshape(n, *width)
+
+
+def feature_of(dtype: str) -> Any:
+    """Turn a declared type into a `datasets` feature.
+
+    >>> feature_of("float32[384]")
+    List(Value('float32'), length=384)
+    """
+    from datasets import List
+    from datasets import Value as Scalar
+
+    kind = _LIST.fullmatch(dtype)
+    if kind is None:
+        return Scalar(dtype)
+    return List(Scalar(kind["item"]), length=int(kind["length"] or -1))
+
+
+def _summary(item: Any) -> Any:
+    """A field as a card shows it: arrays and values by what they are, not by their content."""
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype}{list(item.shape)}"
+    if isinstance(item, Value):
+        return item.describe().name if isinstance(item, Scorer) else item.digest
+    if isinstance(item, (list, tuple)):
+        return [_summary(v) for v in item]
+    return item
+
+
+def _packages() -> dict[str, str]:
+    names = ("hf_prune", "datasets", "numpy", "torch", "transformers", "faiss-cpu", "faiss-gpu")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _find_class(name: str) -> type:
+    """Find a class by name, in this package or in modules that are imported: a file must not import code."""
+    module_name, _, qualname = name.partition(":")
+    if module_name.split(".")[0] == "hf_prune":
+        module = importlib.import_module(module_name)
+    else:
+        module = sys.modules.get(module_name)  # type: ignore[assignment]
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not (isinstance(found, type) and issubclass(found, Value)):
+        raise ValueError(f"the saved scorer is a {name}, which is not imported here; `import {module_name}` first")
+    return found
