@@ -36,9 +36,7 @@ def find(
         inside = [retry(lambda n=n: remote.download(n, commit), f"reading {n}") for n in names]  # type: ignore[misc]
         text = retry(lambda: remote.text(side, commit), f"reading {side}")
     if not inside:
-        raise FileNotFoundError(
-            f"{source} has no scores: no {config_name}/*.parquet; push_scored puts them there"
-        )
+        raise FileNotFoundError(f"{source} has no scores: no {config_name}/*.parquet; push_scored puts them there")
     found: dict[str, list[Path]] = {}
     for path in inside:
         found.setdefault(split_of(path), []).append(path)
@@ -69,9 +67,7 @@ def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path,
     names = [n for n in scores.column_names if n != key]
     clash = [n for n in names if n in ds.column_names]
     if clash:
-        raise ValueError(
-            f"the data have a column {clash[0]!r} already; remove or rename it, or pass columns="
-        )
+        raise ValueError(f"the data have a column {clash[0]!r} already; remove or rename it, or pass columns=")
     if key not in ds.column_names:
         raise ValueError(
             f"the data have no column {key!r} to join by; with_row_id(ds) makes the ids that were made for the scores,"
@@ -114,8 +110,7 @@ def _verify(ds: Dataset, key: str, ids: pa.Array) -> None:
 
     fresh = ids_of(with_row_id(ds.remove_columns([key]), key), key)
     same = [
-        a.rpartition("-")[0] == b.rpartition("-")[0]
-        for a, b in zip(ids.to_pylist(), fresh.to_pylist(), strict=True)
+        a.rpartition("-")[0] == b.rpartition("-")[0] for a, b in zip(ids.to_pylist(), fresh.to_pylist(), strict=True)
     ]
     if not all(same):
         row = same.index(False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -57,9 +57,7 @@ def retry(action: Callable[[], T], what: str) -> T:
             if cause is None:
                 raise
             if attempt == ATTEMPTS - 1:
-                error.add_note(
-                    f"{what}: gave up after {ATTEMPTS} attempts; it is safe to run the same call again"
-                )
+                error.add_note(f"{what}: gave up after {ATTEMPTS} attempts; it is safe to run the same call again")
                 raise
             wait = _wait(cause, attempt)
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else type(cause).__name__
@@ -105,9 +103,7 @@ class Remote:
             made = self.api.create_repo(self.repo_id, repo_type="dataset", private=private, exist_ok=True)
             self.repo_id = made.repo_id
         if self.revision not in (None, "main") and not str(self.revision).startswith("refs/"):
-            self.api.create_branch(
-                self.repo_id, branch=str(self.revision), repo_type="dataset", exist_ok=True
-            )
+            self.api.create_branch(self.repo_id, branch=str(self.revision), repo_type="dataset", exist_ok=True)
 
     def head(self) -> str:
         """The commit that the revision stands for now."""
@@ -204,15 +200,29 @@ def undeclared(remote: Remote, commit: str, config_name: str) -> Iterable[Mappin
         return []
     found = []
     for split, several in patterns.items():
-        paths = {
-            p.removeprefix(base + "/")
-            for one in several
-            for p in _resolved(resolve_pattern, one, base, download)
-        }
+        paths = {p.removeprefix(base + "/") for one in several for p in _resolved(resolve_pattern, one, base, download)}
         mine = sorted(p for p in paths if not p.startswith(f"{config_name}/") and p not in (README, SIDECAR))
         if mine:
             found.append({"split": str(split), "path": mine})
     return [{"config_name": "default", "data_files": found}] if found else []
+
+
+def other_reader(remote: Remote, commit: str, readme: str, config_name: str) -> str | None:
+    """Extension of the first file of the first other config in the README; None if there is no such file."""
+    from datasets import DownloadConfig
+    from datasets.data_files import resolve_pattern
+
+    configs = [c for c in DatasetCard(readme).data.get("configs") or () if c.get("config_name") != config_name]
+    base = f"hf://datasets/{remote.repo_id}@{commit}"
+    for config in configs[:1]:
+        listed = config.get("data_files") or ()
+        entries = listed if isinstance(listed, list) else [listed]
+        for entry in entries:
+            paths = entry.get("path") if isinstance(entry, dict) else entry
+            for path in paths if isinstance(paths, list) else [paths]:
+                for found in _resolved(resolve_pattern, str(path), base, DownloadConfig(token=remote.api.token)):
+                    return found.rpartition(".")[2].lower()
+    return None
 
 
 def _resolved(resolve: Any, pattern: str, base: str, download: Any) -> list[str]:

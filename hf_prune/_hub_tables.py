@@ -33,22 +33,20 @@ def splits_of(ds: Any) -> dict[str, Dataset]:
     raise TypeError(f"push_scored needs a Dataset or a DatasetDict with splits, not {type(ds).__name__}")
 
 
-def score_columns(splits: Mapping[str, Dataset], scorers: Any, columns: Any) -> dict[str, ScoreColumn]:
+def score_columns(
+    splits: Mapping[str, Dataset], scorers: Any, columns: Any, needed: bool = True
+) -> dict[str, ScoreColumn]:
     """Provenance of each main score column, companions that the data have included in it."""
     there = list(dict.fromkeys(c for d in splits.values() for c in d.column_names))
     found: dict[str, ScoreColumn] = {}
-    for one in (
-        [scorers]
-        if isinstance(scorers, (str, Path, ScoreColumn)) or hasattr(scorers, "describe")
-        else scorers
-    ):
+    for one in [scorers] if isinstance(scorers, (str, Path, ScoreColumn)) or hasattr(scorers, "describe") else scorers:
         for column in _described(one):
             found[column.name] = column
     companions = {name for c in found.values() for name in c.companions}
     for name in [columns] if isinstance(columns, str) else columns or ():
         if name not in found and name not in companions:
             found[name] = ScoreColumn(name=name)
-    if not found:
+    if not found and needed:
         raise ValueError(
             f"no score columns named: pass scorers=[...] or columns=[...]; the data have {', '.join(map(repr, there))}"
         )
@@ -71,9 +69,7 @@ def _described(one: Any) -> list[ScoreColumn]:
             raise FileNotFoundError(f"{one} is no score folder: it has no {SIDECAR}")
         return list(read_sidecar(path)[0].values())
     if not hasattr(one, "describe"):
-        raise TypeError(
-            f"{one!r} in scorers= is no scorer, ScoreColumn or score folder; columns= takes names"
-        )
+        raise TypeError(f"{one!r} in scorers= is no scorer, ScoreColumn or score folder; columns= takes names")
     column: ScoreColumn = one.describe()
     others = {name: "" for name in one.columns() if name != column.name}
     return [replace(column, companions={**others, **column.companions})]
@@ -85,11 +81,11 @@ def names_of(columns: Mapping[str, ScoreColumn]) -> list[str]:
 
 def table_of(ds: Dataset, split: str, row_id: str, names: Sequence[str]) -> pa.Table:
     """Ids and scores (n, 1 + c) in the order of the rows, through Arrow, with the features in the schema."""
+    if row_id in names:
+        raise ValueError(f"{row_id!r} is the column of ids and cannot be a score column; name another with row_id=")
     missing = [n for n in names if n not in ds.column_names]
     if missing:
-        raise KeyError(
-            f"split {split!r} has some score columns but not {missing[0]!r}; it has {ds.column_names}"
-        )
+        raise KeyError(f"split {split!r} has some score columns but not {missing[0]!r}; it has {ds.column_names}")
     if row_id not in ds.column_names:
         raise ValueError(
             f"split {split!r} has no column {row_id!r} to join scores by; add one before scoring with"
@@ -102,9 +98,7 @@ def table_of(ds: Dataset, split: str, row_id: str, names: Sequence[str]) -> pa.T
     table = plain.with_format("arrow")[:]
     for name in names:
         if pa.types.is_null(table.schema.field(name).type) or table[name].null_count == table.num_rows:
-            raise ValueError(
-                f"score column {name!r} of split {split!r} is null in every row; score the data again"
-            )
+            raise ValueError(f"score column {name!r} of split {split!r} is null in every row; score the data again")
     return table.cast(plain.features.arrow_schema)
 
 
@@ -225,10 +219,8 @@ def size_of(table: pa.Table) -> int:
     return int(table.nbytes)
 
 
-def write_parquet(
-    tables: Mapping[str, pa.Table], config_name: str, folder: Path
-) -> Iterator[tuple[str, Path]]:
-    """Write Parquet whose bytes depend on the scores and on the version of Arrow only; yields path in the repo and file."""
+def write_parquet(tables: Mapping[str, pa.Table], config_name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Write Parquet whose bytes depend on scores and Arrow's version only; yields path in the repo and file."""
     for split, table in tables.items():
         shards = max(1, -(-size_of(table) // SHARD_BYTES))
         rows = -(-table.num_rows // shards)
@@ -238,9 +230,7 @@ def write_parquet(
             with pq.ParquetWriter(folder / name, table.schema, compression="zstd") as writer:
                 for first in range(0, part.num_rows, GROUP_ROWS):
                     # one chunk: where the chunks of a table end would show in the pages
-                    writer.write_table(
-                        part.slice(first, GROUP_ROWS).combine_chunks(), row_group_size=GROUP_ROWS
-                    )
+                    writer.write_table(part.slice(first, GROUP_ROWS).combine_chunks(), row_group_size=GROUP_ROWS)
             yield f"{config_name}/{name}", folder / name
 
 

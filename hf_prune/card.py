@@ -36,7 +36,9 @@ def published(column: ScoreColumn) -> ScoreColumn:
     >>> published(ScoreColumn("q", params={"model": "/home/me/models/net", "k": 3})).params
     {'model': 'net', 'k': 3}
     """
-    return replace(column, **{f.name: scrub(getattr(column, f.name)) for f in fields(column)})
+    names = ("name", "companions")  # columns stay what they are called
+    clean = {f.name: scrub(getattr(column, f.name)) for f in fields(column) if f.name not in names}
+    return replace(column, **clean, companions={k: scrub(v) for k, v in column.companions.items()})
 
 
 def scrub(value: Any) -> Any:
@@ -109,7 +111,7 @@ def _template() -> jinja2.Template:
 
 
 def histogram(values: np.ndarray, bins: int = BINS, width: int = WIDTH) -> list[str]:
-    """Lines of a text histogram over the finite values of (n,) numbers; bars are scaled to the fullest bin.
+    r"""Lines of a text histogram over the finite values of (n,) numbers; bars are scaled to the fullest bin.
 
     >>> print("\\n".join(histogram(np.array([0.0, 1.0, 1.0, 2.0]), bins=2, width=4)))
     0 to 1  █▍    1
@@ -216,9 +218,7 @@ class Scores:
         """Label and text of each thing that is known about a column."""
 
         def listed(mapping: Mapping[str, Any] | None) -> str | Markdown:
-            return Markdown(
-                ", ".join(f"{escape(k)} = {escape(_plain(v))}" for k, v in sorted((mapping or {}).items()))
-            )
+            return Markdown(", ".join(f"{escape(k)} = {escape(_plain(v))}" for k, v in sorted((mapping or {}).items())))
 
         found: list[tuple[str, Markdown | str]] = [
             ("Raw quantity", column.raw),
@@ -299,6 +299,7 @@ def merge_readme(
     license: str | None = None,
     source: str | None = None,
     others: Callable[[], Iterable[Mapping[str, Any]]] = tuple,
+    parquet: bool = True,
 ) -> str:
     """The README with our section and our YAML entries in it; everything else stays as it was.
 
@@ -310,6 +311,9 @@ def merge_readme(
         license: goes in where the card has none.
         source: the `source_datasets:` entry to add.
         others: gives `configs:` entries for data that a card without `configs:` left to be found by file names.
+        parquet: whether the other configs are Parquet. If not, ours comes last: `load_dataset` chooses the reader of a
+            whole repo by the first config. If so, configs are sorted, as `push_to_hub` does.
+
     Raises:
         ValueError: the YAML of the README cannot be read.
     """
@@ -317,7 +321,7 @@ def merge_readme(
         card = DatasetCard(old or "", ignore_metadata_errors=False)
     except Exception as error:
         raise ValueError(
-            f"the README of {scores.repo_id} has YAML that cannot be read ({error}); mend it, then push again"
+            f"the README of {scores.repo_id} has YAML that cannot be read; mend it, then push again: {error}"
         ) from error
     data, name = card.data, scores.config_name
     data["tags"] = _with(data.get("tags"), TAGS)
@@ -326,7 +330,10 @@ def merge_readme(
     if source:
         data["source_datasets"] = _with(data.get("source_datasets"), (source,))
     configs = [c for c in (data.get("configs") or others()) if c.get("config_name") != name]
-    data["configs"] = sorted([*configs, dict(config)], key=lambda c: str(c.get("config_name")))
+    if parquet:
+        data["configs"] = sorted([*configs, dict(config)], key=lambda c: str(c.get("config_name")))
+    else:
+        data["configs"] = [*configs, dict(config)]
     infos = data.get("dataset_info") or []
     infos = [{"config_name": "default", **i} for i in (infos if isinstance(infos, list) else [infos])]
     infos = [i for i in infos if i["config_name"] != name]

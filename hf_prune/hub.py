@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, load_dataset
 
 from hf_prune._hub_join import choose, find, join, pick
-from hf_prune._hub_remote import README, Remote, data_at, retry, undeclared
+from hf_prune._hub_remote import README, Remote, data_at, other_reader, retry, undeclared
 from hf_prune._hub_tables import (
     balances_of,
     check_ids,
@@ -98,6 +99,7 @@ def push_scored(
         revision: branch; made if it is missing.
         create_pr: open a pull request instead of committing.
         commit_message: for the commit of the scores.
+
     Raises:
         KeyError: a column that is not there; the message has those that are.
         ValueError: no score columns named, ids missing or repeated, splits on the Hub that this push would drop.
@@ -109,13 +111,14 @@ def push_scored(
     if not re.fullmatch(r"\w[\w.-]*", config_name) or config_name in ("data", data_config):
         raise ValueError(f"config_name={config_name!r} is no name for a scores config; 'scores' is usual")
     splits = splits_of(ds)
-    mains = score_columns(splits, scorers, columns)
+    mains = score_columns(splits, scorers, columns, needed=what != "data")
     names = names_of(mains)
     scored = {k: d for k, d in splits.items() if set(mains) & set(d.column_names)}
     tables = {split: table_of(d, split, row_id, names) for split, d in scored.items()}
     remote = Remote(repo_id, revision, token)
     retry(lambda: remote.ensure(private), f"looking for {repo_id}")
     before = retry(remote.head, f"reading {repo_id}")
+    request: str | None = None
     if what != "scores":
         bare = {k: d.remove_columns([c for c in names if c in d.column_names]) for k, d in splits.items()}
         whole = DatasetDict(bare) if isinstance(ds, dict) else next(iter(bare.values()))
@@ -125,9 +128,9 @@ def push_scored(
             f"pushing the data to {repo_id}",
         )
         if create_pr and info.pr_revision:
-            remote.revision, create_pr = info.pr_revision, False
+            remote.revision, create_pr, request = info.pr_revision, False, info.pr_url
         if what == "data":
-            return Pushed(str(info.repo_url), info.oid, info.oid != before)
+            return Pushed(request or str(info.repo_url), info.oid, info.oid != before)
     cards = [published(replace(c, dtype=dtype_of(feature_of(scored, n)[n]))) for n, c in mains.items()]
     own = next(iter(scored.values())).info.license
     scores = Scores(
@@ -149,7 +152,7 @@ def push_scored(
             facts = scores
             if what == "both":
                 facts = replace(scores, data=data_at(remote, head, data_config, config_name))
-            sidecar, readme, stale = _documents(remote, head, facts, tables, files, license or own)
+            sidecar, readme, stale = _documents(remote, head, facts, tables, files, license or own, what)
             add: dict[str, Path | bytes] = {
                 **files,
                 sidecar_path(config_name): sidecar.encode(),
@@ -160,7 +163,7 @@ def push_scored(
             url = f"{remote.api.endpoint}/datasets/{remote.repo_id}"
             oid = made.oid if made else head
             return Pushed(
-                (made.pr_url if made else None) or url, oid, oid != before, tuple(names), facts.rows
+                (made.pr_url if made else None) or request or url, oid, oid != before, tuple(names), facts.rows
             )
 
         return retry(commit, f"pushing scores to {repo_id}")
@@ -173,6 +176,7 @@ def _documents(
     tables: Mapping[str, pa.Table],
     files: Mapping[str, Path],
     license: str | None,
+    what: str,
 ) -> tuple[str, str, list[str]]:
     """Sidecar, README, and the files of an older push that must go."""
     name = scores.config_name
@@ -205,7 +209,15 @@ def _documents(
         license=license if license and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) else None,
         source=scores.data.get("repo") if scores.data.get("repo") != scores.repo_id else None,
         others=lambda: undeclared(remote, head, name),
+        parquet=what == "both",
     )
+    reader = None if what == "both" else other_reader(remote, head, readme, name)
+    if reader not in (None, "parquet"):
+        warnings.warn(
+            f"{scores.repo_id} holds .{reader} files, and load_dataset reads all configs of a repo with one reader:"
+            " take the scores off it with load_scores, or push them to a repo of their own",
+            stacklevel=2,
+        )
     return sidecar, readme, stale
 
 
@@ -237,9 +249,11 @@ def load_scores(
         columns: which score columns; by default all.
         verify: also check the ids of `with_row_id` against the content of the rows. `ds` must then have the columns
             that it had when they were made, in any order, and the ids.
+
     Returns:
         Without `ds` the scores: a `Dataset` if `split` is given, else a `DatasetDict`. With `ds` the same kind of
         thing as `ds`.
+
     Raises:
         FileNotFoundError: there are no scores in the folder or repo.
         KeyError: no such split or column.
@@ -257,26 +271,20 @@ def load_scores(
     elif ds is not None:
         wanted = {s: f for s, f in files.items() if s in ds}
         if not wanted:
-            raise KeyError(
-                f"{source} has scores for {sorted(files)}, the data have {sorted(ds)}; rename the splits"
-            )
+            raise KeyError(f"{source} has scores for {sorted(files)}, the data have {sorted(ds)}; rename the splits")
     loaded = load_dataset("parquet", data_files={s: [str(f) for f in fs] for s, fs in wanted.items()})
     scores = {s: pick(loaded[s], key, columns, source) for s in wanted}
     for s, d in scores.items():
         check_ids(d, s, key)
         digest = (facts.get("splits") or {}).get(s, {}).get("ids")
         if digest and ids_digest(d.data[key]) != digest:
-            raise ValueError(
-                f"{source}: the scores of {s!r} are not those that its {SIDECAR} describes; push again"
-            )
+            raise ValueError(f"{source}: the scores of {s!r} are not those that its {SIDECAR} describes; push again")
     if ds is None:
         return DatasetDict(scores) if split is None else scores[split]
     if isinstance(ds, Dataset):
         one = next(iter(scores))
         return join(ds, scores[one], one, key, source, verify)
-    return DatasetDict(
-        {s: join(d, scores[s], s, key, source, verify) if s in scores else d for s, d in ds.items()}
-    )
+    return DatasetDict({s: join(d, scores[s], s, key, source, verify) if s in scores else d for s, d in ds.items()})
 
 
 def _source(source: str | None) -> dict[str, Any]:

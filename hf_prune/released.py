@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ def read_released_scores(
     score_column: str | None = None,
     order: Sequence[str] | None = None,
 ) -> Dataset:
-    """Read a published score file. High means keep, as in the files of the ImageNet release.
+    r"""Read a published score file. High means keep, as in the files of the ImageNet release.
 
     The layout is inferred, never silently: the dataset's `info.description` says what was found, and it is logged.
     The delimiter is one of `,` `;` and tab; there is a header if the last field of the first row is no number. Image
@@ -41,9 +41,11 @@ def read_released_scores(
         path: the file, or an open binary file.
         score_column: which column holds the score, if several may.
         order: n image names, one a row, or for a file with an index one for each index.
+
     Returns:
         n rows: `key` or `index`, and the score as float64, named after the file
         (`ImageNet-1K_influence-max.csv` -> `influence_max`).
+
     Raises:
         ValueError: no or several numeric columns, repeated keys, rows of unequal length, scores that are no numbers.
 
@@ -62,9 +64,7 @@ def read_released_scores(
     values = table[score].cast(pa.float64())
     if values.null_count:
         row = pc.index(pc.is_null(values), True).as_py()
-        raise ValueError(
-            f"{values.null_count} scores of {where} are empty, first in row {row}; fill or drop them"
-        )
+        raise ValueError(f"{values.null_count} scores of {where} are empty, first in row {row}; fill or drop them")
     said.append(found)
     positions = _positions(table[index]) if index else np.arange(len(values))
     if order is not None:
@@ -97,11 +97,11 @@ def read_released_scores(
 def _table(path: str | Path | IO[bytes], where: str) -> tuple[pa.Table, list[str]]:
     """The file with plain column names, and what was inferred."""
     if isinstance(path, (str, Path)):
-        source: Any = pa.input_stream(str(path))  # a .gz is read as what is in it
+        with pa.input_stream(str(path)) as stream:  # a .gz is read as what is in it
+            data = stream.read()
     else:
-        source = pa.PythonFile(path, mode="r")
-    data: pa.Buffer = source.read_buffer() if hasattr(source, "read_buffer") else pa.py_buffer(source.read())
-    start = data.slice(0, 65536).to_pybytes().decode("utf-8-sig", "replace")
+        data = path.read()
+    start = data[:65536].decode("utf-8-sig", "replace")
     lines = [line for line in start.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{where} is empty")
@@ -111,24 +111,18 @@ def _table(path: str | Path | IO[bytes], where: str) -> tuple[pa.Table, list[str
     if header and len(lines) == 1:
         raise ValueError(f"{where} has a header and no rows")
     names = _unique(
-        [f or f"column_{i}" for i, f in enumerate(first)]
-        if header
-        else [f"column_{i}" for i in range(len(first))]
+        [f or f"column_{i}" for i, f in enumerate(first)] if header else [f"column_{i}" for i in range(len(first))]
     )
     try:
         table = pcsv.read_csv(
             pa.BufferReader(data),
             read_options=pcsv.ReadOptions(column_names=names, skip_rows=int(header), block_size=8 << 20),
             parse_options=pcsv.ParseOptions(delimiter=delimiter),
-            convert_options=pcsv.ConvertOptions(
-                null_values=["", "NA", "null", "None"], strings_can_be_null=True
-            ),
+            convert_options=pcsv.ConvertOptions(null_values=["", "NA", "null", "None"], strings_can_be_null=True),
         )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{where} cannot be read as a table: {error}") from error
-    shown = (
-        {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter] if len(first) > 1 else "none (one column)"
-    )
+    shown = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter] if len(first) > 1 else "none (one column)"
     return table, [f"delimiter {shown}", f"header {', '.join(first)}" if header else "no header"]
 
 
@@ -147,9 +141,7 @@ def _unique(names: list[str]) -> list[str]:
 def _kinds(table: pa.Table) -> tuple[list[str], str | None]:
     """Numeric columns, and the first column of image names."""
     numeric = [
-        n
-        for n in table.column_names
-        if pa.types.is_floating(table[n].type) or pa.types.is_integer(table[n].type)
+        n for n in table.column_names if pa.types.is_floating(table[n].type) or pa.types.is_integer(table[n].type)
     ]
     for name in table.column_names:
         column = table[name]
@@ -201,9 +193,7 @@ def _positions(column: pa.ChunkedArray) -> np.ndarray:
 def _score(numeric: list[str], index: str | None, asked: str | None, table: pa.Table, where: str) -> str:
     if asked is not None:
         if asked not in numeric:
-            raise ValueError(
-                f"score_column={asked!r} is no numeric column of {where}; it has {table.schema.names}"
-            )
+            raise ValueError(f"score_column={asked!r} is no numeric column of {where}; it has {table.schema.names}")
         return asked
     left = [n for n in numeric if n != index]
     if len(left) == 1:
@@ -211,9 +201,7 @@ def _score(numeric: list[str], index: str | None, asked: str | None, table: pa.T
     if not left:
         kinds = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
         raise ValueError(f"{where} has no numeric column to be the score; it has {kinds}")
-    raise ValueError(
-        f"{where} has several numeric columns: {left}; say which is the score with score_column="
-    )
+    raise ValueError(f"{where} has several numeric columns: {left}; say which is the score with score_column=")
 
 
 def _ordered(order: Sequence[str], positions: np.ndarray, where: str) -> pa.Array:
@@ -221,9 +209,7 @@ def _ordered(order: Sequence[str], positions: np.ndarray, where: str) -> pa.Arra
         raise TypeError("order= is a list of image names, not one string")
     names = pa.array(order, pa.string())
     if len(names) != len(positions):
-        raise ValueError(
-            f"order has {len(names):,} names, {where} has {len(positions):,} rows; they must be as many"
-        )
+        raise ValueError(f"order has {len(names):,} names, {where} has {len(positions):,} rows; they must be as many")
     return _normal(names).take(pa.array(positions))
 
 
@@ -232,9 +218,7 @@ def _no_repeats(keys: pa.Array, where: str) -> None:
     often = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
     if len(often):
         first = ", ".join(map(repr, often.slice(0, 3).to_pylist()))
-        raise ValueError(
-            f"{len(often)} keys of {where} occur more than once, first {first}; scores must be one a key"
-        )
+        raise ValueError(f"{len(often)} keys of {where} occur more than once, first {first}; scores must be one a key")
 
 
 def _snake(name: str) -> str:
