@@ -79,7 +79,7 @@ def push_scored(
     The data config holds the dataset's own columns, the scores config the row ids and the scores; `load_scores` joins
     the two. Scores, sidecar and card go in one commit. Running the same push again changes nothing, and a push that
     died half way is finished by running it again. Text, tags, licence and other configs of an existing card stay.
-    With `create_pr`, an attempt whose answer was lost may leave a second pull request.
+    Memory: the score columns once. With `create_pr`, an attempt whose answer was lost may leave a second pull request.
 
     Args:
         ds: the scored data, with a column of unique ids; of a `DatasetDict`, the splits that have the score columns.
