@@ -12,6 +12,11 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
+    "sample_by_score": "prune",
+    "split_by_score": "prune",
+    "with_row_id": "rows",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -37,4 +42,12 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
     from .models import Model as Model
+    from .prune import filter_by_score as filter_by_score
+    from .prune import keep_mask as keep_mask
+    from .prune import sample_by_score as sample_by_score
+    from .prune import split_by_score as split_by_score
+    from .rows import with_row_id as with_row_id
     from .scorer import Scorer as Scorer
+    from .scorers.random import Random as Random
+    from .scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
+    from .scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes
