@@ -115,14 +115,29 @@ def push_scored(
     names = names_of(mains)
     scored = {k: d for k, d in splits.items() if set(mains) & set(d.column_names)}
     tables = {split: table_of(d, split, row_id, names) for split, d in scored.items()}
+    if tables:  # everything that may be wrong with the data is found before the Hub is asked
+        own = next(iter(scored.values())).info.license
+        scores = Scores(
+            repo_id=repo_id,
+            config_name=config_name,
+            row_id=row_id,
+            columns=[published(replace(c, dtype=dtype_of(feature_of(scored, n)[n]))) for n, c in mains.items()],
+            rows={split: table.num_rows for split, table in tables.items()},
+            values=values_of(tables, names),
+            balances=balances_of(scored, tables, list(mains), row_id, label, keep),
+            data=_source(source),
+            keep=keep,
+        )
     remote = Remote(repo_id, revision, token)
     retry(lambda: remote.ensure(private), f"looking for {repo_id}")
     before = retry(remote.head, f"reading {repo_id}")
     request: str | None = None
     if what != "scores":
         bare = {k: d.remove_columns([c for c in names if c in d.column_names]) for k, d in splits.items()}
-        whole = DatasetDict(bare) if isinstance(ds, dict) else next(iter(bare.values()))
         options: dict[str, Any] = {"private": private, "token": token, "create_pr": create_pr}
+        if isinstance(ds, Dataset):
+            options["split"] = next(iter(bare))
+        whole = next(iter(bare.values())) if isinstance(ds, Dataset) else DatasetDict(bare)
         info = retry(
             lambda: whole.push_to_hub(repo_id, data_config, revision=remote.revision, **options),
             f"pushing the data to {repo_id}",
@@ -131,27 +146,14 @@ def push_scored(
             remote.revision, create_pr, request = info.pr_revision, False, info.pr_url
         if what == "data":
             return Pushed(request or str(info.repo_url), info.oid, info.oid != before)
-    cards = [published(replace(c, dtype=dtype_of(feature_of(scored, n)[n]))) for n, c in mains.items()]
-    own = next(iter(scored.values())).info.license
-    scores = Scores(
-        repo_id=remote.repo_id,
-        config_name=config_name,
-        row_id=row_id,
-        columns=cards,
-        rows={split: table.num_rows for split, table in tables.items()},
-        values=values_of(tables, names),
-        balances=balances_of(scored, tables, list(mains), row_id, label, keep),
-        data=_source(source),
-        keep=keep,
-    )
     with tempfile.TemporaryDirectory(prefix="hf_prune-") as folder:
         files = dict(write_parquet(tables, config_name, Path(folder)))
 
         def commit() -> Pushed:
             head = remote.head()
-            facts = scores
+            facts = replace(scores, repo_id=remote.repo_id)
             if what == "both":
-                facts = replace(scores, data=data_at(remote, head, data_config, config_name))
+                facts = replace(facts, data=data_at(remote, head, data_config, config_name))
             sidecar, readme, stale = _documents(remote, head, facts, tables, files, license or own, what)
             add: dict[str, Path | bytes] = {
                 **files,

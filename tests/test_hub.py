@@ -463,8 +463,12 @@ def test_kinds_of_columns_and_ids(hub):
     joined = load_scores(REPO, part)
     assert joined["big"][:] == [2**62 + i for i in range(3)] and joined["count"][:] == [None, 1, 2]
     assert joined["flag"][:] == [True, False, True]
+    asked = len(hub.requests)
     with pytest.raises(KeyError, match="no column 'nope' for label="):
         push_scored(ds, REPO, columns=["flag"], row_id="number", label="nope", token=hub.token)
+    assert len(hub.requests) == asked  # found before anything is pushed
+    push_scored(load_scores(REPO, part), "user/part", columns=["flag"], row_id="number", token=hub.token)
+    assert load_scores("user/part", split="train")["flag"][:] == [True, False, True]
 
 
 # -- arguments ----------------------------------------------------------------------
