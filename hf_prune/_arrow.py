@@ -112,9 +112,7 @@ def numbers(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], NDArray[n
     if pa.types.is_null(kind):
         return np.zeros(len(column)), np.ones(len(column), bool)
     if not is_number(kind):
-        raise TypeError(
-            f"column {name!r} has type {kind}, not numbers; choose another column, or cast this one"
-        )
+        raise TypeError(f"column {name!r} has type {kind}, not numbers; choose another column, or cast this one")
     null = np.zeros(len(column), bool)
     if column.null_count:
         null = pc.is_null(column).to_numpy()
@@ -152,12 +150,8 @@ def matrix_column(ds: Any, name: str, rows: NDArray[np.integer] | None = None) -
     """
     check_column(ds, name)
     column = ds.data.column(name)
-    kind = column.type
+    kind = check_vectors(column.type, name)
     fixed = pa.types.is_fixed_size_list(kind)
-    if not (fixed or pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_floating(
-        kind.value_type
-    ):
-        raise TypeError(f"column {name!r} has type {kind}, not lists of floats; give a column of vectors")
     where = positions_of(ds)
     if rows is not None:
         sought = np.asarray(rows, np.int64)
@@ -182,6 +176,35 @@ def matrix_column(ds: Any, name: str, rows: NDArray[np.integer] | None = None) -
     if out is None:
         return np.empty((0, kind.list_size if fixed else 0), kind.value_type.to_pandas_dtype())
     return out
+
+
+def check_vectors(kind: pa.DataType, name: str) -> pa.DataType:
+    """Raise a TypeError unless the type is one of lists of floats; give it back."""
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise TypeError(f"column {name!r} has type {kind}, not lists of floats; give an embedding column")
+    return kind
+
+
+def matrix(array: pa.Array, name: str) -> NDArray[Any]:
+    """One array of equally long float lists as (n, d), zero copy; the same errors as `matrix_column`."""
+    check_vectors(array.type, name)
+    return _rectangle(array, None, np.arange(len(array)), name, None)
+
+
+def finite(x: NDArray[Any], name: str) -> NDArray[Any]:
+    """Give a matrix (n, d) back; a ValueError that names the first row with NaN or infinite numbers."""
+    if not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
+        raise ValueError(
+            f"column {name!r} has numbers that are not finite in row {row}; embed it again, or drop such rows first"
+        )
+    return x
+
+
+def one(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array: a copy only if it has several chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _rectangle(

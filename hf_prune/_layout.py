@@ -50,9 +50,7 @@ def take_rows(ds: Any, rows: NDArray[np.int64], layout: str = "auto", fingerprin
     if ds.list_indexes():
         raise ValueError(f"the dataset has search indexes {ds.list_indexes()}; drop_index() them first")
     if fingerprint is None:
-        fingerprint = Hasher.hash(
-            [ds._fingerprint, "hf_prune.rows", xxhash.xxh3_128_hexdigest(rows.tobytes())]
-        )
+        fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.rows", xxhash.xxh3_128_hexdigest(rows.tobytes())])
     if len(rows) == 0:
         return _dataset(ds, _in_memory(pa.Table.from_batches([], schema=ds.data.schema)), fingerprint)
     one_range = int(rows[-1]) - int(rows[0]) + 1 == len(rows)

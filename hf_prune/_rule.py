@@ -64,9 +64,7 @@ def make_rule(
     if budget is not None and not costed:
         raise ValueError(f"budget={budget} needs cost, what each row costs; for a number of rows use rows")
     if budget is None and costed:
-        raise ValueError(
-            f"cost counts only against a budget; give budget in place of {named[0]}, or drop cost"
-        )
+        raise ValueError(f"cost counts only against a budget; give budget in place of {named[0]}, or drop cost")
     return Rule(
         keep=None if keep is None else _fraction(keep),
         rows=None if rows is None else _rows(rows),

@@ -252,7 +252,7 @@ def _ranked(badness: Callable[[Index], NDArray[Any]], hashes: Hashes) -> Callabl
 def choose(
     pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: Mask, groups: Index | None
 ) -> Pick:
-    """Pick the rule's count out of `rows` (m,), floors first; `forced` (n,) rows are kept anyway and count."""
+    """Pick the rule's count out of `rows` (m,), floors first; `forced` (n,) rows count as kept."""
     n, held = len(forced), int(np.count_nonzero(forced))
     k = rule.count(n)
     if held > k:
@@ -342,4 +342,4 @@ def warn(message: str, category: type[Warning]) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back and str(frame.f_globals.get("__name__")).startswith("hf_prune."):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level - 1)
+    warnings.warn(message, category, stacklevel=level)

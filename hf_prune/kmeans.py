@@ -32,21 +32,26 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     """Scale rows to length 1 (float32 in, float32 out); zero rows stay zero."""
     norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
     norms[norms == 0] = 1
-    scaled: np.ndarray = (x / norms[:, None].astype(x.dtype)).astype(x.dtype, copy=False)
+    scaled: np.ndarray = x / norms[:, None].astype(x.dtype)
     return scaled
 
 
-def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Index of the centroid with the largest inner product, (n,) int64; the lowest index of equals.
+def nearest(x: np.ndarray, centroids: np.ndarray, count: int = 1) -> np.ndarray:
+    """Find the `count` (1 or 2) centroids with the largest inner products, (n, count) int64, largest first.
 
     Args:
         x: (n, d) float32 rows.
         centroids: (k, d) float32.
+        count: how many; the lowest index comes first among equals.
     """
-    found = np.empty(len(x), np.int64)
+    found = np.empty((len(x), count), np.int64)
     across = np.ascontiguousarray(centroids.T)
     for start in range(0, len(x), BLOCK):
-        found[start : start + BLOCK] = (x[start : start + BLOCK] @ across).argmax(1)
+        product = x[start : start + BLOCK] @ across
+        found[start : start + BLOCK, 0] = product.argmax(1)
+        if count == 2:
+            product[np.arange(len(product)), found[start : start + BLOCK, 0]] = -np.inf
+            found[start : start + BLOCK, 1] = product.argmax(1)
     return found
 
 
@@ -121,7 +126,7 @@ def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
 def _squared(x: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Squared distances to a row; exactly zero for copies of it, which the expanded square would not give."""
     gap = x - row
-    return np.einsum("ij,ij->i", gap, gap)
+    return np.asarray(np.einsum("ij,ij->i", gap, gap))
 
 
 def _move(
@@ -139,9 +144,7 @@ def _move(
         counts += sign * np.bincount(groups, minlength=len(counts))
 
 
-def _reseed(
-    sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, similarity: np.ndarray
-) -> None:
+def _reseed(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> None:
     """Give each empty cluster the row that is farthest from its centroid."""
     worst = np.argsort(similarity, kind="stable")
     free = iter(worst[counts[labels[worst]] > 1])

@@ -127,9 +127,7 @@ def check_unique(ids: Any) -> None:
     first = ", ".join(f"{r['values']!r} ({r['counts']} times)" for r in many.slice(0, 5).to_pylist())
     what = f"{len(many)} id occurs" if len(many) == 1 else f"{len(many)} ids occur"
     more = "" if len(many) <= 5 else ", ..."
-    raise ValueError(
-        f"{what} more than once: {first}{more}; ids must tell rows apart, as those of with_row_id(ds) do"
-    )
+    raise ValueError(f"{what} more than once: {first}{more}; ids must tell rows apart, as those of with_row_id(ds) do")
 
 
 def with_row_id(ds: Any, column: str = "row_id") -> Any:
@@ -166,9 +164,7 @@ def with_row_id(ds: Any, column: str = "row_id") -> Any:
     names = sorted(ds.column_names)
     rows = _row_digests(ds, names)
     low = np.frombuffer(b"".join(row[8:] for row in rows), np.uint64) if rows else np.empty(0, np.uint64)
-    ids = pa.array(
-        [f"{row.hex()}-{i}" for row, i in zip(rows, occurrence(low).tolist(), strict=True)], pa.string()
-    )
+    ids = pa.array([f"{row.hex()}-{i}" for row, i in zip(rows, occurrence(low).tolist(), strict=True)], pa.string())
     return with_column(ds, column, ids, Hasher.hash([ds._fingerprint, "hf_prune.row_id", 1, column]))
 
 
@@ -181,9 +177,7 @@ def _row_digests(ds: Any, names: list[str]) -> list[bytes]:
     where = positions_of(ds)
     out: list[bytes] = []
     for batch in gather(ds.data.table.select(names), np.arange(len(ds)) if where is None else where):
-        columns = [
-            [null if p is None else digest(p) for p in _parts(batch.column(i))] for i in range(len(names))
-        ]
+        columns = [[null if p is None else digest(p) for p in _parts(batch.column(i))] for i in range(len(names))]
         out += [digest(b"".join(row)) for row in zip(*columns, strict=True)]
     return out
 
@@ -224,9 +218,7 @@ def _array_of(values: Sequence[Any]) -> pa.Array:
         except OverflowError:  # ints past int64
             return pa.array(values, pa.uint64())
     except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise TypeError(
-            f"values of type {type(first).__name__} cannot be hashed: Arrow says: {error}"
-        ) from error
+        raise TypeError(f"values of type {type(first).__name__} cannot be hashed: Arrow says: {error}") from error
 
 
 def _parts(array: pa.Array) -> list[Part]:
@@ -285,9 +277,7 @@ def _words(array: pa.Array) -> NDArray[Any]:
 
 def _integers(array: pa.Array) -> NDArray[Any]:
     if array.null_count:
-        array = pc.fill_null(
-            array, False if pa.types.is_boolean(array.type) else pa.scalar(0).cast(array.type)
-        )
+        array = pc.fill_null(array, False if pa.types.is_boolean(array.type) else pa.scalar(0).cast(array.type))
     values = array.to_numpy(zero_copy_only=False)
     # the bytes of a uint64 up to 2**63 - 1 are those of the int64
     words: NDArray[Any] = np.ascontiguousarray(values, np.uint64 if values.dtype.kind == "u" else np.int64)
@@ -359,8 +349,7 @@ def _struct_parts(array: pa.Array) -> list[Part]:
     if names == ["bytes", "path"] and array.type.field("bytes").type in (pa.binary(), pa.large_binary()):
         pairs = zip(fields["bytes"], fields["path"], strict=True)
         return [
-            data if data is not None else None if path is None else _MARK_PATH + bytes(path)
-            for data, path in pairs
+            data if data is not None else None if path is None else _MARK_PATH + bytes(path) for data, path in pairs
         ]
     heads = [_framed(name.encode()) for name in names]
     rows = zip(*(fields[name] for name in names), strict=True)

@@ -1,0 +1,216 @@
+"""Self-supervised prototypes: how far a row is from the nearest cluster centre of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from .. import kmeans
+from ..batch import Batch
+from ..models import memo
+from ..sample import canonical_sample
+from ..scorer import Scorer
+
+METRICS = ("cosine", "euclidean", "margin")
+
+
+class Centres(NamedTuple):
+    """Centroids made ready: float64 to tell distances, float32 to find the nearest."""
+
+    exact: np.ndarray
+    quick: np.ndarray
+    metric: str
+
+    @classmethod
+    def of(cls, centroids: np.ndarray, metric: str) -> Self:
+        """Scale them, or append -||c||^2 / 2: min ||x - c|| is max of x.c - ||c||^2 / 2."""
+        exact = np.asarray(centroids, np.float64)
+        if metric != "euclidean":
+            exact = kmeans.unit_rows(exact)
+            return cls(exact, exact.astype(np.float32), metric)
+        offset = -0.5 * np.einsum("kd,kd->k", exact, exact)
+        return cls(exact, np.column_stack([exact, offset]).astype(np.float32), metric)
+
+
+def prototype_distance(x: np.ndarray, centres: np.ndarray | Centres, metric: str = "cosine") -> tuple[Any, Any]:
+    """Distance of each row to its nearest centroid, and which one that is.
+
+    The nearest is found in float32, its distance computed in float64.
+
+    Args:
+        x: (n, d) rows.
+        centres: (k, d); k >= 2 for the margin.
+        metric: "cosine": `1 - max cos`, in [0, 2]. "euclidean": `min ||x - c||`. "margin": second largest cosine
+            minus the largest, in [-2, 0]: rows between two clusters come first.
+
+    Returns:
+        (n,) float64 distances, NaN for zero rows under cosine and margin; (n,) int64 centroids, -1 for those.
+
+    >>> x = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8], [3, 4]])
+    >>> distance, cluster = prototype_distance(x, np.eye(2))
+    >>> distance.round(6).tolist(), cluster.tolist()
+    ([0.0, 0.2, 0.0, 0.2, 0.2], [0, 0, 1, 1, 1])
+    """
+    if not isinstance(centres, Centres):
+        centres = Centres.of(centres, metric)
+    x = np.asarray(x, np.float64)
+    if centres.metric == "euclidean":
+        best = kmeans.nearest(np.column_stack([x, np.ones(len(x))]).astype(np.float32), centres.quick)[:, 0]
+        gap = x - centres.exact[best]
+        return np.sqrt(np.einsum("nd,nd->n", gap, gap)), best
+    u = kmeans.unit_rows(x)
+    best = kmeans.nearest(u.astype(np.float32), centres.quick, count=2 if centres.metric == "margin" else 1)
+    similarity = np.stack([np.einsum("nd,nd->n", u, centres.exact[column]) for column in best.T])
+    if centres.metric == "margin":
+        distance = -np.abs(similarity[0] - similarity[1])  # float32 may have put two equals the wrong way round
+    else:
+        distance = np.maximum(1 - similarity[0], 0)
+    zero = ~x.any(axis=1)
+    return np.where(zero, np.nan, distance), np.where(zero, -1, best[:, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class SSLPrototypes(Scorer):
+    """Distance to the nearest k-means centre of the embeddings. High = atypical = hard = keep.
+
+    Needs no labels: one embedding column, one clustering, one product a row. Deduplicate first: copies pull a
+    centre to themselves and score near 0. On small data keep the easy rows (`prefer="low"`): far rows are then
+    mostly noise to the learner.
+
+    Args:
+        centroids: (k, d) centres.
+        embedding: column with the rows' vectors.
+        metric: "cosine" (the paper's), "euclidean", or "margin" (see `prototype_distance`).
+        normalize: scale rows to length 1 first; matters for "euclidean" only.
+        cluster: write `<name>_cluster`, the nearest centre, as well (-1 for zero rows).
+        name: column.
+        fitted_on: what the centres were learned on.
+
+    Zero vectors score NaN. Errors: see `Batch.matrix`, and embeddings of another width than the centres.
+
+    Reference: Sorscher et al., 2022, arXiv 2206.14486. The paper does not say which k-means: spherical here, as in
+    the SemDeDup code of the same laboratory.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"embedding": [[1.0, 0.1], [1.0, 0.0], [0.0, 1.0], [0.3, 1.0]]})
+    >>> ds.map(SSLPrototypes.fit(ds, k=2), batched=True)["ssl_proto"][0]
+    0.00124...
+    """
+
+    paper: ClassVar[str] = "Sorscher et al., Beyond neural scaling laws, NeurIPS 2022, arXiv 2206.14486"
+    meaning: ClassVar[str] = "far from every cluster centre: atypical, hard; low rows are typical or repeated"
+    nan_rows: ClassVar[bool] = True
+
+    centroids: np.ndarray
+    embedding: str = "embedding"
+    metric: str = "cosine"
+    normalize: bool = True
+    cluster: bool = False
+    name: str = "ssl_proto"
+    fitted_on: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric={self.metric!r} is not one of {METRICS}")
+        if np.ndim(self.centroids) != 2 or not np.isfinite(self.centroids).all():
+            raise ValueError(f"centroids of shape {np.shape(self.centroids)} are not finite rows of numbers (k, d)")
+        if self.metric == "margin" and len(self.centroids) < 2:
+            raise ValueError("metric='margin' compares two centroids, there is one; use k=2 or more")
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """The raw quantity, by metric."""
+        return {
+            "cosine": "cosine similarity to the nearest centre; the column is 1 - similarity, in [0, 2]",
+            "euclidean": "Euclidean distance to the nearest centre; the column is the distance",
+            "margin": "largest minus second largest cosine to a centre; the column is its negative, in [-2, 0]",
+        }[self.metric] + "; zero vectors give NaN"
+
+    @classmethod
+    def fit(
+        cls,
+        ds: Any,
+        k: int | None = None,
+        embedding: str = "embedding",
+        seed: int = 0,
+        *,
+        metric: str = "cosine",
+        spherical: bool = True,
+        normalize: bool = True,
+        niter: int = 100,
+        sample: int | None = None,
+        engine: str | None = None,
+        cluster: bool = False,
+        name: str = "ssl_proto",
+    ) -> Self:
+        """Learn the centres, on this dataset or on another (a validation set, say) than the one to be scored.
+
+        Args:
+            ds: `Dataset` or `IterableDataset` with the embedding column.
+            k: number of centres, best within a factor of ten of the number of kinds; None: the root of the rows.
+            embedding: column of rows of floats.
+            seed: of the sample and the start; with equal content the centres do not depend on row order.
+            metric: what the scorer will compute.
+            spherical: k-means on the sphere; False: Euclidean.
+            normalize: scale rows to length 1 first; False needs `spherical=False`.
+            niter: Lloyd iterations at most.
+            sample: rows to learn on; None: 256 a centre, and 65 536 at least. Memory: two such samples.
+            engine: "faiss" or "torch"; None takes faiss where it is, on the GPU if it has one.
+            cluster: the scorer writes the cluster as well.
+            name: the scorer's column.
+
+        Raises:
+            ValueError: an empty dataset, k above the number of (distinct) rows, all-zero or non-finite rows.
+        """
+        if spherical and not normalize:
+            raise ValueError("normalize=False contradicts spherical=True; pass spherical=False as well")
+        if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
+            raise ValueError(f"k={k} is not a number of centres; use k >= 1, or None for the root of the rows")
+        size = sample if sample is not None or k is None else max(kmeans.POINTS_PER_CENTROID * k, 1 << 16)
+        drawn = canonical_sample(ds, embedding, cls.__name__, size or 1 << 18, seed)
+        x, facts = drawn
+        if k is None:
+            k = max(1, min(round(facts["rows"] ** 0.5), len(x) // 2 or 1))
+        if k > len(x):
+            raise ValueError(
+                f"k={k} centres, but {len(x)} rows to learn on"
+                + (f" (sample={sample})" if sample is not None and sample < facts["rows"] else "")
+                + f"; use k={len(x)} or less"
+            )
+        found = kmeans.kmeans(
+            kmeans.unit_rows(x) if normalize else x, k, seed=seed, spherical=spherical, niter=niter, engine=engine
+        )
+        facts |= {
+            "k": k,
+            "seed": seed,
+            "spherical": spherical,
+            "engine": found.engine,
+            "iterations": found.iterations,
+            "objective": round(found.objective, 6),
+        }
+        return cls(found.centroids, embedding, metric, normalize, cluster, name, facts)
+
+    def columns(self) -> dict[str, str]:
+        return {self.name: "float32"} | ({f"{self.name}_cluster": "int32"} if self.cluster else {})
+
+    def companions(self) -> dict[str, str]:
+        return {f"{self.name}_cluster": "nearest centre, -1 for a zero vector"} if self.cluster else {}
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        return 2.0 * self.centroids.size * Batch(batch).n
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        x = batch.matrix(self.embedding)
+        if batch.n and x.shape[1] != self.centroids.shape[1]:
+            raise ValueError(
+                f"column {self.embedding!r} has width {x.shape[1]}, the centroids {self.centroids.shape[1]}; "
+                "fit on embeddings of the same model"
+            )
+        if self.metric == "euclidean" and self.normalize:
+            x = kmeans.unit_rows(x)
+        centres = memo(self, "centres", lambda: Centres.of(self.centroids, self.metric))
+        distance, cluster = prototype_distance(x, centres)
+        return {self.name: distance} | ({f"{self.name}_cluster": cluster} if self.cluster else {})
