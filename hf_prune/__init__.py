@@ -12,12 +12,15 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "Ledger": "cost",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "score": "run",
+    "training_flops": "cost",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -36,5 +39,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
+    from .cost import Ledger as Ledger
+    from .cost import training_flops as training_flops
     from .models import Model as Model
+    from .run import score as score
     from .scorer import Scorer as Scorer

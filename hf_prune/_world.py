@@ -30,7 +30,8 @@ class World:
     """
 
     def __init__(self) -> None:
-        self.size, self.index, self.rank = 1, 0, None
+        self.size, self.index = 1, 0
+        self.rank: int | None = None
         self.state: Any = None
         accelerate = sys.modules.get("accelerate.state")
         known = bool(accelerate and accelerate.PartialState._shared_state)
@@ -47,7 +48,7 @@ class World:
         else:
             self.state = PartialState()
         self.size, self.index = int(self.state.num_processes), int(self.state.process_index)
-        self.rank: int | None = int(self.state.local_process_index) if self.size > 1 else None
+        self.rank = int(self.state.local_process_index) if self.size > 1 else None
 
     @property
     def main(self) -> bool:
@@ -92,7 +93,6 @@ class World:
         if box[1] is not None:
             raise _elsewhere(0, *box[1])
         return box[0]  # type: ignore[no-any-return]
-
 
     def each(self, make: Callable[[], T]) -> list[T]:
         """What `make` gives on every process, on every process; if it raises on one, all raise."""

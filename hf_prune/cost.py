@@ -51,7 +51,7 @@ class Ledger:
 
     @property
     def fraction(self) -> float | None:
-        """Scoring over training: the share of training that pruning must save to pay. None where training is unknown."""
+        """Scoring over training: what pruning must save to pay. None where training is unknown."""
         return self.scoring / self.training if self.training else None
 
     @classmethod

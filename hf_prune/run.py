@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,7 @@ from ._join import join, written_schema
 from ._shard import Reader, Rows, input_digest, score_rows, score_shard
 from ._world import Outcomes, World
 from .columns import SIDECAR, write_sidecar
-from .parts import Plan, clear, default_shard_rows, explained, open_folder, part_paths, read_facts, write_text
-from .parts import MANIFEST as MANIFEST
+from .parts import MANIFEST, Plan, default_shard_rows, open_folder, part_paths, read_facts, write_text
 from .scorer import Scorer, _packages
 from .values import pack
 
@@ -171,9 +171,7 @@ def _score_shards(
     with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main or None) as bar:
         for i in todo:
             outcomes.check()
-            facts = score_shard(
-                reader, scorers, schema, folder, i, plan.shards[i], batch_size, world.rank, bar.update
-            )
+            facts = score_shard(reader, scorers, schema, folder, i, plan.shards[i], batch_size, world.rank, bar.update)
             write_text(part_paths(folder, i)[1], json.dumps({**facts, "plan": plan.digest}, sort_keys=True))
 
 
@@ -186,7 +184,7 @@ def _is_done(
     key = (index, tuple(facts["reads"]))
     if key not in known:
         known[key] = input_digest(reader, facts["reads"], *plan.shards[index])
-    return known[key] == facts["input"]
+    return bool(known[key] == facts["input"])
 
 
 def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[str, Any]]:
@@ -201,12 +199,141 @@ def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[st
         "seconds": round(sum(entry["seconds"] for entry in facts), 3),
     }
     path = folder / SIDECAR
-    described = [s.describe() for s in scorers]
-    with explained(folder):
-        temporary = folder / f"{uuid4().hex}.hf_prune_tmp"
-        text = write_sidecar(described, temporary, **extra)
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            temporary.unlink()
-        else:
-            temporary.replace(path)
+    text = write_sidecar([s.describe() for s in scorers], os.devnull, **extra)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a folder that is finished may be read-only
+        write_text(path, text)
     return facts
+
+
+def _check_shared(folder: Path, world: World) -> None:
+    """All processes need the same folder; a shared file system may take a moment to show it."""
+    for _ in range(50):
+        if (folder / MANIFEST).exists():
+            break
+        time.sleep(0.1)
+    else:
+        raise ValueError(
+            f"process {world.index} does not see {folder}, which the main process made; name a folder on a file "
+            "system that all machines share as output_dir"
+        )
+    if world.main:
+        for left in folder.glob("*.hf_prune_tmp"):
+            try:
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
+            except OSError:
+                continue
+
+
+def _default_folder(
+    reader: Reader,
+    scorers: Sequence[Scorer],
+    plan: Plan,
+    world: World,
+    known: dict[tuple[int, tuple[str, ...]], str],
+) -> Path:
+    """A folder in the datasets cache, named by the plan and the content of the columns that the scorers read.
+
+    Which they are is known before the scores are: those read on the first row, and those that a field names. A column
+    read in later rows only, and named nowhere, is still part of each part's own digest.
+    """
+    import datasets
+
+    reads = world.from_main(lambda: _probe(reader, scorers, world.rank))
+
+    def digest_mine() -> dict[int, str]:
+        return {i: input_digest(reader, reads, *plan.shards[i]) for i in world.mine(len(plan.shards))}
+
+    digests = {i: text for own in world.each(digest_mine) for i, text in own.items()}
+    known.update({(i, reads): text for i, text in digests.items()})
+    text = json.dumps([plan.digest, reads, [digests[i] for i in sorted(digests)]])
+    if datasets.is_caching_enabled():
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+    else:
+        cache = Path(datasets.fingerprint.get_temporary_cache_files_directory())
+    return cache / "hf_prune_scores" / xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _probe(reader: Reader, scorers: Sequence[Scorer], rank: int | None) -> tuple[str, ...]:
+    """Columns that the scorers read on the first row, or that their fields name."""
+    rows = Rows(reader, 0, 1)
+    score_rows(rows, scorers, rank)
+    named: set[str] = set()
+    for scorer in scorers:
+        named.update(_strings(json.loads(pack(scorer)[1])))
+    return tuple(sorted(rows.read | (named & set(reader.names))))
+
+
+def _strings(item: Any) -> list[str]:
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Mapping):
+        item = list(item.values())
+    return [text for part in item for text in _strings(part)] if isinstance(item, list) else []
+
+
+def _columns(scorers: Sequence[Any]) -> dict[str, str]:
+    """All columns to be written, with their types."""
+    if not scorers:
+        raise ValueError("score(ds) got no scorers; pass at least one, as in score(ds, Random())")
+    columns: dict[str, str] = {}
+    writers: dict[str, str] = {}
+    for scorer in scorers:
+        if not isinstance(scorer, Scorer):
+            raise TypeError(_no_scorer(scorer))
+        who = type(scorer).__name__
+        for name, dtype in scorer.columns().items():
+            if name in columns:
+                raise ValueError(
+                    f"{writers[name]} and {who} both write column {name!r}; give one of them another name=..."
+                )
+            columns[name], writers[name] = dtype, who
+    return columns
+
+
+def _no_scorer(item: Any) -> str:
+    if isinstance(item, type) and issubclass(item, Scorer):
+        how = "fit(ds)" if hasattr(item, "fit") else "from_log(log)" if hasattr(item, "from_log") else ""
+        call = f"{item.__name__}.{how}" if how else f"{item.__name__}(...)"
+        return f"{item.__name__} is a class, not a scorer; pass {call}"
+    if isinstance(item, (list, tuple)):
+        return f"scorers came as a {type(item).__name__}; pass them one by one: score(ds, *scorers)"
+    name = getattr(item, "__name__", type(item).__name__)
+    return (
+        f"{name} is no Scorer but a {type(item).__name__}; use ds.map for a function, or make it a Scorer: a frozen "
+        "dataclass with a field `name` and a method score(self, batch, rank)"
+    )
+
+
+def _splits(ds: Any, splits: str | Sequence[str] | None) -> dict[str, Any]:
+    """The datasets to score by name of split; "" for a dataset by itself."""
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(ds, (IterableDataset, IterableDatasetDict)):
+        raise TypeError(
+            f"score needs a Dataset, which has a length, not a {type(ds).__name__}; "
+            "use stream.map(scorer, batched=True)"
+        )
+    if isinstance(ds, Dataset):
+        if splits is not None:
+            raise ValueError(f"splits={splits!r} is for a DatasetDict, this is one Dataset; leave it out")
+        return {"": ds}
+    if not isinstance(ds, DatasetDict):
+        raise TypeError(f"score needs a Dataset or a DatasetDict, not a {type(ds).__name__}; see Dataset.from_dict")
+    chosen = ["train"] if splits is None else [splits] if isinstance(splits, str) else list(splits)
+    missing = [name for name in chosen if name not in ds]
+    if missing or not chosen:
+        raise ValueError(
+            f"there is no split {missing[0]!r}; there are {list(ds)}: name those to score with splits=[...]"
+            if missing
+            else f"splits={splits!r} names no split; there are {list(ds)}"
+        )
+    return {name: ds[name] for name in chosen}
+
+
+def _check_rows(ds: Any, split: str, scorers: Sequence[Scorer], columns: Mapping[str, str]) -> None:
+    if len(ds) == 0:
+        where = f"split {split!r}" if split else "the dataset"
+        raise ValueError(f"{where} has no rows, so there is nothing to score")
+    for scorer in scorers:
+        scorer.check_clash(ds.column_names)
