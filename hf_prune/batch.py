@@ -42,6 +42,10 @@ class Batch(Mapping[str, Any]):
     """
 
     def __init__(self, source: Any, who: str = "this scorer") -> None:
+        self.n: int
+        if isinstance(source, Batch):  # counting the rows of a view must not decode them
+            self.source, self.who, self.read, self.n = source.source, who, source.read, source.n
+            return
         _check_source(source, who)
         self.source = source
         self.who = who
