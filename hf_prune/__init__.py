@@ -13,6 +13,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "batch",
     "Ledger": "cost",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
+    "sample_by_score": "prune",
+    "split_by_score": "prune",
+    "with_row_id": "rows",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -42,5 +47,13 @@ if TYPE_CHECKING:
     from .cost import Ledger as Ledger
     from .cost import training_flops as training_flops
     from .models import Model as Model
+    from .prune import filter_by_score as filter_by_score
+    from .prune import keep_mask as keep_mask
+    from .prune import sample_by_score as sample_by_score
+    from .prune import split_by_score as split_by_score
+    from .rows import with_row_id as with_row_id
     from .run import score as score
     from .scorer import Scorer as Scorer
+    from .scorers.random import Random as Random
+    from .scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
+    from .scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

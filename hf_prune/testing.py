@@ -312,9 +312,9 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     f.__name__: f
     for f in (
         columns_declared,
+        calls_independent,
         numpy_batches,
         batch_untouched,
-        calls_independent,
         batch_size,
         row_order,
         shards,
@@ -476,13 +476,21 @@ def _limit(seconds: float, reason: str) -> Iterator[None]:
         yield
         return
 
+    rang = False
+
     def late(*_: Any) -> None:
-        raise ConformanceError("", reason)
+        nonlocal rang
+        rang = True
+        raise TimeoutError(reason)
 
     before = signal.signal(signal.SIGALRM, late)
     left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        if rang:  # what `map` raises while it gives up its workers may be another error
+            raise ConformanceError("", reason) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, left)
         signal.signal(signal.SIGALRM, before)
