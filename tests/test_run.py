@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import hf_prune
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
+from PIL import Image as PILImage
+
+import hf_prune
 from hf_prune import Ledger, Scorer, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.parts import Plan
-from PIL import Image as PILImage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_scorers import Length, Logged, Many, Norm, Widen, calls  # noqa: E402
