@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "Ledger": "cost",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "sample_by_score": "prune",
@@ -23,6 +24,8 @@ _HOMES = {
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "score": "run",
+    "training_flops": "cost",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -41,12 +44,15 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
+    from .cost import Ledger as Ledger
+    from .cost import training_flops as training_flops
     from .models import Model as Model
     from .prune import filter_by_score as filter_by_score
     from .prune import keep_mask as keep_mask
     from .prune import sample_by_score as sample_by_score
     from .prune import split_by_score as split_by_score
     from .rows import with_row_id as with_row_id
+    from .run import score as score
     from .scorer import Scorer as Scorer
     from .scorers.random import Random as Random
     from .scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
