@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "Embedder": "embed",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -36,5 +37,6 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
+    from .embed import Embedder as Embedder
     from .models import Model as Model
     from .scorer import Scorer as Scorer
