@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ._arrow import matrix_from_arrow, numbers_from_arrow
+from . import _arrow
 
 
 class MissingColumnError(KeyError):
@@ -42,11 +42,14 @@ class Batch(Mapping[str, Any]):
     """
 
     def __init__(self, source: Any, who: str = "this scorer") -> None:
-        _check_source(source, who)
-        self.source = source
+        if isinstance(source, Batch):  # counting the rows of a view must not decode them
+            self.source: Any = source.source
+            self.read: set[str] = source.read
+            self.n: int = source.n
+        else:
+            _check_source(source, who)
+            self.source, self.read, self.n = source, set(), _rows(source, who)
         self.who = who
-        self.read: set[str] = set()
-        self.n = _rows(source, who)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.source:
@@ -83,22 +86,17 @@ class Batch(Mapping[str, Any]):
         """
         stored = self._stored(name)
         if stored is not None:
-            matrix = matrix_from_arrow(stored, name)
+            matrix = _arrow.matrix(stored, name)
         else:
             matrix = _matrix_from_values(self[name], name)
-        if self.n and matrix.shape[1] and not np.isfinite(matrix).all():
-            row = int(np.flatnonzero(~np.isfinite(matrix).all(1))[0])
-            raise ValueError(
-                f"column {name!r}: row {row} of this batch has numbers that are not finite; "
-                "embed it again, or drop such rows first"
-            )
-        return matrix
+        return _arrow.finite(matrix, name)
 
     def numbers(self, name: str) -> np.ndarray:
         """One column of numbers as an (n,) array; nulls become NaN (and integers then float64)."""
         stored = self._stored(name)
         if stored is not None:
-            return numbers_from_arrow(stored, name)
+            numbers, null = _arrow.numbers(pa.chunked_array([stored]), name)
+            return np.where(null, np.nan, numbers) if null.any() else numbers
         values = self[name]
         if hasattr(values, "detach"):
             values = values.detach().cpu().numpy()
@@ -129,8 +127,7 @@ class Batch(Mapping[str, Any]):
         if table is None or name not in getattr(self.source, "keys_to_format", ()):
             return None
         self.read.add(name)
-        chunks = table.column(name)
-        return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
+        return _arrow.one(table.column(name))
 
 
 def _matrix_from_values(values: Any, name: str) -> np.ndarray:

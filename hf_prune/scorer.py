@@ -62,7 +62,10 @@ class Scorer(Value):
     calibrated_keep: ClassVar[float | None] = None
 
     if TYPE_CHECKING:
-        name: str
+
+        @property
+        def name(self) -> str:
+            """Its column; a field of every subclass."""
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         """Score the rows of a batch, each alone.

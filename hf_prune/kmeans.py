@@ -1,0 +1,206 @@
+"""K-means for prototypes and semantic deduplication: seeded, independent of row order, on the unit sphere.
+
+Lloyd's loop is ours, so that initial rows, empty clusters and the stop are the same whoever computes the
+nearest centroids: faiss (CPU or GPU), or torch where faiss is missing or has no GPU and torch has one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK = 1 << 14
+POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What k-means found: (k, d) float32 centroids, and how."""
+
+    centroids: np.ndarray
+    labels: np.ndarray
+    objective: float
+    iterations: int
+    engine: str
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1 (float32 in, float32 out); zero rows stay zero."""
+    norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+    norms[norms == 0] = 1
+    scaled: np.ndarray = x / norms[:, None].astype(x.dtype)
+    return scaled
+
+
+def kmeans(
+    x: np.ndarray,
+    k: int,
+    *,
+    seed: int = 0,
+    spherical: bool = True,
+    niter: int = 100,
+    tolerance: float = 1e-4,
+    engine: str | None = None,
+) -> Clustering:
+    """Cluster rows by Lloyd's algorithm.
+
+    The result depends on the order of the rows: hand them over in a canonical one (`sample.canonical_sample`).
+
+    Args:
+        x: (n, d) float32; of length 1 if `spherical`.
+        k: number of clusters, at most the number of distinct rows.
+        seed: of the k-means++ start.
+        spherical: centroids are scaled to length 1 and rows go to the largest cosine; else Euclidean.
+        niter: iterations at most.
+        tolerance: stop when a smaller share of the rows changed cluster.
+        engine: "faiss" or "torch"; None takes what is there.
+
+    Raises:
+        ValueError: k is larger than the number of distinct rows.
+        ModuleNotFoundError: faiss was asked for and is not installed.
+    """
+    engine, assign = _engine(engine)
+    centroids = _plus_plus(x, k, seed)
+    labels = np.full(len(x), -1, np.int64)
+    similarity = np.empty(len(x), np.float32)
+    sums, counts = np.zeros((k, x.shape[1])), np.zeros(k, np.int64)
+    iterations = 0
+    for _ in range(niter):
+        iterations += 1
+        new, similarity = assign(x, centroids, spherical)
+        moved = np.flatnonzero(new != labels)
+        _move(sums, counts, x, labels, new, moved)
+        labels = new
+        if (counts == 0).any():
+            _reseed(sums, counts, x, labels, similarity)
+        elif len(moved) <= tolerance * len(x):
+            break
+        centroids = _centres(sums, counts, spherical)
+    distance = 1 - similarity if spherical else -similarity
+    return Clustering(centroids, labels, float(distance.sum(dtype=np.float64)), iterations, engine)
+
+
+def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Choose k rows far from each other (k-means++), among a prefix: canonical order is a random one."""
+    rng = np.random.default_rng(seed)
+    pool = x[: max(4096, 8 * k)]
+    chosen = [int(rng.integers(len(pool)))]
+    closest = _squared(pool, pool[chosen[0]])
+    for _ in range(1, k):
+        mass = np.cumsum(closest, dtype=np.float64)
+        if mass[-1] <= 0 and len(pool) < len(x):  # a prefix of copies: look at everything
+            pool = x
+            closest = np.min([_squared(pool, x[i]) for i in chosen], axis=0)
+            mass = np.cumsum(closest, dtype=np.float64)
+        if mass[-1] <= 0:
+            raise ValueError(f"k={k} clusters, but only {len(chosen)} distinct rows; use k={len(chosen)} or less")
+        pick = int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
+        chosen.append(min(pick, len(pool) - 1))
+        np.minimum(closest, _squared(pool, pool[chosen[-1]]), out=closest)
+    return pool[chosen].copy()
+
+
+def _squared(x: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Squared distances to a row; exactly zero for copies of it, which the expanded square would not give."""
+    gap = x - row
+    return np.asarray(np.einsum("ij,ij->i", gap, gap))
+
+
+def _move(
+    sums: np.ndarray, counts: np.ndarray, x: np.ndarray, old: np.ndarray, new: np.ndarray, moved: np.ndarray
+) -> None:
+    """Bring sums and counts up to date for the rows that changed cluster (float64, in place)."""
+    for labels, sign in ((old, -1), (new, 1)):
+        rows = moved[labels[moved] >= 0]
+        rows = rows[np.argsort(labels[rows], kind="stable")]
+        groups = labels[rows]
+        for start in range(0, len(rows), 1 << 16):
+            part, group = rows[start : start + (1 << 16)], groups[start : start + (1 << 16)]
+            edges = np.flatnonzero(np.diff(group, prepend=-1))
+            sums[group[edges]] += sign * np.add.reduceat(x[part], edges, axis=0, dtype=np.float64)
+        counts += sign * np.bincount(groups, minlength=len(counts))
+
+
+def _reseed(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> None:
+    """Give each empty cluster the row that is farthest from its centroid."""
+    worst = np.argsort(similarity, kind="stable")
+    free = iter(worst[counts[labels[worst]] > 1])
+    for empty in np.flatnonzero(counts == 0):
+        row = next(free, None)
+        while row is not None and counts[labels[row]] < 2:
+            row = next(free, None)
+        if row is None:
+            return
+        sums[labels[row]] -= x[row]
+        counts[labels[row]] -= 1
+        sums[empty], counts[empty] = x[row], 1
+        labels[row] = empty
+
+
+def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarray:
+    means = sums / np.maximum(counts, 1)[:, None]
+    return unit_rows(means).astype(np.float32) if spherical else means.astype(np.float32)
+
+
+Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray]]
+
+
+def _engine(name: str | None) -> tuple[str, Assign]:
+    if name not in (None, "faiss", "torch"):
+        raise ValueError(f"engine={name!r} is neither 'faiss' nor 'torch'")
+    installed = importlib.util.find_spec("faiss") is not None
+    if name == "faiss" and not installed:
+        raise ModuleNotFoundError("engine='faiss' needs faiss: pip install 'hf_prune[cpu]' (or [gpu])")
+    if name != "torch" and installed:
+        import faiss
+
+        if faiss.get_num_gpus() > 0:
+            return "faiss-gpu", _assign_faiss_gpu
+        if name == "faiss" or not _torch_accelerator():
+            return "faiss-cpu", _assign_faiss
+    return f"torch-{_torch_accelerator() or 'cpu'}", _assign_torch
+
+
+def _torch_accelerator() -> str | None:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
+def _assign_faiss(x: np.ndarray, centroids: np.ndarray, spherical: bool, to_gpu: Any = None) -> tuple[Any, Any]:
+    import faiss
+
+    index = faiss.IndexFlatIP(x.shape[1]) if spherical else faiss.IndexFlatL2(x.shape[1])
+    if to_gpu is not None:
+        index = to_gpu(index)
+    index.add(centroids)
+    value, label = index.search(x, 1)
+    return label[:, 0], value[:, 0] if spherical else -value[:, 0]
+
+
+def _assign_faiss_gpu(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[Any, Any]:
+    import faiss
+
+    return _assign_faiss(x, centroids, spherical, faiss.index_cpu_to_all_gpus)
+
+
+def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    device = _torch_accelerator() or "cpu"
+    across = torch.from_numpy(centroids).to(device).T.contiguous()
+    lengths = 0 if spherical else (across * across).sum(0)
+    labels, values = [], []
+    for start in range(0, len(x), BLOCK):
+        rows = torch.from_numpy(x[start : start + BLOCK]).to(device)
+        product = rows @ across
+        if not spherical:  # minus the squared distance, as the faiss path gives it
+            product = 2 * product - lengths - (rows * rows).sum(1, keepdim=True)
+        value, label = product.max(1)
+        labels.append(label.cpu().numpy())
+        values.append(value.cpu().numpy())
+    return np.concatenate(labels), np.concatenate(values)

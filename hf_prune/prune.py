@@ -1,0 +1,406 @@
+"""Pruning: a score column in, rows out. Knows no scorer, decodes no image, imports no torch.
+
+Memory: at most 100 bytes a row of the dataset on top of the columns read (score, cost, groups, clusters), 150
+    with groups or clusters, and 64 MB of rows at a time while a contiguous copy is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._arrow import column_array
+from ._inputs import chunked, clusters_of, costs_of, hashes_of, ids_of, keys_of, scores_of
+from ._layout import check_layout, take_rows
+from ._rule import Rule, make_rule
+from ._sample import METHODS
+from ._select import (
+    Index,
+    Mask,
+    Pick,
+    ShortWarning,
+    TieWarning,
+    choose,
+    codes_of,
+    select,
+    warn,
+)
+from ._stream import filter_stream
+from .rows import check_seed, uniform
+
+__all__ = [
+    "CalibrationWarning",
+    "ShortWarning",
+    "TieWarning",
+    "filter_by_score",
+    "keep_mask",
+    "sample_by_score",
+    "split_by_score",
+]
+
+CALIBRATION_TOLERANCE = 0.02
+
+
+class CalibrationWarning(UserWarning):
+    """The score means something at one keep fraction only, and another one is used."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A checked call: the rule, and the columns it reads."""
+
+    column: str
+    rule: Rule
+    seed: int
+    cost: str | None = None
+    group_by: tuple[str, ...] = ()
+    one_per: str | None = None
+    row_id: str | None = None
+    calibrated_keep: float | None = None
+
+
+def filter_by_score(
+    ds: Any,
+    column: Any,
+    *,
+    keep: float | None = None,
+    rows: int | None = None,
+    threshold: float | None = None,
+    budget: float | None = None,
+    cost: str | None = None,
+    prefer: str = "high",
+    seed: int = 0,
+    group_by: str | Sequence[str] | None = None,
+    group_floor: float | None = None,
+    one_per: str | None = None,
+    nulls: str = "raise",
+    row_id: str | None = "row_id",
+    splits: str | Sequence[str] | None = None,
+    layout: str = "auto",
+    calibrated_keep: float | None = None,
+) -> Any:
+    """The rows of `ds` that a score column prefers, in dataset order.
+
+    Exactly one of `keep`, `rows`, `threshold` and `budget` says how many. Ties at the cut are decided by a
+    seeded hash of the row id (of the position where there is none), never by the id itself; a `TieWarning`
+    counts them.
+
+    Args:
+        ds: a `Dataset`; a `DatasetDict`, of which only `splits` are pruned; or a stream (`IterableDataset`),
+            which can be filtered by `threshold` only.
+        column: a score column of bools, ints (compared as ints) or floats; or something with a `name` and a
+            `calibrated_keep`, as what a scorer's `describe()` gives.
+        keep: fraction of the whole dataset, nulls included: floor(keep * n + 0.5) rows.
+        rows: number of rows.
+        threshold: keep score >= threshold (<= with prefer="low"), compared in the column's own type.
+        budget: keep the longest prefix, best first, whose summed `cost` stays within it. It ends at the first
+            row that does not fit, so that a larger budget keeps all that a smaller one keeps.
+        cost: column of what each row costs: finite, not negative.
+        prefer: "high"; "low"; "middle": rank by score, keep the ranks nearest to the middle one (of two
+            equally near the higher); "random": by the seeded hash alone.
+        seed: of the hash.
+        group_by: column or columns whose groups are protected: each first keeps its own best
+            floor(group_floor * k/n * size) rows, then the rest goes by the order of all. With a budget a
+            group's floor is its share of the whole cost. Null is a group.
+        group_floor: 1 (the default with `group_by`) prunes groups alike, 0 protects none.
+        one_per: column of cluster ids: only the best row of each is eligible; null is no cluster. Done before
+            the count, which stays a fraction of the whole dataset: if fewer are left, all stay, with a
+            `ShortWarning`. A null score that is kept does not count against its cluster.
+        nulls: rows whose score is null or NaN: "raise", "keep" (always, counted as kept) or "drop".
+        row_id: the id column; None for positions.
+        splits: of a `DatasetDict`: a name, names, or "all"; "train" by default. Others come back as they are.
+        layout: "contiguous" copies the kept rows into an Arrow file in the datasets cache, which later passes
+            read at full speed; "indices" maps them, which writes nothing; "auto" copies rows of up to 4 kB.
+        calibrated_keep: the fraction at which the score means something; another `keep` warns.
+
+    Raises:
+        KeyError: a column or split is not there.
+        TypeError: an argument or column of the wrong type.
+        ValueError: an argument out of range, arguments that contradict each other, an empty dataset, nulls.
+    Reference: class-balance floor: Sorscher et al., 2022.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"x": ["a", "b", "c", "d"], "score": [0.1, 0.9, 0.3, 0.7]})
+    >>> filter_by_score(ds, "score", keep=0.5)["x"][:]
+    ['b', 'd']
+    """
+    request = _request(
+        column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
+        group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
+        calibrated_keep=calibrated_keep,
+    )  # fmt: skip
+    check_layout(layout)
+    if _is_stream(ds):
+        return _each(ds, splits, lambda s: filter_stream(s, request.column, request.rule, request.one_per))
+    return _each(ds, splits, lambda part: take_rows(part, np.flatnonzero(_mask(part, request)), layout))
+
+
+def split_by_score(
+    ds: Any,
+    column: Any,
+    *,
+    keep: float | None = None,
+    rows: int | None = None,
+    threshold: float | None = None,
+    budget: float | None = None,
+    cost: str | None = None,
+    prefer: str = "high",
+    seed: int = 0,
+    group_by: str | Sequence[str] | None = None,
+    group_floor: float | None = None,
+    one_per: str | None = None,
+    nulls: str = "raise",
+    row_id: str | None = "row_id",
+    splits: str | Sequence[str] | None = None,
+    layout: str = "auto",
+    calibrated_keep: float | None = None,
+) -> Any:
+    """What `filter_by_score` keeps and drops, as DatasetDict(kept=..., dropped=...), both in dataset order.
+
+    Arguments and errors are those of `filter_by_score`; of a `DatasetDict` one split is split.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "score": [1, 3, 2]})
+    >>> split_by_score(ds, "score", rows=1)["dropped"]["x"][:]
+    ['a', 'c']
+    """
+    from datasets import DatasetDict
+
+    request = _request(
+        column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
+        group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
+        calibrated_keep=calibrated_keep,
+    )  # fmt: skip
+    check_layout(layout)
+    if _is_stream(ds):
+        raise TypeError(
+            "a stream cannot be split in one pass; filter_by_score with threshold and prefer='low', 'high'"
+        )
+    names = _splits(ds, splits)
+    if len(names) > 1:
+        raise ValueError(f"splits={names}: kept and dropped are told apart in one split at a time; name one")
+    part = ds[names[0]] if names else ds
+    mask = _mask(part, request)
+    halves = {"kept": mask, "dropped": ~mask}
+    return DatasetDict({name: take_rows(part, np.flatnonzero(half), layout) for name, half in halves.items()})
+
+
+def keep_mask(
+    scores: Any,
+    *,
+    keep: float | None = None,
+    rows: int | None = None,
+    threshold: float | None = None,
+    budget: float | None = None,
+    cost: Any = None,
+    prefer: str = "high",
+    seed: int = 0,
+    groups: Any = None,
+    group_floor: float | None = None,
+    one_per: Any = None,
+    nulls: str = "raise",
+    ids: Any = None,
+) -> Mask:
+    """The rules of `filter_by_score` on arrays: which of n rows stay, (n,) bools.
+
+    Args:
+        scores: (n,) numbers, None or NaN for null.
+        keep: and rows, threshold, budget, prefer, seed, group_floor, nulls: as there.
+        cost: (n,) with a budget.
+        groups: (n,) labels.
+        one_per: (n,) cluster ids.
+        ids: (n,) ids that tell rows apart; positions by default.
+
+    Raises:
+        ValueError: as there, and for arrays of another length.
+
+    >>> keep_mask([5, 4, 3, 2, 1, 0], keep=0.5, groups=[0, 0, 0, 0, 1, 1]).tolist()
+    [True, True, False, False, True, False]
+    """
+    rule = make_rule(
+        keep=keep, rows=rows, threshold=threshold, budget=budget, prefer=prefer, nulls=nulls,
+        grouped=groups is not None, group_floor=group_floor, costed=cost is not None,
+    )  # fmt: skip
+    column = chunked("scores", scores, None)
+    n = len(column)
+    values, null = scores_of(column, "scores", nulls)
+    return select(
+        values,
+        null,
+        rule,
+        hashes_of(None if ids is None else chunked("ids", ids, n), check_seed(seed)),
+        cost=None if cost is None else costs_of(chunked("cost", cost, n), "cost"),
+        groups=None if groups is None else codes_of([chunked("groups", groups, n)]),
+        clusters=None if one_per is None else clusters_of(chunked("one_per", one_per, n)),
+    )
+
+
+def sample_by_score(
+    ds: Any,
+    column: Any,
+    *,
+    keep: float | None = None,
+    rows: int | None = None,
+    method: str = "gumbel",
+    seed: int = 0,
+    group_by: str | Sequence[str] | None = None,
+    group_floor: float | None = None,
+    nulls: str = "raise",
+    row_id: str | None = "row_id",
+    splits: str | Sequence[str] | None = None,
+    layout: str = "auto",
+) -> Any:
+    """A random sample without replacement in which high scores are likelier, in dataset order.
+
+    The noise is a pure function of (seed, row id), or of (seed, position) where there is no id column:
+    shuffled rows with ids give the same sample.
+
+    Args:
+        ds: a `Dataset` or a `DatasetDict`, as in `filter_by_score`.
+        column: score column, as there; also keep, rows, group_by, group_floor, nulls, row_id, splits and
+            layout.
+        method: "gumbel": the score is a log-weight; "proportional": the score is a weight >= 0.
+        seed: of the noise.
+
+    Raises:
+        ValueError: as there; an unknown method; scores that are no weights; too few rows of positive weight.
+    Reference: `hf_prune._sample` names the source of each method.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "score": [-900.0, 0.0, -900.0]})
+    >>> sample_by_score(ds, "score", rows=1)["x"][:]
+    ['b']
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}")
+    request = _request(
+        column, keep=keep, rows=rows, seed=seed, group_by=group_by, group_floor=group_floor, nulls=nulls,
+        row_id=row_id,
+    )  # fmt: skip
+    check_layout(layout)
+    if _is_stream(ds):
+        raise TypeError("a sample needs the whole column and ds is a stream; materialise it first")
+
+    def sample(part: Any) -> Any:
+        return take_rows(part, np.flatnonzero(_sampled(part, request, method)), layout)
+
+    return _each(ds, splits, sample)
+
+
+def _request(
+    column: Any,
+    *,
+    keep: Any,
+    rows: Any,
+    seed: Any,
+    group_by: str | Sequence[str] | None,
+    group_floor: Any,
+    nulls: str,
+    row_id: str | None,
+    threshold: Any = None,
+    budget: Any = None,
+    cost: str | None = None,
+    prefer: str = "high",
+    one_per: str | None = None,
+    calibrated_keep: float | None = None,
+) -> _Request:
+    name, calibrated = _named(column)
+    by = () if group_by is None else (group_by,) if isinstance(group_by, str) else tuple(group_by)
+    if group_by is not None and not by:
+        raise ValueError("group_by=[] names no column; leave it out")
+    rule = make_rule(
+        keep=keep, rows=rows, threshold=threshold, budget=budget, prefer=prefer, nulls=nulls,
+        grouped=bool(by), group_floor=group_floor, costed=cost is not None,
+    )  # fmt: skip
+    at = calibrated if calibrated_keep is None else calibrated_keep
+    return _Request(name, rule, check_seed(seed), cost, by, one_per, row_id, at)
+
+
+def _named(column: Any) -> tuple[str, float | None]:
+    """Name and calibrated fraction of a column name, a record of provenance, or a scorer with `describe`."""
+    if isinstance(column, str):
+        return column, None
+    record = column.describe() if hasattr(column, "describe") else column
+    name = getattr(record, "name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"column={column!r} is neither a column name nor something with one; give the name")
+    return name, getattr(record, "calibrated_keep", None)
+
+
+def _is_stream(ds: Any) -> bool:
+    from datasets import Dataset, IterableDataset, IterableDatasetDict
+
+    if not isinstance(ds, Dataset | dict | IterableDataset):
+        raise TypeError(f"ds is a {type(ds).__name__}; give a Dataset, a DatasetDict or an IterableDataset")
+    return isinstance(ds, IterableDataset | IterableDatasetDict)
+
+
+def _splits(ds: Any, splits: str | Sequence[str] | None) -> list[str]:
+    """Names of the splits meant; none for a plain dataset."""
+    if not isinstance(ds, dict):
+        if splits is not None:
+            raise ValueError(
+                f"splits={splits!r} needs a DatasetDict, not a {type(ds).__name__}; leave it out"
+            )
+        return []
+    if splits is None and "train" not in ds:
+        raise KeyError(f"there is no split 'train', only {list(ds)}; name those to prune with splits=")
+    names = ["train"] if splits is None else list(ds) if splits == "all" else splits
+    names = [names] if isinstance(names, str) else list(names)
+    missing = [name for name in names if name not in ds]
+    if missing or not names:
+        raise KeyError(f"splits={splits!r}: no split {', '.join(map(repr, missing))}; there are {list(ds)}")
+    return names
+
+
+def _each(ds: Any, splits: str | Sequence[str] | None, prune: Any) -> Any:
+    names = _splits(ds, splits)
+    if not isinstance(ds, dict):
+        return prune(ds)
+    return type(ds)({name: prune(part) if name in names else part for name, part in ds.items()})
+
+
+def _mask(ds: Any, request: _Request) -> Mask:
+    values, null = _column(ds, request)
+    rule = request.rule
+    if request.calibrated_keep is not None and (rule.keep or rule.rows):
+        share = rule.keep or (rule.rows or 0) / len(ds)
+        if abs(share - request.calibrated_keep) > CALIBRATION_TOLERANCE:
+            at = f"keep={request.calibrated_keep}"
+            warn(f"{request.column!r} means something at {at} only; {share:.3g} is kept", CalibrationWarning)
+    return select(
+        values,
+        null,
+        rule,
+        hashes_of(ids_of(ds, request.row_id), request.seed),
+        cost=None if request.cost is None else costs_of(column_array(ds, request.cost), request.cost),
+        groups=_groups(ds, request),
+        clusters=None if request.one_per is None else clusters_of(column_array(ds, request.one_per)),
+    )
+
+
+def _sampled(ds: Any, request: _Request, method: str) -> Mask:
+    values, null = _column(ds, request)
+    scores = values.astype(np.float64)
+    u = uniform(keys_of(ids_of(ds, request.row_id), np.arange(len(ds))), request.seed)
+
+    def pick(at: Index, k: int) -> Pick:
+        return Pick(METHODS[method](scores[at], u[at], k))
+
+    forced = null if request.rule.nulls == "keep" else np.zeros(len(ds), bool)
+    rows = np.flatnonzero(~null)
+    mask = forced.copy()
+    mask[rows[choose(pick, rows, request.rule, forced, _groups(ds, request)).mask]] = True
+    return mask
+
+
+def _column(ds: Any, request: _Request) -> tuple[NDArray[Any], Mask]:
+    return scores_of(column_array(ds, request.column), request.column, request.rule.nulls)
+
+
+def _groups(ds: Any, request: _Request) -> Index | None:
+    return codes_of([column_array(ds, name) for name in request.group_by]) if request.group_by else None

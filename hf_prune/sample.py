@@ -1,0 +1,111 @@
+"""Samples to fit on: drawn by hashed content and put in canonical order, so that row order does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from . import _arrow, rows
+from .batch import Batch, missing_column
+
+STEP = 1 << 15
+
+
+class Sample(NamedTuple):
+    """Rows to fit on: (m, d) float32 in canonical order, and what they were drawn from."""
+
+    x: np.ndarray
+    facts: dict[str, Any]
+
+
+class Block(NamedTuple):
+    """Rows that stand together in the dataset: (b, d) finite floats, their labels if asked for, the first's number."""
+
+    x: np.ndarray
+    labels: pa.Array | None
+    start: int
+
+
+def blocks(ds: Any, embedding: str, who: str, label: str | None = None) -> Iterator[Block]:
+    """Read an embedding column, and a label column, in checked blocks.
+
+    Args:
+        ds: a `Dataset` (read through Arrow's buffers) or an `IterableDataset`.
+        embedding: column of rows of floats.
+        who: who reads, for the messages.
+        label: a second column to read along.
+
+    Raises:
+        KeyError: no such column.
+        TypeError: a `DatasetDict`, or a column of another type.
+        ValueError: no rows; a null, ragged or non-finite row.
+    """
+    if hasattr(ds, "keys"):
+        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    names = [embedding] if label is None else [embedding, label]
+    for name in names:
+        if ds.column_names is not None and name not in ds.column_names:
+            raise missing_column(name, ds.column_names, f"{who}.fit")
+    width, start = None, 0
+    for columns in _columns(ds, names, who):
+        try:
+            x = _arrow.finite(_arrow.matrix(columns[embedding], embedding), embedding)
+        except ValueError as error:
+            raise ValueError(f"{who}.fit, counting rows from {start}: {error}") from error
+        if width not in (None, x.shape[1]):
+            raise ValueError(f"column {embedding!r} is ragged: width {width} up to row {start}, then {x.shape[1]}")
+        yield Block(x, None if label is None else columns[label], start)
+        width, start = x.shape[1], start + len(x)
+    if start == 0:
+        raise ValueError(f"{who}.fit got an empty dataset; there is nothing to learn from")
+
+
+def canonical_sample(ds: Any, embedding: str, who: str, size: int | None = None, seed: int = 0) -> Sample:
+    """Draw at most `size` non-zero rows by seeded hash of their content, in the order of the hash.
+
+    Copies of a row stand together and may all be drawn: they weigh as often as they occur. Needs memory for
+    `2 * size` rows, whatever the dataset's length.
+
+    Raises:
+        ValueError: as `blocks`; also if all rows are zero.
+    """
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    bound, waiting, total, zeros = np.uint64(2**64 - 1), 0, 0, 0
+    content = np.zeros((), np.uint64)
+    for block in blocks(ds, embedding, who):
+        keys = rows.digests(block.x)
+        content += rows.seeded(keys, 0).sum(dtype=np.uint64)  # wraps: a sum modulo 2**64 knows no order
+        hashes = rows.seeded(keys, seed)
+        some = np.asarray(block.x.any(axis=1))
+        total, zeros = total + len(some), zeros + int((~some).sum())
+        some &= hashes <= bound
+        parts.append((hashes[some], block.x[some].astype(np.float32, copy=False)))
+        waiting += int(some.sum())
+        if size is not None and waiting > 2 * size:
+            parts = [_lowest(parts, size)]
+            bound, waiting = parts[0][0][-1], size
+    hashes, x = _lowest(parts, size)
+    if not len(x):
+        raise ValueError(f"{who}.fit: all {total} rows of {embedding!r} are zero vectors; embed them again")
+    facts = {"rows": total, "sampled": len(x), "column": embedding, "content": f"{int(content):016x}"}
+    return Sample(x, {**facts, "zero_rows": zeros} if zeros else facts)
+
+
+def _lowest(parts: list[tuple[np.ndarray, np.ndarray]], size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    hashes, x = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+    order = np.argsort(hashes, kind="stable")[:size]
+    return hashes[order], x[order]
+
+
+def _columns(ds: Any, names: list[str], who: str) -> Iterator[dict[str, pa.Array]]:
+    if not hasattr(ds, "data"):  # a stream
+        for rows_ in ds.select_columns(names).with_format(None).iter(STEP):
+            batch = Batch(rows_, who)
+            yield {name: batch.arrow(name) for name in names}
+        return
+    whole = {name: _arrow.column_array(ds, name) for name in names}
+    for start in range(0, len(ds), STEP):
+        yield {name: _arrow.one(column.slice(start, STEP)) for name, column in whole.items()}

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the client: a test that needs the network is a mistake
+
+import datasets
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def homes(tmp_path_factory):
+    """Caches of this run apart from the user's."""
+    os.environ["HF_PRUNE_HOME"] = str(tmp_path_factory.mktemp("home"))
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """96 rows around 4 centres in 16 dimensions, with labels, strings and ids."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 4
+    x = (rng.normal(size=(4, 16))[labels] + 0.3 * rng.normal(size=(96, 16))).astype(np.float32)
+    features = datasets.Features(
+        {
+            "embedding": datasets.List(datasets.Value("float32"), length=16),
+            "label": datasets.ClassLabel(names=["ant", "bee", "cat", "dog"]),
+            "text": datasets.Value("string"),
+            "row_id": datasets.Value("string"),
+        }
+    )
+    table = {
+        "embedding": list(x),
+        "label": labels.tolist(),
+        "text": [f"text number {i} " * (i % 5 + 1) for i in range(96)],
+        "row_id": [f"{i:032x}-0" for i in range(96)],
+    }
+    return datasets.Dataset.from_dict(table, features=features)
