@@ -16,7 +16,9 @@ def letters(texts: list[str]) -> torch.Tensor:
 
 def pixels(images: list[Any]) -> torch.Tensor:
     """(n, 3, 8, 8) from 0 to 1."""
-    return torch.stack([torch.from_numpy(np.asarray(i.resize((8, 8)), np.float32) / 255).permute(2, 0, 1) for i in images])
+    return torch.stack(
+        [torch.from_numpy(np.asarray(i.resize((8, 8)), np.float32) / 255).permute(2, 0, 1) for i in images]
+    )
 
 
 def linear() -> torch.nn.Module:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TEMPLATE, make_tokenizer
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from tiny_models import TEMPLATE, make_tokenizer
 
 from hf_prune import Embedder, Model
 
@@ -40,7 +40,9 @@ def plain_loop(folder: Path, texts: list[str], pooling: str = "mean", **load: An
     with torch.no_grad():
         for text in texts:
             states = network(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0].double()
-            rows.append({"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1], "max": states.amax(0)}[pooling])
+            rows.append(
+                {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1], "max": states.amax(0)}[pooling]
+            )
     return torch.stack(rows).numpy()
 
 
@@ -107,14 +109,20 @@ def test_long_texts_are_cut(tiny_bert_folder: Path, tiny_gpt2_folder: Path) -> N
 
 
 def test_several_columns_a_field_and_chats(tiny_bert_folder: Path, tiny_gpt2_folder: Path) -> None:
-    rows = {"q": ["why", "how", "the cat"], "a": ["not", None, ""], "s": [{"t": "why not"}, {"t": "how"}, {"t": "the cat"}]}
+    rows = {
+        "q": ["why", "how", "the cat"],
+        "a": ["not", None, ""],
+        "s": [{"t": "why not"}, {"t": "how"}, {"t": "the cat"}],
+    }
     ds = Dataset.from_dict(rows)
     joined = ds.map(Embedder(tiny_bert_folder, ["q", "a"]), batched=True)
     field = ds.map(Embedder(tiny_bert_folder, "s.t"), batched=True)
     np.testing.assert_array_equal(joined["embedding"], field["embedding"])
 
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello the cat"}]
-    ds = Dataset.from_dict({"messages": [chat, chat[:1]], "text": ["user: hello\nassistant: hello the cat", "user: hello"]})
+    ds = Dataset.from_dict(
+        {"messages": [chat, chat[:1]], "text": ["user: hello\nassistant: hello the cat", "user: hello"]}
+    )
     plain = Embedder(tiny_bert_folder, "messages")(ds[:])["embedding"]
     np.testing.assert_array_equal(plain, Embedder(tiny_bert_folder)(ds[:])["embedding"])
     assert "`role: content`" in Embedder(tiny_bert_folder, "messages").describe().raw
@@ -231,7 +239,9 @@ def test_equals_sentence_transformers(tiny_bert_folder: Path, tmp_path: Path, mo
     assert not np.allclose(np.linalg.norm(raw, axis=1), 1)
     np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), peer.encode(TEXTS), atol=1e-6)
     peer.save(str(tmp_path / "again"))  # as today's sentence-transformers writes it
-    np.testing.assert_allclose(Embedder(tmp_path / "again")({"text": TEXTS})["embedding"], peer.encode(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(
+        Embedder(tmp_path / "again")({"text": TEXTS})["embedding"], peer.encode(TEXTS), atol=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -418,4 +428,6 @@ def test_lower_casing_as_the_folder_says(tiny_bert_folder: Path, tmp_path: Path)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}))
     found = Embedder(folder)({"text": ["THE Cat", "the cat"]})["embedding"]
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
-    np.testing.assert_allclose(found, st.SentenceTransformer(str(folder), device="cpu").encode(["THE Cat", "the cat"]), atol=1e-6)
+    np.testing.assert_allclose(
+        found, st.SentenceTransformer(str(folder), device="cpu").encode(["THE Cat", "the cat"]), atol=1e-6
+    )
