@@ -318,7 +318,9 @@ def merge_readme(
         ValueError: the YAML of the README cannot be read.
     """
     try:
-        card = DatasetCard(old or "", ignore_metadata_errors=False)
+        # an empty block where there is none: the client would log a warning about what is no fault
+        has_yaml = (old or "").lstrip().startswith("---")
+        card = DatasetCard(old if has_yaml and old else "---\n{}\n---\n" + (old or ""), ignore_metadata_errors=False)
     except Exception as error:
         raise ValueError(
             f"the README of {scores.repo_id} has YAML that cannot be read; mend it, then push again: {error}"

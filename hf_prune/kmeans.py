@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 BLOCK = 1 << 14
+STEP = 1 << 11
 POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
 
 
@@ -44,6 +45,7 @@ def kmeans(
     spherical: bool = True,
     niter: int = 100,
     tolerance: float = 1e-4,
+    start: np.ndarray | None = None,
     engine: str | None = None,
 ) -> Clustering:
     """Cluster rows by Lloyd's algorithm.
@@ -57,6 +59,7 @@ def kmeans(
         spherical: centroids are scaled to length 1 and rows go to the largest cosine; else Euclidean.
         niter: iterations at most.
         tolerance: stop when a smaller share of the rows changed cluster.
+        start: (k, d) centroids to start from; None: k-means++.
         engine: "faiss" or "torch"; None takes what is there.
 
     Raises:
@@ -64,7 +67,7 @@ def kmeans(
         ModuleNotFoundError: faiss was asked for and is not installed.
     """
     engine, assign = _engine(engine)
-    centroids = _plus_plus(x, k, seed)
+    centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
     labels = np.full(len(x), -1, np.int64)
     similarity = np.empty(len(x), np.float32)
     sums, counts = np.zeros((k, x.shape[1])), np.zeros(k, np.int64)
@@ -85,43 +88,58 @@ def kmeans(
 
 
 def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Choose k rows far from each other (k-means++), among a prefix: canonical order is a random one."""
+    """Choose k rows far from each other (k-means++), among a prefix: canonical order is a random one.
+
+    Rows are drawn a batch at a time, with probabilities as they were before the batch; a row is then taken with the
+    share of its squared distance that the rows taken since have left. That is the distribution of one by one.
+    """
     rng = np.random.default_rng(seed)
     pool = x[: max(4096, 8 * k)]
     chosen = [int(rng.integers(len(pool)))]
-    closest = _squared(pool, pool[chosen[0]])
-    for _ in range(1, k):
+    closest = _squared(pool, pool[chosen])[:, 0]
+    while len(chosen) < k:
         mass = np.cumsum(closest, dtype=np.float64)
         if mass[-1] <= 0 and len(pool) < len(x):  # a prefix of copies: look at everything
             pool = x
-            closest = np.min([_squared(pool, x[i]) for i in chosen], axis=0)
-            mass = np.cumsum(closest, dtype=np.float64)
+            closest = _squared(pool, x[chosen]).min(1)
+            continue
         if mass[-1] <= 0:
             raise ValueError(f"k={k} clusters, but only {len(chosen)} distinct rows; use k={len(chosen)} or less")
-        pick = int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
-        chosen.append(min(pick, len(pool) - 1))
-        np.minimum(closest, _squared(pool, pool[chosen[-1]]), out=closest)
+        picks = np.searchsorted(mass, rng.random(min(64, k)) * mass[-1], side="right").clip(max=len(pool) - 1)
+        before, chances = closest[picks], rng.random(len(picks))
+        distances = _squared(pool, pool[picks])
+        for pick, was, chance, distance in zip(picks, before, chances, distances.T, strict=True):
+            if len(chosen) < k and closest[pick] > chance * was:
+                chosen.append(int(pick))
+                np.minimum(closest, distance, out=closest)
     return pool[chosen].copy()
 
 
-def _squared(x: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Squared distances to a row; exactly zero for copies of it, which the expanded square would not give."""
-    gap = x - row
-    return np.asarray(np.einsum("ij,ij->i", gap, gap))
+def _squared(x: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Squared distances of (n, d) rows to (m, d) others, (n, m) float32; zero for copies."""
+    lengths, theirs = np.einsum("nd,nd->n", x, x), np.einsum("md,md->m", others, others)
+    squares = lengths[:, None] + theirs - 2 * (x @ others.T)
+    # what cannot be told from rounding is taken for a copy, or k-means++ would find "distinct" rows without end
+    squares[squares < 1e-6 * (lengths[:, None] + theirs)] = 0
+    return np.asarray(squares)
 
 
 def _move(
     sums: np.ndarray, counts: np.ndarray, x: np.ndarray, old: np.ndarray, new: np.ndarray, moved: np.ndarray
 ) -> None:
-    """Bring sums and counts up to date for the rows that changed cluster (float64, in place)."""
+    """Bring sums and counts up to date for the rows that changed cluster (in place).
+
+    Few rows are added up in float32 at a time, and those sums in float64.
+    """
     for labels, sign in ((old, -1), (new, 1)):
         rows = moved[labels[moved] >= 0]
         rows = rows[np.argsort(labels[rows], kind="stable")]
         groups = labels[rows]
-        for start in range(0, len(rows), 1 << 16):
-            part, group = rows[start : start + (1 << 16)], groups[start : start + (1 << 16)]
+        step = max(STEP, 8 * len(counts))
+        for begin in range(0, len(rows), step):
+            part, group = rows[begin : begin + step], groups[begin : begin + step]
             edges = np.flatnonzero(np.diff(group, prepend=-1))
-            sums[group[edges]] += sign * np.add.reduceat(x[part], edges, axis=0, dtype=np.float64)
+            sums[group[edges]] += sign * np.add.reduceat(x[part], edges, axis=0)
         counts += sign * np.bincount(groups, minlength=len(counts))
 
 

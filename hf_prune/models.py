@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from .store import home
 from .values import Value
 
 if TYPE_CHECKING:
@@ -48,15 +49,6 @@ _NOT_NEEDED = [
     "*.tflite",
     "*.pkl",
 ]
-
-
-def home() -> Path:
-    """Folder for content-addressed models and states: `HF_PRUNE_HOME`, else `hf_prune` under `HF_HOME`."""
-    if "HF_PRUNE_HOME" in os.environ:
-        return Path(os.environ["HF_PRUNE_HOME"]).expanduser()
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "hf_prune"
 
 
 def cached(key: Hashable, make: Callable[[], T], light: bool = False) -> T:

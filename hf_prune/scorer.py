@@ -173,7 +173,7 @@ class Scorer(Value):
         """
         from safetensors.numpy import save
 
-        classes, text, blob = pack(self)
+        classes, text, blob = pack(self, elsewhere=None)
         names = [f"{c.__module__}:{c.__qualname__}" for c in classes]
         lost = [n for n in names if "<locals>" in n]
         if lost:

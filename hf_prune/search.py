@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,19 +20,27 @@ ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
 
 
-class Directions(NamedTuple):
-    """(k, d) unit vectors made ready for many searches."""
+class Directions:
+    """(k, d) vectors scaled to length 1 and made ready for many searches.
 
-    exact: np.ndarray
-    across: np.ndarray
+    Attributes:
+        exact: (k, d) float64, to tell.
+        across: (d, k) float32, to find.
+    """
 
-    @classmethod
-    def of(cls, vectors: np.ndarray) -> Directions:
-        """Scale (k, d) vectors to length 1."""
+    def __init__(self, vectors: np.ndarray) -> None:
         exact = np.asarray(vectors, np.float64)
         lengths = np.sqrt(np.einsum("kd,kd->k", exact, exact))
-        exact = exact / np.where(lengths == 0, 1, lengths)[:, None]
-        return cls(exact, np.ascontiguousarray(exact.T, np.float32))
+        self.exact = exact / np.where(lengths == 0, 1, lengths)[:, None]
+        self.across = np.ascontiguousarray(self.exact.T, np.float32)
+        self._screen: Screen | None = None
+
+    @property
+    def screen(self) -> Screen:
+        """Their bfloat16 form, made once."""
+        if self._screen is None:
+            self._screen = Screen(self)
+        return self._screen
 
 
 def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +54,7 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     Returns:
         (n, count) int64 indices and (n, count) float64 cosines; -1 and NaN for zero rows.
 
-    >>> found, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions.of(np.eye(2)))
+    >>> found, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions(np.eye(2)))
     >>> found.tolist(), cosine.round(3).tolist()
     ([[1], [-1]], [[0.8], [nan]])
     """
@@ -153,7 +160,7 @@ def _screen(directions: Directions, n: int, count: int) -> Iterator[Screen | Non
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield Screen(directions)
+        yield directions.screen
     finally:
         torch.set_num_threads(threads)
 

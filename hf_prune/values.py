@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xxhash
 
+from . import store
+
 _PLAIN = (type(None), bool, int, float, str)
 
 
@@ -33,8 +35,7 @@ class Value:
         return super().__new__(cls)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        classes, text, blob = pack(self)
-        return _rebuild, (classes, text, blob)
+        return unpack, pack(self, store.put_array)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and pack(self) == pack(other)
@@ -53,11 +54,17 @@ class Value:
         return state.hexdigest()
 
 
-def pack(value: Value) -> tuple[tuple[type, ...], str, bytes]:
+def pack(
+    value: Value, elsewhere: Callable[[np.ndarray], str] | None = store.array_digest
+) -> tuple[tuple[type, ...], str, bytes]:
     """Take a value apart: its class and those of the values in it, JSON of all fields, bytes of all arrays.
 
     One string and one byte string, not many: pickle writes an object that it meets twice as a reference, so
     equal values made of shared and of separate parts would differ.
+
+    Args:
+        value: a scorer or a model.
+        elsewhere: gives the digest that stands for an array of more than 64 MB; None puts them all into the bytes.
     """
     classes: list[type] = []
     blobs: list[bytes] = []
@@ -74,7 +81,10 @@ def pack(value: Value) -> tuple[tuple[type, ...], str, bytes]:
         if isinstance(item, np.ndarray):
             if item.dtype.kind not in "biuf":
                 raise TypeError(f"{where} is an array of {item.dtype}; use numbers, or a list of strings")
-            raw = np.ascontiguousarray(item, item.dtype.newbyteorder("<")).tobytes()
+            little = np.ascontiguousarray(item, item.dtype.newbyteorder("<"))
+            if elsewhere is not None and item.nbytes > store.LIMIT:
+                return {"\0stored": elsewhere(item if little.dtype == item.dtype else little)}
+            raw = little.tobytes()
             entry = {"array": item.dtype.name, "shape": list(item.shape), "start": start}
             blobs.append(raw)
             start += len(raw)
@@ -114,6 +124,8 @@ def unpack(classes: tuple[type, ...], text: str, blob: bytes) -> Any:
             return tuple(decode(v) for v in item)
         if not isinstance(item, dict):
             return item
+        if "\0stored" in item:
+            return store.get_array(item["\0stored"])
         if "\0array" in item:
             entry = item["\0array"]
             dtype = np.dtype(entry["array"])
@@ -133,10 +145,6 @@ def unpack(classes: tuple[type, ...], text: str, blob: bytes) -> Any:
         return {k: decode(v) for k, v in item.items()}
 
     return decode(json.loads(text))
-
-
-def _rebuild(classes: tuple[type, ...], text: str, blob: bytes) -> Any:
-    return unpack(classes, text, blob)
 
 
 def _check_class(cls: type) -> None:

@@ -296,3 +296,50 @@ def test_every_public_name_can_be_imported():
 
 def test_empty_batches_pass():
     assert len(Length()({"text": []})["length"]) == 0
+
+
+def test_large_state_travels_as_its_digest(tmp_path, monkeypatch):
+    from hf_prune import store
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(store, "LIMIT", 1000)
+    table = np.arange(500, dtype=np.float32).reshape(50, 10)
+    scorer = Length(table=table)
+    assert scorer.digest and not (tmp_path / "home").exists()  # naming it writes nothing
+    raw = pickle.dumps(scorer)
+    assert len(raw) < 1000
+    again = pickle.loads(raw)
+    assert isinstance(again.table, np.memmap) and (again.table == table).all() and again == scorer
+    assert Hasher.hash(again) == Hasher.hash(scorer) == Hasher.hash(Length(table=np.asfortranarray(table)))
+    assert Hasher.hash(Length(table=table + 1)) != Hasher.hash(scorer)
+    assert len(list((tmp_path / "home" / "arrays").iterdir())) == 2
+
+    scorer.save(tmp_path / "saved")  # carries the numbers, for another machine
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path / "other"))
+    assert (Length.load(tmp_path / "saved").table == table).all()
+    with pytest.raises(FileNotFoundError, match="share HF_PRUNE_HOME between the machines"):
+        pickle.loads(raw)
+
+
+def test_large_state_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    from hf_prune import store
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path))
+    monkeypatch.setattr(store, "LIMIT", 1000)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left.*set HF_PRUNE_HOME"):
+        pickle.dumps(Length(table=np.zeros(500)))
+    assert not list((tmp_path / "arrays").iterdir())
+
+
+def test_a_large_read_only_array_is_named_once():
+    from hf_prune.store import array_digest
+
+    table = np.zeros(1000)
+    table.setflags(write=False)
+    assert array_digest(table) == array_digest(table.copy())
+    assert array_digest(table) != array_digest(table.astype(np.float32)) != array_digest(table.reshape(10, 100))

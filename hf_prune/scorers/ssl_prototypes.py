@@ -37,7 +37,7 @@ def prototype_distance(x: np.ndarray, centroids: np.ndarray, metric: str = "cosi
     """
     if metric == "euclidean":
         return euclidean_distance(np.asarray(x), np.asarray(centroids))
-    return cosine_distance(np.asarray(x), Directions.of(centroids), metric)
+    return cosine_distance(np.asarray(x), Directions(centroids), metric)
 
 
 def cosine_distance(x: np.ndarray, directions: Directions, metric: str) -> tuple[Any, Any]:
@@ -199,6 +199,6 @@ class SSLPrototypes(Scorer):
         if self.metric == "euclidean":
             distance, cluster = euclidean_distance(x, self.centroids)
         else:
-            directions = memo(self, "directions", lambda: Directions.of(self.centroids))
+            directions = memo(self, "directions", lambda: Directions(self.centroids))
             distance, cluster = cosine_distance(x, directions, self.metric)
         return {self.name: distance} | ({f"{self.name}_cluster": cluster} if self.cluster else {})
