@@ -117,8 +117,10 @@ class TransformerEncoder(TextEncoder):
         constant = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
         pad = _pad(model, plan)
 
+        budget, multiple, waste = self._limits(device)
+
         def run(rows: np.ndarray) -> torch.Tensor:
-            width = _rounded(int(lengths[rows].max()), self._multiple(device), plan.max_length)
+            width = _rounded(int(lengths[rows].max()), multiple, plan.max_length)
             tokens = np.full((len(rows), width), pad, np.int64)
             mask = np.zeros((len(rows), width), np.int64)
             for place, row in enumerate(rows):
@@ -144,7 +146,7 @@ class TransformerEncoder(TextEncoder):
 
         out = np.full((len(texts), self.width), np.nan, np.float32)
         good = np.array([row for row in range(len(texts)) if row not in bad], np.int64)
-        for group in micro_batches(lengths[good], self._budget(device), self._multiple(device)):
+        for group in micro_batches(lengths[good], budget, multiple, waste):
             forward(run, good[group], out)
         return out
 
@@ -156,8 +158,9 @@ class TransformerEncoder(TextEncoder):
         lengths = np.array([len(row) for row in ids if len(row)], np.int64)
         linear, square = _flops_of(self.model, self.plan)
         total = 0.0
-        for rows in micro_batches(lengths, self._budget(device), self._multiple(device)):
-            width = _rounded(int(lengths[rows].max()), self._multiple(device), self.plan.max_length)
+        budget, multiple, waste = self._limits(device)
+        for rows in micro_batches(lengths, budget, multiple, waste):
+            width = _rounded(int(lengths[rows].max()), multiple, self.plan.max_length)
             total += len(rows) * (linear * width + square * width * width)
         return total
 
@@ -180,11 +183,13 @@ class TransformerEncoder(TextEncoder):
             return ids, None
         return ids, types
 
-    def _budget(self, device: torch.device) -> int:
-        return self.budget or (2048 if device.type == "cpu" else 32768)
-
-    def _multiple(self, device: torch.device) -> int:
-        return 1 if device.type == "cpu" and self.model.dtype == "float32" else 8
+    def _limits(self, device: torch.device) -> tuple[int, int, float]:
+        """Tokens a pass, what lengths are rounded up to, and how much shorter than the longest a row may be."""
+        if device.type != "cpu":
+            return self.budget or 32768, 8, 0.6
+        if self.model.dtype == "float32":  # arithmetic is all: pad as little as can be
+            return self.budget or 2048, 1, 0.85
+        return self.budget or 2048, 8, 0.6  # a new shape costs a kernel: few shapes
 
 
 class StaticEncoder(TextEncoder):
@@ -384,7 +389,7 @@ def _package_plan(model: Model, prompt: str, pooling: str, max_length: int | Non
             f"{model.label} has sentence-transformers modules of its own, which pool and cut in their own way; "
             "leave pooling and max_length out"
         )
-    network = _package_model(model, device_for())
+    network = _package_model(model, "cpu")  # asked by the parent, which must not start CUDA
     width = int(network.get_embedding_dimension())
     return TextPlan("package", width, ("own modules",), (), None, prompt)
 
@@ -450,7 +455,7 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
 
         from ._embed_torch import count_flops, without_weights
 
-        whole = without_weights(config_of(model, plan.subfolder))
+        whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code)
         network = whole if plan.route == "projection" else _network(whole, plan)
         call = network.get_text_features if plan.route == "projection" else network
         lengths = (8, 24)

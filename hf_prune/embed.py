@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -222,7 +223,7 @@ class Embedder(Scorer):
             return "text" if kind == "auto" else kind
         if kind == "auto":
             return held
-        if held != kind:
+        if held != kind and not (kind == "image" and _paths(batch, str(self.column))):
             names = {"text": "texts", "image": "pictures"}
             raise TypeError(
                 f"column {self.column!r} holds {names[held]}, but {self.model.label} embeds {names[kind]} here; "
@@ -270,6 +271,14 @@ class Embedder(Scorer):
     def _pictures(self, batch: Batch) -> list[Any]:
         values = read_column(batch, str(self.column))
         return values.to_pylist() if isinstance(values, pa.Array) else list(values)
+
+
+def _paths(batch: Batch, path: str) -> bool:
+    """Whether the strings of a column are places of files."""
+    values = read_column(batch, path)
+    values = values.to_pylist() if isinstance(values, pa.Array) else values
+    first = next((v for v in values if isinstance(v, str)), "")
+    return "://" in first or os.path.isfile(first)
 
 
 def _held(batch: Batch, path: str) -> str | None:
