@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._embed_text import config_of
+from ._embed_plan import config_of
 from .models import Model, cached, device_for
 
 if TYPE_CHECKING:

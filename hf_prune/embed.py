@@ -17,7 +17,7 @@ from .models import Model
 from .scorer import Scorer
 
 if TYPE_CHECKING:
-    from ._embed_text import TextPlan
+    from ._embed_plan import TextPlan
 
 _KINDS = ("auto", "text", "image")
 _POOLINGS = ("auto", "mean", "cls", "pooler", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -206,7 +206,7 @@ class Embedder(Scorer):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
             from ._embed_image import has_image_processor
-            from ._embed_text import has_tokenizer
+            from ._embed_plan import has_tokenizer
 
             folder = self.model.folder()
             readers = (has_tokenizer(folder), has_image_processor(folder))
@@ -235,7 +235,7 @@ class Embedder(Scorer):
         return kind == "text" and self.model.kind in ("hub", "folder")
 
     def _plan(self) -> TextPlan:
-        from ._embed_text import text_plan
+        from ._embed_plan import text_plan
 
         return text_plan(self.model, self.pooling, self.normalize, self.max_length, self.prompt_name)
 
