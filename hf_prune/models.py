@@ -7,6 +7,7 @@ bytes. Weights are loaded by the process that computes, once, outside of any sco
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import json
@@ -443,7 +444,9 @@ def _store_live(module: torch.nn.Module) -> str:
         import dill
 
         with open(temporary / "module.pkl", "wb") as stream:
-            dill.dump(module.cpu() if next(module.parameters(), torch.empty(0)).is_cuda else module, stream)
+            on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
+            # a copy: `module.cpu()` would take the caller's network off its GPU
+            dill.dump(module if on_cpu else copy.deepcopy(module).cpu(), stream)
         try:
             temporary.rename(target)
         except OSError:  # another process was first
