@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -383,6 +384,54 @@ def test_a_finished_folder_is_read_without_writing(stored, tmp_path, monkeypatch
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.int8(), pa.float16(), pa.bool_()]
+)
+def test_the_digest_of_numbers(kind):
+    from hf_prune._shard import Reader, input_digest
+
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, (40, 3) if pa.types.is_nested(kind) else 40).astype(np.float16)
+    rows = list(values) if values.ndim == 2 else (values.astype(bool) if kind == pa.bool_() else values)
+
+    def digest(rows, cuts):
+        chunks = [pa.array(list(rows[a:b]), kind) for a, b in zip([0, *cuts], [*cuts, 40], strict=True)]
+        table = datasets.table.InMemoryTable(pa.table({"x": pa.chunked_array(chunks)}))
+        return input_digest(Reader(Dataset(table), {}), ["x"], 3, 37)
+
+    want = digest(rows, [])
+    assert digest(rows, [5, 20, 21]) == want
+    assert digest([None, *rows[1:]], [7]) == want  # outside of the shard
+    for place in (3, 20, 36):
+        other = [*rows]
+        other[place] = None
+        assert digest(other, [9]) == digest(other, [2, 30]) != want
+        other[place] = rows[place] == 0 if kind == pa.bool_() else rows[place] + 1
+        assert digest(other, [9]) != want
+    if kind == pa.list_(pa.float32()):
+        ragged = [*rows]
+        ragged[10], ragged[11] = rows[10][:2], np.append(rows[10][2:], rows[11])  # the same numbers, cut elsewhere
+        assert digest(ragged, []) != want
+
+
+def test_memory_does_not_grow_with_rows(tmp_path):
+    """12.8 MB of embeddings are read and written, then 128 MB; what is held stays."""
+    bench = Path(__file__).parent / "benchmarks" / "bench_run.py"
+    spec = importlib.util.spec_from_file_location("bench_run", bench)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_run"] = module
+    spec.loader.exec_module(module)
+    held = []
+    for rows in (50_000, 500_000):
+        path = tmp_path / f"{rows}.arrow"
+        module.write_data(path, rows, 64)
+        command = [sys.executable, str(bench), "--arm", "score-write", "--path", str(path)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
+        held.append(json.loads(done.stdout.splitlines()[-1])["mb"])
+    assert max(held) < 25 and held[1] < held[0] + 12, held
+
+
 # what is refused
 
 
@@ -457,6 +506,26 @@ def test_a_folder_that_cannot_be_made(stored, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written to .*name another folder"):
         score(stored, Length(), output_dir=tmp_path / "file" / "out")
+
+
+def test_a_disk_that_is_full_indeed(tmp_path):
+    """A limit on the size of a file stands in for a full disk: the error comes from Arrow's own writes."""
+    code = f"""
+    import resource, signal
+    from datasets import Dataset
+    from hf_prune import score
+    from run_scorers import Widen
+    ds = Dataset.from_dict({{"text": ["x"] * 20_000}})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    try:
+        score(ds, Widen(), output_dir={str(tmp_path / "out")!r}, shard_rows=15_000)
+    except OSError as error:
+        print(error)
+    """
+    said = run_python(code)
+    assert "no space left; free some" in said and str(tmp_path) in said
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json"]
 
 
 def test_errors_of_a_scorer_stay_its_own(stored, tmp_path):
