@@ -12,20 +12,24 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "Embedder": "embed",
     "Ledger": "cost",
-    "filter_by_score": "prune",
-    "keep_mask": "prune",
-    "sample_by_score": "prune",
-    "split_by_score": "prune",
-    "with_row_id": "rows",
     "Model": "models",
-    "ScoreColumn": "columns",
-    "Scorer": "scorer",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
+    "ScoreColumn": "columns",
+    "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
+    "load_scores": "hub",
+    "push_scored": "hub",
+    "read_released_scores": "released",
+    "sample_by_score": "prune",
     "score": "run",
+    "split_by_score": "prune",
     "training_flops": "cost",
+    "with_row_id": "rows",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -46,11 +50,15 @@ if TYPE_CHECKING:
     from .columns import ScoreColumn as ScoreColumn
     from .cost import Ledger as Ledger
     from .cost import training_flops as training_flops
+    from .embed import Embedder as Embedder
+    from .hub import load_scores as load_scores
+    from .hub import push_scored as push_scored
     from .models import Model as Model
     from .prune import filter_by_score as filter_by_score
     from .prune import keep_mask as keep_mask
     from .prune import sample_by_score as sample_by_score
     from .prune import split_by_score as split_by_score
+    from .released import read_released_scores as read_released_scores
     from .rows import with_row_id as with_row_id
     from .run import score as score
     from .scorer import Scorer as Scorer
