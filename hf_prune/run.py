@@ -38,7 +38,8 @@ def score(
     Scores go to part files of fixed shards in a folder, memory-mapped afterwards. What is there and sound is not
     computed again: call it again after a crash, with any number of processes. A part is redone if it is damaged, or if
     the content of a column that the scorers read has changed in its rows (an image stored as a path is its path).
-    Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result.
+    Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result; call
+    it on all of them, not on the main process alone.
 
     Args:
         ds: a `Dataset` of n rows, or a `DatasetDict`.
@@ -134,7 +135,7 @@ def _score(
     from datasets.fingerprint import Hasher
 
     fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
-    parts = [part_paths(at, i)[0] for i in range(len(plan.shards))]
+    parts = [part_paths(at, i)[0] for i in range(plan.shards)]
     if world.size > 1:  # one process writes the layout, if one is needed, the others find it
         world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, facts)))
     return join(ds, parts, columns, fingerprint, at, facts)
@@ -158,19 +159,19 @@ def _score_shards(
     """Compute those shards of this process that are not there."""
     from datasets.utils import tqdm
 
-    mine = world.mine(len(plan.shards))
+    mine = world.mine(plan.shards)
     todo = [i for i in mine if not _is_done(reader, plan, folder, i, known)]
     if not todo:
         return
-    rows = {i: plan.shards[i][1] - plan.shards[i][0] for i in mine}
+    rows = {i: stop - first for i in mine for first, stop in [plan.shard(i)]}
     total, left = sum(rows.values()), sum(rows[i] for i in todo)
     schema = written_schema(dict(plan.columns))
     if world.size > 1:
         desc = f"{desc} (process {world.index} of {world.size})"
-    with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main or None) as bar:
+    with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main) as bar:
         for i in todo:
             outcomes.check()
-            facts = score_shard(reader, scorers, schema, folder, i, plan.shards[i], batch_size, world.rank, bar.update)
+            facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
             write_text(part_paths(folder, i)[1], json.dumps({**facts, "plan": plan.digest}, sort_keys=True))
 
 
@@ -182,14 +183,14 @@ def _is_done(
         return False
     key = (index, tuple(facts["reads"]))
     if key not in known:
-        known[key] = input_digest(reader, facts["reads"], *plan.shards[index])
+        known[key] = input_digest(reader, facts["reads"], *plan.shard(index))
     return bool(known[key] == facts["input"])
 
 
 def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[str, Any]]:
     """Write the sidecar, where it is not there as it should be; return the parts' facts."""
     facts = []
-    for i in range(len(plan.shards)):
+    for i in range(plan.shards):
         text = part_paths(folder, i)[1].read_text(encoding="utf-8")
         facts.append(json.loads(text))
     extra = {
@@ -241,7 +242,7 @@ def _default_folder(
     reads = world.from_main(lambda: _probe(reader, scorers, world.rank))
 
     def digest_mine() -> dict[int, str]:
-        return {i: input_digest(reader, reads, *plan.shards[i]) for i in world.mine(len(plan.shards))}
+        return {i: input_digest(reader, reads, *plan.shard(i)) for i in world.mine(plan.shards)}
 
     digests = {i: text for own in world.each(digest_mine) for i, text in own.items()}
     known.update({(i, reads): text for i, text in digests.items()})

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 
 import hf_prune
-from hf_prune import Ledger, Scorer, score, training_flops
+from hf_prune import Batch, Ledger, Scorer, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.parts import Plan
 
@@ -172,6 +172,9 @@ def test_images_are_not_decoded_unless_read(tmp_path):
 
         def score(self, batch, rank):
             return [len(v["bytes"]) for v in batch.arrow("image").to_pylist()]
+
+        def flops(self, batch):
+            return float(Batch(batch).n)  # counts rows without looking at them
 
     out = score(ds, Length(), Bytes(), output_dir=tmp_path)
     assert out["size"][:] == [15.0, float(len(buffer.getvalue()))]
@@ -430,6 +433,32 @@ def test_memory_does_not_grow_with_rows(tmp_path):
         done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
         held.append(json.loads(done.stdout.splitlines()[-1])["mb"])
     assert max(held) < 25 and held[1] < held[0] + 12, held
+
+
+def test_the_bar(stored, tmp_path, capsys):
+    datasets.enable_progress_bars()
+    try:
+        score(stored, Length(), output_dir=tmp_path, shard_rows=1000, desc="Length of texts")
+        (tmp_path / "part-00001.json").unlink()
+        score(DatasetDict(train=stored), Length(), output_dir=tmp_path.parent / f"{tmp_path.name}-dict")
+        shown = capsys.readouterr().err
+        assert "Length of texts: 100%" in shown and "2500/2500" in shown and "rows/s" in shown
+        assert "Scoring train" in shown
+    finally:
+        datasets.disable_progress_bars()
+    score(stored, Length(), output_dir=tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("slab", [1, 100, 1 << 16])
+def test_gathering_ahead_changes_nothing(stored, tmp_path, monkeypatch, slab):
+    import hf_prune._shard as module
+
+    monkeypatch.setattr(module, "SLAB_ROWS", slab)
+    ds = stored.shuffle(seed=5)
+    out = score(ds, Length(), Many(), output_dir=tmp_path, shard_rows=600, batch_size=70)
+    assert out["length"][:] == [float(len(t)) for t in ds["text"][:]]
+    assert out["many_words"][:] == [t[:2] for t in ds["text"][:]]
 
 
 # what is refused
