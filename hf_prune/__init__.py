@@ -26,6 +26,7 @@ _HOMES = {
     "push_scored": "hub",
     "read_released_scores": "released",
     "sample_by_score": "prune",
+    "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
     "training_flops": "cost",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .embed import Embedder as Embedder
     from .hub import load_scores as load_scores
     from .hub import push_scored as push_scored
+    from .hub import save_scored as save_scored
     from .models import Model as Model
     from .prune import filter_by_score as filter_by_score
     from .prune import keep_mask as keep_mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NULL = "is null"
+
+
+def has_image_processor(folder: Path) -> bool:
+    """Whether the folder can read pictures."""
+    together = folder / "processor_config.json"
+    return (folder / "preprocessor_config.json").exists() or (
+        together.exists() and "image_processor" in json.loads(together.read_text(encoding="utf-8"))
+    )
 
 
 def decode_image(value: Any) -> Image:
@@ -182,8 +191,8 @@ def image_plan(model: Model, pooling: str) -> tuple[int, str]:
         import torch
 
         encoder = ImageEncoder(model, pooling, None)
-        pixels = encoder._pixels([PIL.Image.new("RGB", (64, 64))])[0]
         network = _without_weights(model)
+        pixels = encoder._pixels([PIL.Image.new("RGB", (64, 64))])[0]
         with torch.inference_mode():
             vectors, mode = encoder._pooled(network, torch.empty((1, *pixels.shape), device="meta"))
         return int(vectors.shape[1]), mode
@@ -195,7 +204,7 @@ def _without_weights(model: Model) -> Any:
     """The network's code on torch's meta device: shapes and operations, no memory."""
     from ._embed_torch import without_weights
 
-    if not (model.folder() / "preprocessor_config.json").exists():
+    if not has_image_processor(model.folder()):
         raise ValueError(
             f"{model.label} has no image processor (preprocessor_config.json): it is no image model; name one, or a "
             "text column"

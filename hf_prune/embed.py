@@ -204,11 +204,12 @@ class Embedder(Scorer):
         if kind == "auto" and not isinstance(self.column, str):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
+            from ._embed_image import has_image_processor
             from ._embed_text import has_tokenizer
 
             folder = self.model.folder()
-            readers = [has_tokenizer(folder), (folder / "preprocessor_config.json").exists()]
-            kind = {(True, False): "text", (False, True): "image"}.get((readers[0], readers[1]), "auto")
+            readers = (has_tokenizer(folder), has_image_processor(folder))
+            kind = {(True, False): "text", (False, True): "image"}.get(readers, "auto")
             if not any(readers):
                 raise ValueError(
                     f"{self.model.label} has neither a tokenizer nor an image processor in its folder; save one there, "

@@ -67,9 +67,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def small():
-    return Dataset.from_dict(
-        {"s": [3.0, 1.0, 2.0, 5.0, 4.0], "g": ["a", "a", "b", "b", None], "c": [1, 1, 2, 2, 9]}
-    )
+    return Dataset.from_dict({"s": [3.0, 1.0, 2.0, 5.0, 4.0], "g": ["a", "a", "b", "b", None], "c": [1, 1, 2, 2, 9]})
 
 
 # ---- numbers worked out by hand
@@ -244,9 +242,7 @@ def brute(scores, k, prefer, seed, groups, beta, ids):
 @given(st.data())
 def test_mask_is_the_brute_force(data):
     n = data.draw(st.integers(1, 25))
-    scores = data.draw(
-        st.lists(st.sampled_from([0, 1, 2, 3, -7, 10**17, 10**17 + 1]), min_size=n, max_size=n)
-    )
+    scores = data.draw(st.lists(st.sampled_from([0, 1, 2, 3, -7, 10**17, 10**17 + 1]), min_size=n, max_size=n))
     k = data.draw(st.integers(1, n))
     prefer = data.draw(st.sampled_from(["high", "low", "middle", "random"]))
     beta = data.draw(st.sampled_from([0, 0.1, 0.5, 0.9, 1]))
@@ -258,9 +254,7 @@ def test_mask_is_the_brute_force(data):
     if ids is not None:  # the order of the rows does not matter
         order = data.draw(st.permutations(range(n)))
         rule = {} if groups is None else {"groups": [groups[i] for i in order], "group_floor": beta}
-        again = kept(
-            [scores[i] for i in order], rows=k, prefer=prefer, seed=5, ids=[ids[i] for i in order], **rule
-        )
+        again = kept([scores[i] for i in order], rows=k, prefer=prefer, seed=5, ids=[ids[i] for i in order], **rule)
         assert sorted(order[i] for i in again) == got
 
 
@@ -386,9 +380,7 @@ def test_stream(disk):
     stream = disk.to_iterable_dataset()
     want = filter_by_score(disk, "score", threshold=1500.0)["id"][:]
     assert [row["id"] for row in filter_by_score(stream, "score", threshold=1500)] == want
-    f32 = Dataset.from_dict(
-        {"s": [0.6, 0.7, None]}, features=Features(s=Value("float32"))
-    ).to_iterable_dataset()
+    f32 = Dataset.from_dict({"s": [0.6, 0.7, None]}, features=Features(s=Value("float32"))).to_iterable_dataset()
     assert len(list(filter_by_score(f32, "s", threshold=0.7, nulls="drop"))) == 1
     assert len(list(filter_by_score(f32, "s", threshold=0.7, prefer="low", nulls="keep"))) == 3
     with pytest.raises(ValueError, match="null or NaN in the stream"):
@@ -447,9 +439,7 @@ def test_samples_follow_ids_and_floors(disk):
 
 
 def test_sample_errors(small):
-    with pytest.raises(
-        ValueError, match="method='ccs2' is not known; choose one of 'gumbel', 'proportional'"
-    ):
+    with pytest.raises(ValueError, match="method='ccs2' is not known; choose one of 'gumbel', 'proportional'"):
         sample_by_score(small, "s", rows=1, method="ccs2")
     bad = Dataset.from_dict({"s": [-1.0, 2.0], "z": [0.0, 1.0], "l": [-np.inf, 0.0], "n": [None, 1.0]})
     with pytest.raises(ValueError, match="finite scores >= 0, and 1 are not"):
@@ -564,9 +554,7 @@ def test_map_on_pruned_rows_hits_its_cache_in_another_process(disk, tmp_path, mo
 
     path = disk.cache_files[0]["filename"]
     here = doubling.run(path)
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import doubling; print(doubling.run({path!r}))"
-    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import doubling; print(doubling.run({path!r}))"
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert child.stdout.strip() == str(here) and here[1] == 1000
@@ -628,9 +616,7 @@ def test_search_indexes_are_refused(small, monkeypatch):
 
 
 def test_no_torch():
-    code = (
-        "import sys, hf_prune.prune, hf_prune.rows; print(sorted({'torch', 'datasets'} & set(sys.modules)))"
-    )
+    code = "import sys, hf_prune.prune, hf_prune.rows; print(sorted({'torch', 'datasets'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -42,9 +42,7 @@ def test_digests_same_from_list_arrow_and_dataset(values):
     assert (digests(pa.chunked_array([array.slice(0, 1), array.slice(1)])) == want).all()
 
 
-@pytest.mark.parametrize(
-    "dtype", ["int8", "uint8", "int64", "uint64", "float16", "float32", "float64", "bool"]
-)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64", "float16", "float32", "float64", "bool"])
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 2, 3), (5, 0)])
 def test_digests_of_numpy_arrays(dtype, shape):
     x = (np.random.default_rng(1).random(shape) * 100).astype(dtype)
@@ -55,9 +53,7 @@ def test_digests_of_numpy_arrays(dtype, shape):
     else:
         assert (digests(list(x)) == want).all()
     if x.ndim == 2 and x.size:
-        ds = Dataset.from_dict(
-            {"x": x.tolist()}, features=Features({"x": List(Value(dtype), length=x.shape[1])})
-        )
+        ds = Dataset.from_dict({"x": x.tolist()}, features=Features({"x": List(Value(dtype), length=x.shape[1])}))
         assert (row_keys(ds, "x") == want).all()
 
 
@@ -92,11 +88,7 @@ def test_digests_refuse_decoded_images_and_objects():
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(
-        st.one_of(st.none(), st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=4)), max_size=8
-    )
-)
+@given(st.lists(st.one_of(st.none(), st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=4)), max_size=8))
 def test_digests_tell_lists_apart(values):
     keys = digests(values)
     for i, a in enumerate(values):
@@ -132,9 +124,7 @@ def test_occurrence_counts_earlier_ones(keys):
 def test_check_unique():
     check_unique(["a", "b"])
     check_unique(pa.array([], pa.string()))
-    with pytest.raises(
-        ValueError, match=r"7 ids occur more than once: 0 \(2 times\), .*, \.\.\.; .*with_row_id"
-    ):
+    with pytest.raises(ValueError, match=r"7 ids occur more than once: 0 \(2 times\), .*, \.\.\.; .*with_row_id"):
         check_unique(list(range(7)) * 2)
 
 
@@ -171,9 +161,7 @@ def test_row_ids_decode_no_image_and_ignore_its_path():
         {"bytes": b"broken", "path": "b"},
         {"bytes": None, "path": "b"},
     ]
-    ids = (
-        with_row_id(Dataset.from_dict({"image": cells}, features=features)).data.column("row_id").to_pylist()
-    )
+    ids = with_row_id(Dataset.from_dict({"image": cells}, features=features)).data.column("row_id").to_pylist()
     assert ids[0][:32] == ids[1][:32] != ids[2][:32]
 
 
