@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 
 import hf_prune
-from hf_prune import Batch, Ledger, Scorer, score, training_flops
+from hf_prune import Batch, Embedder, Ledger, Scorer, SSLPrototypes, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.parts import Plan
 
@@ -201,6 +201,20 @@ def test_two_scorers_share_a_decoded_column(monkeypatch, tmp_path):
 
     out = score(ds, Area(), Area(name="again"), output_dir=tmp_path)
     assert out["again"][:] == [16.0] * 3 and len(decoded) == 3
+
+
+def test_from_texts_to_prototypes_in_one_call(tiny_bert_folder, tmp_path):
+    ds = Dataset.from_dict({"text": ["hello", "the cat sat", "my dog ran", "pay the bank"] * 10})
+    embedder = Embedder(tiny_bert_folder)
+    embedded = ds.map(embedder, batched=True, features=embedder.features(ds.features))
+    prototypes = SSLPrototypes.fit(embedded, k=3)
+    out = score(ds, embedder, prototypes, output_dir=tmp_path, shard_rows=7)
+    assert out.features["embedding"] == datasets.List(datasets.Value("float32"), length=32)
+    mapped = embedded.map(prototypes, batched=True)
+    np.testing.assert_allclose(out["ssl_proto"][:], mapped["ssl_proto"][:], atol=1e-6)
+    np.testing.assert_allclose(out["embedding"][:], embedded["embedding"][:], atol=1e-6)
+    assert Ledger.read(tmp_path).scoring > 0
+    assert json.loads((tmp_path / "part-00003.json").read_text())["reads"] == ["text"]
 
 
 def test_a_dataset_dict(stored, tmp_path):
