@@ -17,6 +17,7 @@ _HOMES = {
     "sample_by_score": "prune",
     "split_by_score": "prune",
     "with_row_id": "rows",
+    "Embedder": "embed",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -41,6 +42,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
+    from .embed import Embedder as Embedder
     from .models import Model as Model
     from .prune import filter_by_score as filter_by_score
     from .prune import keep_mask as keep_mask

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CACHE_SIZE = 4
+LIGHT_SIZE = 64
 
 _cache: OrderedDict[Hashable, Any] = OrderedDict()
+_light: OrderedDict[Hashable, Any] = OrderedDict()
 _memos: dict[tuple[int, str], Any] = {}
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -56,25 +58,33 @@ def home() -> Path:
     return Path(HF_HOME) / "hf_prune"
 
 
-def cached(key: Hashable, make: Callable[[], T]) -> T:
+def cached(key: Hashable, make: Callable[[], T], light: bool = False) -> T:
     """Give what `make` made for `key`, made once per process; the least used of more than four is dropped.
 
     For scorers of your own: a dict in a notebook would be part of the scorer's hash and change it when it fills.
 
+    Args:
+        key: names it; two things must not share one.
+        make: makes it.
+        light: a tokenizer or a few facts, which must not push weights out: 64 of these are held, apart.
+
     >>> cached(("demo", 1), lambda: "loaded"), cached(("demo", 1), lambda: "not again")
     ('loaded', 'loaded')
     """
-    if key not in _cache:
-        _cache[key] = make()
-        while len(_cache) > CACHE_SIZE:
-            _cache.popitem(last=False)
-    _cache.move_to_end(key)
-    return _cache[key]  # type: ignore[no-any-return]
+    store, size = (_light, LIGHT_SIZE) if light else (_cache, CACHE_SIZE)
+    if key not in store:
+        made = make()  # first: `make` may ask the cache itself
+        store[key] = made
+        while len(store) > size:
+            store.popitem(last=False)
+    store.move_to_end(key)
+    return store[key]  # type: ignore[no-any-return]
 
 
 def clear_cache() -> None:
     """Drop every model this process holds."""
     _cache.clear()
+    _light.clear()
 
 
 def memo(owner: Value, what: str, make: Callable[[], T]) -> T:
@@ -208,26 +218,32 @@ class Model(Value):
             )
         return path
 
-    def load(self, rank: int | None = None, head: str = "AutoModel") -> torch.nn.Module:
+    def load(self, rank: int | None = None, head: str = "AutoModel", subfolder: str = "") -> torch.nn.Module:
         """Network in eval mode on the device of the rank, from the per-process cache.
 
         Args:
             rank: of the worker; None for the process itself.
             head: class of `transformers` that loads a Hub name or folder, `AutoModelForCausalLM` for example.
+            subfolder: where in the folder the network is.
+
+        Raises:
+            ValueError: the files lack weights that `head` needs; filled at random they would differ in every worker.
         """
         device = device_for(rank)
         # a forked worker inherits the cache: what lies on the CPU is of use to it, what lies on a GPU is not
         owner = 0 if device.type == "cpu" else os.getpid()
-        return cached(("model", self.digest, head, str(device), owner), lambda: self._load(head).eval().to(device))
+        key = ("model", self.digest, head, subfolder, str(device), owner)
+        return cached(key, lambda: self._load(head, subfolder).eval().to(device))
 
-    def processor(self, which: str = "AutoTokenizer") -> Any:
+    def processor(self, which: str = "AutoTokenizer", subfolder: str = "") -> Any:
         """Tokenizer (`AutoTokenizer`), image processor (`AutoImageProcessor`) or `AutoProcessor` of the model."""
         import transformers
 
         loader = getattr(transformers, which)
         return cached(
-            ("processor", self.digest, which),
-            lambda: loader.from_pretrained(self.folder(), trust_remote_code=self.trust_remote_code),
+            ("processor", self.digest, which, subfolder),
+            lambda: loader.from_pretrained(self.folder() / subfolder, trust_remote_code=self.trust_remote_code),
+            light=True,
         )
 
     def prepare(self) -> Callable[[list[Any]], Any]:
@@ -238,7 +254,7 @@ class Model(Value):
             )
         return import_name(self.preprocess)  # type: ignore[no-any-return]
 
-    def _load(self, head: str) -> torch.nn.Module:
+    def _load(self, head: str, subfolder: str = "") -> torch.nn.Module:
         import torch
 
         dtype = getattr(torch, self.dtype)
@@ -255,9 +271,22 @@ class Model(Value):
             return _load_live(self.folder()).to(dtype)
         import transformers
 
-        return getattr(transformers, head).from_pretrained(  # type: ignore[no-any-return]
-            self.folder(), dtype=dtype, trust_remote_code=self.trust_remote_code, use_safetensors=True
+        module, info = getattr(transformers, head).from_pretrained(
+            self.folder() / subfolder,
+            dtype=dtype,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        missing = sorted(info["missing_keys"])
+        if lost := [name for name in missing if "pooler" not in name.split(".")]:
+            raise ValueError(
+                f"{self.label} has no weights for {lost[0]} and {len(lost) - 1} more of {type(module).__name__}, which "
+                "would be random numbers; give a model that was trained for this task"
+            )
+        # a pooler that the checkpoint lacks (BERT, ViT with another head) is common, and harmless where it is not read
+        module.has_random_pooler = bool(missing)
+        return module  # type: ignore[no-any-return]
 
 
 def import_name(name: str) -> Any:
