@@ -18,12 +18,15 @@ _HOMES = {
     "split_by_score": "prune",
     "with_row_id": "rows",
     "Embedder": "embed",
+    "Ledger": "cost",
     "Model": "models",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "score": "run",
+    "training_flops": "cost",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -49,6 +52,10 @@ if TYPE_CHECKING:
     from .prune import sample_by_score as sample_by_score
     from .prune import split_by_score as split_by_score
     from .rows import with_row_id as with_row_id
+    from .cost import Ledger as Ledger
+    from .cost import training_flops as training_flops
+    from .models import Model as Model
+    from .run import score as score
     from .scorer import Scorer as Scorer
     from .scorers.random import Random as Random
     from .scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes

@@ -1,0 +1,339 @@
+"""`score`: write score columns beside a dataset, shard by shard, resumable, on one process or many."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import xxhash
+
+from ._join import join, written_schema
+from ._shard import Reader, Rows, input_digest, score_rows, score_shard
+from ._world import Outcomes, World
+from .columns import SIDECAR, write_sidecar
+from .parts import MANIFEST, Plan, default_shard_rows, open_folder, part_paths, read_facts, write_text
+from .scorer import Scorer, _packages
+from .values import pack
+
+STALE = 7 * 24 * 3600  # seconds after which a file that a killed run left is swept away
+
+
+def score(
+    ds: Any,
+    *scorers: Scorer,
+    output_dir: str | Path | None = None,
+    batch_size: int = 1000,
+    shard_rows: int | None = None,
+    splits: str | Sequence[str] | None = None,
+    overwrite: bool = False,
+    desc: str | None = None,
+) -> Any:
+    """`ds` with the columns that the scorers write; the data itself is neither copied nor rewritten.
+
+    Scores go to part files of fixed shards in a folder, memory-mapped afterwards. What is there and sound is not
+    computed again: call it again after a crash, with any number of processes. A part is redone if it is damaged, or if
+    the content of a column that the scorers read has changed in its rows (an image stored as a path is its path).
+    Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result.
+
+    Args:
+        ds: a `Dataset` of n rows, or a `DatasetDict`.
+        scorers: called in this order on each batch; one may read what an earlier one wrote.
+        output_dir: folder for the parts (one below it for each split of a `DatasetDict`), seen by all processes. By
+            default one in the datasets cache, named by the content: of the scorers, and of the columns that they read
+            on the first row or name in a field. So an equal call finds its scores there.
+        batch_size: rows a scorer gets at a time.
+        shard_rows: rows of a part, which is what a crash can lose. By default a rule of n alone: n / 256 in whole
+            thousands, from 1,000 to 100,000.
+        splits: of a `DatasetDict`; by default `train`. The others come back as they are.
+        overwrite: remove the scores that are in the folder first.
+        desc: words before the progress bar.
+
+    Returns:
+        A dataset of n rows with its features, split, format and indices mapping, and the new columns. Its fingerprint
+        is a function of that of `ds` and of the scorers, so a `map` after it finds its cache.
+
+    Raises:
+        TypeError: a stream, or something that is no scorer.
+        ValueError: no rows, no scorers, a column that would be written twice or is there already, a split that does
+            not exist, or a folder with the scores of another run.
+        OSError: the folder cannot be written. Finished shards are kept.
+        RuntimeError: another process failed; the message is that of its error.
+
+    >>> import tempfile
+    >>> from dataclasses import dataclass
+    >>> from datasets import Dataset
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Length(Scorer):
+    ...     text: str = "text"
+    ...     name: str = "length"
+    ...
+    ...     def score(self, batch, rank):
+    ...         return [len(t) for t in batch.texts(self.text)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     score(Dataset.from_dict({"text": ["a", "abc"]}), Length(), output_dir=folder)["length"][:]
+    [1.0, 3.0]
+    """
+    for name, value in (("batch_size", batch_size), ("shard_rows", 1 if shard_rows is None else shard_rows)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} is not a number of rows; give 1 or more")
+    columns = _columns(scorers)
+    chosen = _splits(ds, splits)
+    for split, part in chosen.items():
+        _check_rows(part, split, scorers, columns)
+    world = World()
+    done = {}
+    for split, part in chosen.items():
+        folder = None if output_dir is None else Path(output_dir).expanduser().absolute() / (split or "")
+        words = desc or " ".join(["Scoring", *([split] if split else [])])
+        done[split] = _score(part, scorers, columns, folder, batch_size, shard_rows, overwrite, words, world)
+    return done[""] if "" in done else type(ds)({**ds, **done})
+
+
+def _score(
+    ds: Any,
+    scorers: Sequence[Scorer],
+    columns: dict[str, str],
+    folder: Path | None,
+    batch_size: int,
+    shard_rows: int | None,
+    overwrite: bool,
+    desc: str,
+    world: World,
+) -> Any:
+    names = tuple((f"{type(s).__module__}:{type(s).__qualname__}", s.digest) for s in scorers)
+    plan = Plan(len(ds), shard_rows or default_shard_rows(len(ds)), names, columns)
+    if len({one.digest for one in world.gather(plan)}) > 1:
+        raise ValueError(
+            "the processes were given different scorers, or datasets of different lengths; fit with a seed, or fit "
+            "on the main process and load what it saved"
+        )
+    reader = Reader(ds, columns)
+    known: dict[tuple[int, tuple[str, ...]], str] = {}
+    if folder is None:
+        folder = _default_folder(reader, scorers, plan, world, known)
+    at, exact = folder, shard_rows is not None
+    at = world.from_main(lambda: at)
+    plan = world.from_main(
+        lambda: open_folder(at, plan, exact=exact, overwrite=overwrite, versions=_packages())  # noqa: B023
+    )
+    world.each(lambda: _check_shared(at, world))
+    outcomes = Outcomes(world, at, world.from_main(lambda: uuid4().hex))
+    try:
+        _score_shards(reader, scorers, plan, at, batch_size, desc, world, outcomes, known)
+    except BaseException as error:
+        outcomes.tell(error)
+        raise
+    outcomes.tell(None)
+    outcomes.wait()
+    facts = world.from_main(lambda: _finish(at, scorers, plan))
+    from datasets.fingerprint import Hasher
+
+    fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
+    parts = [part_paths(at, i)[0] for i in range(len(plan.shards))]
+    files = [entry["file"] for entry in facts]
+    if world.size > 1:  # one process writes the layout, if one is needed, the others find it
+        world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, files)))
+    return join(ds, parts, columns, fingerprint, at, files)
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _score_shards(
+    reader: Reader,
+    scorers: Sequence[Scorer],
+    plan: Plan,
+    folder: Path,
+    batch_size: int,
+    desc: str,
+    world: World,
+    outcomes: Outcomes,
+    known: dict[tuple[int, tuple[str, ...]], str],
+) -> None:
+    """Compute those shards of this process that are not there."""
+    from datasets.utils import tqdm
+
+    mine = world.mine(len(plan.shards))
+    todo = [i for i in mine if not _is_done(reader, plan, folder, i, known)]
+    if not todo:
+        return
+    rows = {i: plan.shards[i][1] - plan.shards[i][0] for i in mine}
+    total, left = sum(rows.values()), sum(rows[i] for i in todo)
+    schema = written_schema(dict(plan.columns))
+    if world.size > 1:
+        desc = f"{desc} (process {world.index} of {world.size})"
+    with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main or None) as bar:
+        for i in todo:
+            outcomes.check()
+            facts = score_shard(reader, scorers, schema, folder, i, plan.shards[i], batch_size, world.rank, bar.update)
+            write_text(part_paths(folder, i)[1], json.dumps({**facts, "plan": plan.digest}, sort_keys=True))
+
+
+def _is_done(
+    reader: Reader, plan: Plan, folder: Path, index: int, known: dict[tuple[int, tuple[str, ...]], str]
+) -> bool:
+    facts = read_facts(folder, index, plan)
+    if facts is None or not set(facts["reads"]) <= set(reader.names):
+        return False
+    key = (index, tuple(facts["reads"]))
+    if key not in known:
+        known[key] = input_digest(reader, facts["reads"], *plan.shards[index])
+    return bool(known[key] == facts["input"])
+
+
+def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[str, Any]]:
+    """Write the sidecar, where it is not there as it should be; return the parts' facts."""
+    facts = []
+    for i in range(len(plan.shards)):
+        text = part_paths(folder, i)[1].read_text(encoding="utf-8")
+        facts.append(json.loads(text))
+    extra = {
+        "rows": plan.rows,
+        "flops": sum(entry["flops"] for entry in facts),
+        "seconds": round(sum(entry["seconds"] for entry in facts), 3),
+    }
+    path = folder / SIDECAR
+    text = write_sidecar([s.describe() for s in scorers], os.devnull, **extra)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a folder that is finished may be read-only
+        write_text(path, text)
+    return facts
+
+
+def _check_shared(folder: Path, world: World) -> None:
+    """All processes need the same folder; a shared file system may take a moment to show it."""
+    for _ in range(50):
+        if (folder / MANIFEST).exists():
+            break
+        time.sleep(0.1)
+    else:
+        raise ValueError(
+            f"process {world.index} does not see {folder}, which the main process made; name a folder on a file "
+            "system that all machines share as output_dir"
+        )
+    if world.main:
+        for left in folder.glob("*.hf_prune_tmp"):
+            try:
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
+            except OSError:
+                continue
+
+
+def _default_folder(
+    reader: Reader,
+    scorers: Sequence[Scorer],
+    plan: Plan,
+    world: World,
+    known: dict[tuple[int, tuple[str, ...]], str],
+) -> Path:
+    """A folder in the datasets cache, named by the plan and the content of the columns that the scorers read.
+
+    Which they are is known before the scores are: those read on the first row, and those that a field names. A column
+    read in later rows only, and named nowhere, is still part of each part's own digest.
+    """
+    import datasets
+
+    reads = world.from_main(lambda: _probe(reader, scorers, world.rank))
+
+    def digest_mine() -> dict[int, str]:
+        return {i: input_digest(reader, reads, *plan.shards[i]) for i in world.mine(len(plan.shards))}
+
+    digests = {i: text for own in world.each(digest_mine) for i, text in own.items()}
+    known.update({(i, reads): text for i, text in digests.items()})
+    text = json.dumps([plan.digest, reads, [digests[i] for i in sorted(digests)]])
+    if datasets.is_caching_enabled():
+        cache = Path(datasets.config.HF_DATASETS_CACHE)
+    else:
+        cache = Path(datasets.fingerprint.get_temporary_cache_files_directory())
+    return cache / "hf_prune_scores" / xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _probe(reader: Reader, scorers: Sequence[Scorer], rank: int | None) -> tuple[str, ...]:
+    """Columns that the scorers read on the first row, or that their fields name."""
+    rows = Rows(reader, 0, 1)
+    score_rows(rows, scorers, rank)
+    named: set[str] = set()
+    for scorer in scorers:
+        named.update(_strings(json.loads(pack(scorer)[1])))
+    return tuple(sorted(rows.read | (named & set(reader.names))))
+
+
+def _strings(item: Any) -> list[str]:
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Mapping):
+        item = list(item.values())
+    return [text for part in item for text in _strings(part)] if isinstance(item, list) else []
+
+
+def _columns(scorers: Sequence[Any]) -> dict[str, str]:
+    """All columns to be written, with their types."""
+    if not scorers:
+        raise ValueError("score(ds) got no scorers; pass at least one, as in score(ds, Random())")
+    columns: dict[str, str] = {}
+    writers: dict[str, str] = {}
+    for scorer in scorers:
+        if not isinstance(scorer, Scorer):
+            raise TypeError(_no_scorer(scorer))
+        who = type(scorer).__name__
+        for name, dtype in scorer.columns().items():
+            if name in columns:
+                raise ValueError(
+                    f"{writers[name]} and {who} both write column {name!r}; give one of them another name=..."
+                )
+            columns[name], writers[name] = dtype, who
+    return columns
+
+
+def _no_scorer(item: Any) -> str:
+    if isinstance(item, type) and issubclass(item, Scorer):
+        how = "fit(ds)" if hasattr(item, "fit") else "from_log(log)" if hasattr(item, "from_log") else ""
+        call = f"{item.__name__}.{how}" if how else f"{item.__name__}(...)"
+        return f"{item.__name__} is a class, not a scorer; pass {call}"
+    if isinstance(item, (list, tuple)):
+        return f"scorers came as a {type(item).__name__}; pass them one by one: score(ds, *scorers)"
+    name = getattr(item, "__name__", type(item).__name__)
+    return (
+        f"{name} is no Scorer but a {type(item).__name__}; use ds.map for a function, or make it a Scorer: a frozen "
+        "dataclass with a field `name` and a method score(self, batch, rank)"
+    )
+
+
+def _splits(ds: Any, splits: str | Sequence[str] | None) -> dict[str, Any]:
+    """The datasets to score by name of split; "" for a dataset by itself."""
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(ds, (IterableDataset, IterableDatasetDict)):
+        raise TypeError(
+            f"score needs a Dataset, which has a length, not a {type(ds).__name__}; "
+            "use stream.map(scorer, batched=True)"
+        )
+    if isinstance(ds, Dataset):
+        if splits is not None:
+            raise ValueError(f"splits={splits!r} is for a DatasetDict, this is one Dataset; leave it out")
+        return {"": ds}
+    if not isinstance(ds, DatasetDict):
+        raise TypeError(f"score needs a Dataset or a DatasetDict, not a {type(ds).__name__}; see Dataset.from_dict")
+    chosen = ["train"] if splits is None else [splits] if isinstance(splits, str) else list(splits)
+    missing = [name for name in chosen if name not in ds]
+    if missing or not chosen:
+        raise ValueError(
+            f"there is no split {missing[0]!r}; there are {list(ds)}: name those to score with splits=[...]"
+            if missing
+            else f"splits={splits!r} names no split; there are {list(ds)}"
+        )
+    return {name: ds[name] for name in chosen}
+
+
+def _check_rows(ds: Any, split: str, scorers: Sequence[Scorer], columns: Mapping[str, str]) -> None:
+    if len(ds) == 0:
+        where = f"split {split!r}" if split else "the dataset"
+        raise ValueError(f"{where} has no rows, so there is nothing to score")
+    for scorer in scorers:
+        scorer.check_clash(ds.column_names)
