@@ -82,15 +82,42 @@ class ScoreColumn:
         return cls.from_dict(json.loads(text))
 
 
+def sidecar_text(columns: Iterable[ScoreColumn], **extra: Any) -> str:
+    """The text of a sidecar: the columns' provenance, and `extra` facts about the push or the run.
+
+    >>> parse_sidecar(sidecar_text([ScoreColumn("q")], row_id="row_id"))[1]
+    {'row_id': 'row_id'}
+    """
+    entries = sorted((c.to_dict() for c in columns), key=lambda e: e["name"])
+    return json.dumps({"format": FORMAT, "columns": entries, **extra}, indent=2, sort_keys=True) + "\n"
+
+
 def write_sidecar(columns: Iterable[ScoreColumn], path: str | Path, **extra: Any) -> str:
     """Write the columns' provenance (and `extra` facts about the push or the run) as `score_columns.json`.
 
     Returns the text that was written.
     """
-    entries = sorted((c.to_dict() for c in columns), key=lambda e: e["name"])
-    text = json.dumps({"format": FORMAT, "columns": entries, **extra}, indent=2, sort_keys=True) + "\n"
+    text = sidecar_text(columns, **extra)
     Path(path).write_text(text, encoding="utf-8")
     return text
+
+
+def parse_sidecar(text: str, where: str | Path = SIDECAR) -> tuple[dict[str, ScoreColumn], dict[str, Any]]:
+    """Read a sidecar's text: columns by name, and the other facts in it; `where` is its name in messages.
+
+    Raises:
+        ValueError: the text is not a sidecar, or is of a later format.
+    """
+    try:
+        document = json.loads(text)
+        number, entries = int(document["format"]), document["columns"]
+        if number <= FORMAT:
+            columns = {entry["name"]: ScoreColumn.from_dict(entry) for entry in entries}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not a {SIDECAR}: {error!r}") from error
+    if number > FORMAT:
+        raise ValueError(f"{where} has format {number}, this version reads up to {FORMAT}; upgrade hf_prune")
+    return columns, {k: v for k, v in document.items() if k not in ("format", "columns")}
 
 
 def read_sidecar(path: str | Path) -> tuple[dict[str, ScoreColumn], dict[str, Any]]:
@@ -99,12 +126,4 @@ def read_sidecar(path: str | Path) -> tuple[dict[str, ScoreColumn], dict[str, An
     Raises:
         ValueError: the file is not a sidecar, or is of a later format.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-        number, entries = document["format"], document["columns"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a {SIDECAR}: {error}") from error
-    if number > FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads up to {FORMAT}; upgrade hf_prune")
-    columns = {entry["name"]: ScoreColumn.from_dict(entry) for entry in entries}
-    return columns, {k: v for k, v in document.items() if k not in ("format", "columns")}
+    return parse_sidecar(Path(path).read_text(encoding="utf-8"), path)

@@ -1,0 +1,120 @@
+"""Scores joined to data: where they lie, which split, and the columns put beside a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features
+
+from hf_prune._hub_remote import Remote, retry
+from hf_prune._hub_tables import ids_of, sidecar_path, split_of, text_of
+
+
+def find(
+    source: str | Path, config_name: str, revision: str | None, token: str | bool | None
+) -> tuple[dict[str, list[Path]], str | None]:
+    """Parquet files by split, on this machine, and the text of the sidecar."""
+    if not re.fullmatch(r"\w[\w.-]*", config_name):
+        raise ValueError(f"config_name={config_name!r} is no name of a config")
+    side = sidecar_path(config_name)
+    folder = Path(source)
+    if folder.is_dir():
+        inside = sorted((folder / config_name).glob("*.parquet")) or sorted(folder.glob("*.parquet"))
+        text = (folder / side).read_text(encoding="utf-8") if (folder / side).is_file() else None
+    elif isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no folder {source}")
+    else:
+        remote = Remote(source, revision, token)
+        commit = retry(remote.head, f"reading {source}")
+        listed = retry(lambda: remote.listing(config_name, commit), f"reading {source}")
+        names = sorted(p for p in listed if p.endswith(".parquet") and p.count("/") == 1)
+        inside = [retry(lambda n=n: remote.download(n, commit), f"reading {n}") for n in names]  # type: ignore[misc]
+        text = retry(lambda: remote.text(side, commit), f"reading {side}")
+    if not inside:
+        raise FileNotFoundError(f"{source} has no scores: no {config_name}/*.parquet; push_scored puts them there")
+    found: dict[str, list[Path]] = {}
+    for path in inside:
+        found.setdefault(split_of(path), []).append(path)
+    return found, text
+
+
+def choose(split: str | None, ds: Any, files: Mapping[str, Any], source: str | Path) -> str:
+    name = split or (str(ds.split) if ds is not None and ds.split is not None else None)
+    if name is not None and name in files:
+        return name
+    if split is None and len(files) == 1:
+        return next(iter(files))
+    raise KeyError(f"{source} has scores for the splits {sorted(files)}, not for {name!r}; pass split=")
+
+
+def pick(scores: Dataset, key: str, columns: Sequence[str] | None, source: str | Path) -> Dataset:
+    for name in (key, *(columns or ())):
+        if name not in scores.column_names:
+            raise KeyError(f"the scores of {source} have no column {name!r}; they have {scores.column_names}")
+    return scores if columns is None else scores.select_columns([key, *(c for c in columns if c != key)])
+
+
+def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path, verify: bool) -> Dataset:
+    """`ds` with the columns of `scores` beside its table; an indices mapping is kept."""
+    from datasets.fingerprint import Hasher
+    from datasets.table import InMemoryTable, concat_tables
+
+    names = [n for n in scores.column_names if n != key]
+    clash = [n for n in names if n in ds.column_names]
+    if clash:
+        raise ValueError(f"the data have a column {clash[0]!r} already; remove or rename it, or pass columns=")
+    if key not in ds.column_names:
+        raise ValueError(
+            f"the data have no column {key!r} to join by; with_row_id(ds) makes the ids that were made for the scores,"
+            f" or name the column with row_id=; the data have {ds.column_names}"
+        )
+    known = text_of(scores.data[key])
+    ids = ids_of(ds, key)
+    unknown = ids.filter(pc.is_null(pc.index_in(ids, value_set=known)))
+    if len(unknown):
+        first = ", ".join(repr(i) for i in unknown.slice(0, 3).to_pylist())
+        raise ValueError(
+            f"{len(unknown)} of {len(ids)} rows have no score in {source} ({split!r}, {len(known)} rows), first ids:"
+            f" {first}; the data have changed since they were scored: load the revision that was scored, or score again"
+        )
+    if verify:
+        _verify(ds, key, ids)
+    # positions in the whole table, not in the rows that an indices mapping shows; null where nothing was scored
+    where = pc.index_in(text_of(ds.data[key]), value_set=known)
+    beside = scores.data.table.select(names).take(where)
+    features = Features({**ds.features, **{n: scores.features[n] for n in names}})
+    info = ds.info.copy()
+    info.features = features
+    table = concat_tables([ds._data, InMemoryTable(beside)], axis=1)
+    joined = Dataset(
+        table,
+        info=info,
+        split=ds.split,
+        indices_table=ds._indices,
+        fingerprint=Hasher.hash(["hf_prune.load_scores", ds._fingerprint, scores._fingerprint, names]),
+    )
+    shown, kind = ds._format_columns, ds.format["type"]
+    if kind is not None or shown is not None:
+        options = {"output_all_columns": ds.format["output_all_columns"], **ds.format["format_kwargs"]}
+        joined.set_format(kind, None if shown is None else [*shown, *names], **options)
+    return joined
+
+
+def _verify(ds: Dataset, key: str, ids: pa.Array) -> None:
+    from hf_prune.rows import with_row_id
+
+    fresh = ids_of(with_row_id(ds.remove_columns([key]), key), key)
+    same = [
+        a.rpartition("-")[0] == b.rpartition("-")[0] for a, b in zip(ids.to_pylist(), fresh.to_pylist(), strict=True)
+    ]
+    if not all(same):
+        row = same.index(False)
+        raise ValueError(
+            f"{same.count(False)} rows are not those that their ids were made for, first row {row} with id"
+            f" {ids[row].as_py()!r}; the data have changed, or columns were added or removed since"
+        )
