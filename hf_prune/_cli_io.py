@@ -145,6 +145,8 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
             raise reason from error
         raise ValueError(f"{path} cannot be read: {_first_line(reason)}") from error
     except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{path} has no rows") from error
         raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
     finally:
         log.setLevel(level)

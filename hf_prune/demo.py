@@ -212,7 +212,7 @@ def train_network(x: torch.Tensor, y: torch.Tensor, steps: int, seed: int) -> to
             rows = batches[step * BATCH : (step + 1) * BATCH]
             loss = torch.nn.functional.cross_entropy(net(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return net.eval()

@@ -133,7 +133,7 @@ def installed() -> dict[str, tuple[str | None, str | None, bool]]:
 def check_packages(packages: Mapping[str, tuple[str | None, str | None, bool]]) -> list[Finding]:
     """Versions against requirements.
 
-    >>> print(check_packages({"torch": ("1.0", ">=2.6", True)})[0])
+    >>> print(check_packages({"torch": ("1.0", ">=2.6", True)})[1])
     BROKEN   torch: 1.0 is installed, >=2.6 is needed
              -> pip install 'torch>=2.6'
     """

@@ -195,7 +195,7 @@ def histogram_bars(values: np.ndarray, kept: np.ndarray, bins: int = BINS) -> tu
     most, width = int(every.max()), WIDTH / bins
     bars = []
     for i, (count, part) in enumerate(zip(every, inner, strict=True)):
-        full, own = (round(HEIGHT * c / most, 2) for c in (count, part))
+        full, own = (round(HEIGHT * float(c) / most, 2) for c in (count, part))
         bars.append(Bar(round(i * width, 2), round(width - 1, 2), HEIGHT - full, full, HEIGHT - own, own))
     return bars, most
 
