@@ -20,13 +20,22 @@ _HOMES = {
     "Embedder": "embed",
     "Ledger": "cost",
     "Model": "models",
-    "ScoreColumn": "columns",
-    "Scorer": "scorer",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
+    "ScoreColumn": "columns",
+    "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
+    "load_scores": "hub",
+    "push_scored": "hub",
+    "read_released_scores": "released",
+    "sample_by_score": "prune",
+    "save_scored": "hub",
     "score": "run",
+    "split_by_score": "prune",
     "training_flops": "cost",
+    "with_row_id": "rows",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -45,12 +54,18 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .columns import ScoreColumn as ScoreColumn
+    from .cost import Ledger as Ledger
+    from .cost import training_flops as training_flops
     from .embed import Embedder as Embedder
+    from .hub import load_scores as load_scores
+    from .hub import push_scored as push_scored
+    from .hub import save_scored as save_scored
     from .models import Model as Model
     from .prune import filter_by_score as filter_by_score
     from .prune import keep_mask as keep_mask
     from .prune import sample_by_score as sample_by_score
     from .prune import split_by_score as split_by_score
+    from .released import read_released_scores as read_released_scores
     from .rows import with_row_id as with_row_id
     from .cost import Ledger as Ledger
     from .cost import training_flops as training_flops

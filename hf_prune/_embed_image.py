@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NULL = "is null"
+
+
+def has_image_processor(folder: Path) -> bool:
+    """Whether the folder can read pictures."""
+    together = folder / "processor_config.json"
+    return (folder / "preprocessor_config.json").exists() or (
+        together.exists() and "image_processor" in json.loads(together.read_text(encoding="utf-8"))
+    )
 
 
 def decode_image(value: Any) -> Image:
@@ -68,7 +77,12 @@ class ImageEncoder:
     @property
     def width(self) -> int:
         """Numbers a row, found by running the network's code without weights."""
-        return image_width(self.model, self.pooling)
+        return image_plan(self.model, self.pooling)[0]
+
+    @property
+    def mode(self) -> str:
+        """How the network's output is pooled."""
+        return image_plan(self.model, self.pooling)[1]
 
     def encode(self, values: list[Any], bad: dict[int, str]) -> np.ndarray:
         """Give (n, width) float32; rows that are no pictures are left NaN and put in `bad`."""
@@ -147,50 +161,73 @@ class ImageEncoder:
     def _vectors(self, network: Any, pixels: torch.Tensor) -> torch.Tensor:
         import torch
 
+        vectors, _ = self._pooled(network, pixels)
+        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def _pooled(self, network: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """Vectors, and how they were pooled."""
         from ._embed_torch import first_tensor, flat
 
         if hasattr(network, "get_image_features") and self.pooling == "auto":
-            vectors = first_tensor(network.get_image_features(pixel_values=pixels), "pooler_output").float()
-        else:
-            output = network(pixel_values=pixels)
-            pooler = output.get("pooler_output") if hasattr(output, "get") else None
-            random = getattr(network, "has_random_pooler", False)
-            if self.pooling == "pooler" and (pooler is None or random):
-                raise ValueError(f"{self.model.label} has no trained pooler; use pooling='mean' or 'cls'")
-            if self.pooling in ("auto", "pooler") and pooler is not None and not random:
-                vectors = pooler.float().flatten(1)
-            else:
-                states = first_tensor(output, "last_hidden_state")
-                vectors = flat(states, "cls" if self.pooling == "auto" else self.pooling)
-        return torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+            output = network.get_image_features(pixel_values=pixels)
+            return first_tensor(output, "pooler_output").float(), "projection"
+        output = network(pixel_values=pixels)
+        pooler = output.get("pooler_output") if hasattr(output, "get") else None
+        trained = pooler is not None and not network.has_random_pooler
+        if self.pooling == "pooler" and not trained:
+            raise ValueError(f"{self.model.label} has no trained pooler; use pooling='mean' or 'cls'")
+        if self.pooling in ("auto", "pooler") and trained and pooler is not None:
+            return pooler.float().flatten(1), "pooler"
+        states = first_tensor(output, "last_hidden_state")
+        mode = "mean" if states.ndim == 4 else "cls" if self.pooling == "auto" else self.pooling
+        return flat(states, mode), mode
 
 
-def image_width(model: Model, pooling: str) -> int:
-    """Numbers that the network gives a picture, once per process."""
+def image_plan(model: Model, pooling: str) -> tuple[int, str]:
+    """Numbers that the network gives a picture, and their pooling, once per process."""
 
-    def probe() -> int:
+    def probe() -> tuple[int, str]:
         import PIL.Image
         import torch
 
         encoder = ImageEncoder(model, pooling, None)
-        pixels = encoder._pixels([PIL.Image.new("RGB", (64, 64))])[0]
         network = _without_weights(model)
+        pixels = encoder._pixels([PIL.Image.new("RGB", (64, 64))])[0]
         with torch.inference_mode():
-            return int(encoder._vectors(network, torch.empty((1, *pixels.shape), device="meta")).shape[1])
+            vectors, mode = encoder._pooled(network, torch.empty((1, *pixels.shape), device="meta"))
+        return int(vectors.shape[1]), mode
 
-    return cached(("image width", model.digest, pooling), probe, light=True)
+    return cached(("image plan", model.digest, pooling), probe, light=True)
 
 
 def _without_weights(model: Model) -> Any:
     """The network's code on torch's meta device: shapes and operations, no memory."""
     from ._embed_torch import without_weights
 
-    if not (model.folder() / "preprocessor_config.json").exists():
+    if not has_image_processor(model.folder()):
         raise ValueError(
             f"{model.label} has no image processor (preprocessor_config.json): it is no image model; name one, or a "
             "text column"
         )
-    return cached(("meta", model.digest), lambda: without_weights(config_of(model)), light=True)
+
+    def build() -> Any:
+        network = without_weights(config_of(model))
+        needed = any("pooler" in name.split(".") for name, _ in network.named_parameters())
+        network.has_random_pooler = needed and not _has_pooler(model.folder())
+        return network
+
+    return cached(("meta", model.digest), build, light=True)
+
+
+def _has_pooler(folder: Path) -> bool:
+    """Whether one of the weight files holds a pooler."""
+    from safetensors import safe_open
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as weights:
+            if any("pooler" in name.split(".") for name in weights.keys()):  # noqa: SIM118
+                return True
+    return False
 
 
 def _same_shape(pixels: list[np.ndarray]) -> list[np.ndarray]:

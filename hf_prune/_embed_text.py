@@ -163,6 +163,8 @@ class TransformerEncoder(TextEncoder):
 
     def _tokens(self, texts: list[str], special: bool) -> tuple[list[list[int]], list[list[int]] | None]:
         texts = [self.plan.prompt + text if text else text for text in texts]
+        if not texts:
+            return [], None
         cut = self.plan.max_length is not None
         encoded = tokenizer_of(self.model, self.plan)(
             texts,

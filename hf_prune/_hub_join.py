@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features
 
+from hf_prune._arrow import take
 from hf_prune._hub_remote import Remote, retry
-from hf_prune._hub_tables import ids_of, sidecar_path, split_of, text_of
+from hf_prune._hub_tables import ids_of, sidecar_path, split_name, split_of, text_of
 
 
 def find(
@@ -44,7 +45,7 @@ def find(
 
 
 def choose(split: str | None, ds: Any, files: Mapping[str, Any], source: str | Path) -> str:
-    name = split or (str(ds.split) if ds is not None and ds.split is not None else None)
+    name = split or (split_name(ds) if ds is not None else None)
     if name is not None and name in files:
         return name
     if split is None and len(files) == 1:
@@ -86,7 +87,10 @@ def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path,
         _verify(ds, key, ids)
     # positions in the whole table, not in the rows that an indices mapping shows; null where nothing was scored
     where = pc.index_in(text_of(ds.data[key]), value_set=known)
-    beside = scores.data.table.select(names).take(where)
+    if where.null_count:
+        beside = scores.data.table.select(names).take(where)
+    else:  # chunk by chunk: joined chunks of long lists can be more than Arrow can count
+        beside = pa.table({n: take(scores.data.column(n), where.to_numpy()) for n in names})
     features = Features({**ds.features, **{n: scores.features[n] for n in names}})
     info = ds.info.copy()
     info.features = features

@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 ATTEMPTS = 7
 README = "README.md"
+OURS = (README, SIDECAR)
+LISTED = 200  # files of undeclared data that a card may name one by one
 PAUSE = 1.0  # seconds before the second attempt; doubled each time
 LONGEST = 60.0
 AGAIN = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})  # 409, 412: somebody else has committed
@@ -191,6 +194,7 @@ def undeclared(remote: Remote, commit: str, config_name: str) -> Iterable[Mappin
     """
     from datasets import DownloadConfig
     from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE as READERS
 
     base = f"hf://datasets/{remote.repo_id}@{commit}"
     download = DownloadConfig(token=remote.api.token)
@@ -198,13 +202,26 @@ def undeclared(remote: Remote, commit: str, config_name: str) -> Iterable[Mappin
         patterns = get_data_patterns(base, download_config=download)
     except EmptyDatasetError:
         return []
-    found = []
+
+    def reader(path: str) -> str:
+        return str((READERS.get(Path(path).suffix.lower()) or ("",))[0])
+
+    splits: dict[str, list[str]] = {}
     for split, several in patterns.items():
         paths = {p.removeprefix(base + "/") for one in several for p in _resolved(resolve_pattern, one, base, download)}
-        mine = sorted(p for p in paths if not p.startswith(f"{config_name}/") and p not in (README, SIDECAR))
-        if mine:
-            found.append({"split": str(split), "path": mine})
-    return [{"config_name": "default", "data_files": found}] if found else []
+        splits[str(split)] = sorted(p for p in paths if not p.startswith(f"{config_name}/") and p not in OURS)
+    count = Counter(filter(None, (reader(p) for paths in splits.values() for p in paths)))
+    if not count:
+        return []
+    main = count.most_common(1)[0][0]
+    data = {s: [p for p in ps if reader(p) == main or Path(p).stem == "metadata"] for s, ps in splits.items()}
+    if sum(map(len, data.values())) > LISTED:
+        raise ValueError(
+            f"the card of {remote.repo_id} has no configs:, so load_dataset finds its {count[main]:,} data files by"
+            " name, which it would no longer do beside a scores config; declare them in the card first (configs:,"
+            " data_files:), or push the scores to a repo of their own"
+        )
+    return [{"config_name": "default", "data_files": [{"split": s, "path": ps} for s, ps in data.items() if ps]}]
 
 
 def other_reader(remote: Remote, commit: str, readme: str, config_name: str) -> str | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features
 
 from hf_prune.card import Balance, balance
 from hf_prune.columns import SIDECAR, ScoreColumn, read_sidecar
-from hf_prune.rows import digests, seeded
+from hf_prune.prune import keep_mask
 
 SHARD_BYTES = 500_000_000
 GROUP_ROWS = 100_000
@@ -27,10 +27,16 @@ _PART = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.parquet")
 
 def splits_of(ds: Any) -> dict[str, Dataset]:
     if isinstance(ds, Dataset):
-        return {str(ds.split or "train"): ds}
+        return {split_name(ds) or "train": ds}
     if isinstance(ds, dict) and ds and all(isinstance(d, Dataset) for d in ds.values()):
         return {str(k): d for k, d in ds.items()}
     raise TypeError(f"push_scored needs a Dataset or a DatasetDict with splits, not {type(ds).__name__}")
+
+
+def split_name(ds: Dataset) -> str | None:
+    """The split that the rows of a dataset are from: `train` of `train[:10%]`; None of `train+test`."""
+    match = re.fullmatch(r"(\w+(?:\.\w+)*)(?:\[.*\])?", str(ds.split or ""))
+    return match[1] if match else None
 
 
 def score_columns(
@@ -200,19 +206,18 @@ def balances_of(
     masks = {}
     for name in names:
         values = _numbers(table[name])
-        if values is not None:
-            masks[name] = _kept(values, text_of(table[row_id]), keep)
+        if values is not None and not np.isnan(values).all():
+            masks[name] = _kept(table[name], table[row_id], keep)
     return [balance(split, label, labels, classes, masks, keep)] if masks else []
 
 
-def _kept(values: np.ndarray, ids: pa.Array, keep: float) -> np.ndarray:
-    """Rows (n,) that stay; rows without score go."""
-    ties = seeded(digests(ids), 0)  # never the raw ids: they are often sorted by class
-    order: np.ndarray = np.lexsort((ties, -values, np.isnan(values)))
-    mask = np.zeros(len(values), bool)
-    mask[order[: math.floor(keep * len(values) + 0.5)]] = True
-    mask[np.isnan(values)] = False
-    return mask
+def _kept(scores: pa.ChunkedArray, ids: pa.ChunkedArray, keep: float) -> np.ndarray:
+    """Rows (n,) that `filter_by_score` keeps when rows without a score are dropped."""
+    if not pa.types.is_floating(scores.type):
+        scores = scores.cast(pa.float64(), safe=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ties at the cut are the business of whoever prunes
+        return keep_mask(scores, keep=keep, nulls="drop", ids=ids)
 
 
 def size_of(table: pa.Table) -> int:

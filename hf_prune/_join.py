@@ -26,34 +26,38 @@ def written_schema(columns: dict[str, str]) -> pa.Schema:
 
 
 def join(
-    ds: Any, parts: Sequence[Path], columns: dict[str, str], fingerprint: str, folder: Path, names: Sequence[str]
+    ds: Any, parts: Sequence[Path], columns: dict[str, str], fingerprint: str, folder: Path, facts: Sequence[Any]
 ) -> Any:
     """`ds` with the columns in the part files, row by row.
 
     Where `ds` has an indices mapping it is kept: the columns are laid out as the table below it is, null in rows that
     the mapping leaves out. That layout takes (rows of that table) x (bytes of the new columns): in memory up to 64 MB,
-    in a file in `folder` beyond. The same for a table in memory that many parts would cut into pieces, for each piece
-    is pickled with all of it.
+    in a file in `folder` beyond.
 
     Args:
         parts: part files, in the order of the rows.
         columns: their columns and types.
         fingerprint: of the new dataset.
         folder: for the layout, where it is large.
-        names: what tells these parts from others: digests of the files.
+        facts: what is known of each part: `rows`, and `file`, the digest.
     """
     from datasets import Dataset
     from datasets.arrow_dataset import update_metadata_with_features
-    from datasets.table import MemoryMappedTable, concat_tables
+    from datasets.table import ConcatenationTable
 
-    tables = [MemoryMappedTable.from_file(str(path)) for path in parts]
-    beside = concat_tables(tables) if len(tables) > 1 else tables[0]
+    from ._parts_table import PartsTable
+
+    beside = PartsTable.from_files([(str(path), entry["rows"]) for path, entry in zip(parts, facts, strict=True)])
     owner = _owner(ds)
-    if owner is not None or (len(parts) > 1 and _in_memory(ds)):
-        beside = _laid_out(beside.table, owner, folder, names)
+    if owner is not None:
+        beside = _laid_out(beside.table, owner, folder, [entry["file"] for entry in facts])
+    blocks, first = [], 0
+    for row in getattr(ds._data, "blocks", [[ds._data]]):
+        blocks.append([*row, beside.slice(first, row[0].num_rows)])
+        first += row[0].num_rows
     info = ds.info.copy()
     info.features = type(ds.features)({**ds.features, **{name: feature_of(dtype) for name, dtype in columns.items()}})
-    table = update_metadata_with_features(concat_tables([ds._data, beside], axis=1), info.features)
+    table = update_metadata_with_features(ConcatenationTable.from_blocks(blocks), info.features)
     out = Dataset(table, info=info, split=ds.split, indices_table=ds._indices, fingerprint=fingerprint)
     return like_format(out, ds, list(columns))
 
@@ -71,33 +75,22 @@ def _owner(ds: Any) -> NDArray[np.int64] | None:
     return owner
 
 
-def _in_memory(ds: Any) -> bool:
-    from datasets.table import InMemoryTable
-
-    blocks = getattr(ds._data, "blocks", [[ds._data]])
-    return any(isinstance(block, InMemoryTable) for row in blocks for block in row)
-
-
-def _laid_out(table: pa.Table, owner: NDArray[np.int64] | None, folder: Path, names: Sequence[str]) -> Any:
+def _laid_out(table: pa.Table, owner: NDArray[np.int64], folder: Path, names: Sequence[str]) -> Any:
     """Rows `owner` of the table, null for -1, as one block: in memory if small, else memory-mapped."""
     from datasets.table import InMemoryTable, MemoryMappedTable
 
-    rows = table.num_rows if owner is None else len(owner)
-    if table.nbytes / table.num_rows * rows < IN_MEMORY_BYTES:
+    if table.nbytes / table.num_rows * len(owner) < IN_MEMORY_BYTES:
         laid = pa.Table.from_batches(_batches(table, owner), schema=table.schema)
         return InMemoryTable(laid.combine_chunks())
     state = xxhash.xxh3_128("|".join(names).encode())
-    state.update(b"" if owner is None else owner.tobytes())
+    state.update(owner.tobytes())
     path = folder / f"joined-{state.hexdigest()}.arrow"
     if not path.exists():  # renamed when complete, and named by its content
         write_stream(path, table.schema, merged(_batches(table, owner), table.schema))
     return MemoryMappedTable.from_file(str(path))
 
 
-def _batches(table: pa.Table, owner: NDArray[np.int64] | None) -> Iterator[pa.RecordBatch]:
-    if owner is None:
-        yield from table.to_batches()
-        return
+def _batches(table: pa.Table, owner: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
     there = owner >= 0
     # rows that are missing read the row before them: an ascending mapping stays ascending
     last = np.maximum.accumulate(np.where(there, np.arange(len(owner)), 0))

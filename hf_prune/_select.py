@@ -249,9 +249,7 @@ def _ranked(badness: Callable[[Index], NDArray[Any]], hashes: Hashes) -> Callabl
     return lambda at, k: best(badness(at), k, lambda i: hashes(at[i]))
 
 
-def choose(
-    pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: Mask, groups: Index | None
-) -> Pick:
+def choose(pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: Mask, groups: Index | None) -> Pick:
     """Pick the rule's count out of `rows` (m,), floors first; `forced` (n,) rows count as kept."""
     n, held = len(forced), int(np.count_nonzero(forced))
     k = rule.count(n)
@@ -293,9 +291,7 @@ def _spend(
 
     left = rule.budget - total(cost[forced])
     if left < 0:
-        raise ValueError(
-            f"nulls='keep': the rows without score cost more than {rule.budget}; use nulls='drop'"
-        )
+        raise ValueError(f"nulls='keep': the rows without score cost more than {rule.budget}; use nulls='drop'")
 
     def pick(at: Index, limit: Any) -> Pick:
         return buy(badness(at), cost[at], limit, lambda i: hashes(at[i]))

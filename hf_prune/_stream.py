@@ -31,9 +31,7 @@ class _Passes:
             null = null | np.isnan(values)
         if null.any() and self.nulls == "raise":
             raise ValueError(f"{self.column!r} is null or NaN in the stream; pass nulls='drop' or 'keep'")
-        kept: list[bool] = np.where(
-            null, self.nulls == "keep", passes(values, self.threshold, self.prefer)
-        ).tolist()
+        kept: list[bool] = np.where(null, self.nulls == "keep", passes(values, self.threshold, self.prefer)).tolist()
         return kept
 
 

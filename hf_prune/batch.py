@@ -42,11 +42,14 @@ class Batch(Mapping[str, Any]):
     """
 
     def __init__(self, source: Any, who: str = "this scorer") -> None:
-        _check_source(source, who)
-        self.source = source
+        if isinstance(source, Batch):  # counting the rows of a view must not decode them
+            self.source: Any = source.source
+            self.read: set[str] = source.read
+            self.n: int = source.n
+        else:
+            _check_source(source, who)
+            self.source, self.read, self.n = source, set(), _rows(source, who)
         self.who = who
-        self.read: set[str] = set()
-        self.n = _rows(source, who)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.source:

@@ -113,7 +113,7 @@ def _template() -> jinja2.Template:
 def histogram(values: np.ndarray, bins: int = BINS, width: int = WIDTH) -> list[str]:
     r"""Lines of a text histogram over the finite values of (n,) numbers; bars are scaled to the fullest bin.
 
-    >>> print("\\n".join(histogram(np.array([0.0, 1.0, 1.0, 2.0]), bins=2, width=4)))
+    >>> print("\n".join(histogram(np.array([0.0, 1.0, 1.0, 2.0]), bins=2, width=4)))
     0 to 1  █▍    1
     1 to 2  ████  3
     """

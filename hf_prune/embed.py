@@ -16,8 +16,6 @@ from .models import Model
 from .scorer import Scorer
 
 if TYPE_CHECKING:
-    from ._embed_image import ImageEncoder
-    from ._embed_module import ModuleEncoder
     from ._embed_text import TextPlan
 
 _KINDS = ("auto", "text", "image")
@@ -167,11 +165,11 @@ class Embedder(Scorer):
             return 0.0
         kind = self._kind(view)
         if kind == "image":
-            return self._encoder(kind, None).flops(self._pictures(view))
+            return float(self._encoder(kind, None).flops(self._pictures(view)))
         texts, _, rendered = self._texts(view)
         if self._is_folder_text(kind):
             return float(self._text_encoder(None).flops(texts, special=not rendered))
-        return self._encoder(kind, None).flops([t for t in texts if t])
+        return float(self._encoder(kind, None).flops([t for t in texts if t]))
 
     def describe(self) -> ScoreColumn:
         kind = self._kind()
@@ -187,8 +185,11 @@ class Embedder(Scorer):
             raw = f"{facts['pooling']} pooling of the last hidden states; texts {cut}; {chat}"
             unit = plan.normalized
         else:
-            facts = {"kind": kind}
-            raw = f"{self.pooling} pooling of the network's output; pictures as RGB, turned upright by EXIF"
+            mode = self.pooling
+            if kind == "image" and self.model.kind in ("hub", "folder"):
+                mode = self._encoder(kind, None).mode
+            facts = {"kind": kind, "pooling": mode}
+            raw = f"{mode} pooling of the network's output; pictures as RGB, turned upright by EXIF"
             unit = bool(self.normalize)
         raw += (
             f"; {'scaled to unit length' if unit else 'not normalised'}; computed in {self.model.dtype}, stored float32"
@@ -203,11 +204,12 @@ class Embedder(Scorer):
         if kind == "auto" and not isinstance(self.column, str):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
+            from ._embed_image import has_image_processor
             from ._embed_text import has_tokenizer
 
             folder = self.model.folder()
-            readers = [has_tokenizer(folder), (folder / "preprocessor_config.json").exists()]
-            kind = {(True, False): "text", (False, True): "image"}.get((readers[0], readers[1]), "auto")
+            readers = (has_tokenizer(folder), has_image_processor(folder))
+            kind = {(True, False): "text", (False, True): "image"}.get(readers, "auto")
             if not any(readers):
                 raise ValueError(
                     f"{self.model.label} has neither a tokenizer nor an image processor in its folder; save one there, "
@@ -241,7 +243,7 @@ class Embedder(Scorer):
 
         return text_encoder(self.model, self._plan(), rank, self.micro_batch)
 
-    def _encoder(self, kind: str, rank: int | None) -> ImageEncoder | ModuleEncoder:
+    def _encoder(self, kind: str, rank: int | None) -> Any:
         if self.model.kind in ("hub", "folder"):
             from ._embed_image import ImageEncoder
 

@@ -79,7 +79,7 @@ def push_scored(
     The data config holds the dataset's own columns, the scores config the row ids and the scores; `load_scores` joins
     the two. Scores, sidecar and card go in one commit. Running the same push again changes nothing, and a push that
     died half way is finished by running it again. Text, tags, licence and other configs of an existing card stay.
-    With `create_pr`, an attempt whose answer was lost may leave a second pull request.
+    Memory: the score columns once. With `create_pr`, an attempt whose answer was lost may leave a second pull request.
 
     Args:
         ds: the scored data, with a column of unique ids; of a `DatasetDict`, the splits that have the score columns.
@@ -106,23 +106,18 @@ def push_scored(
     """
     if what not in ("both", "scores", "data"):
         raise ValueError(f"what={what!r} is unknown; choose 'both', 'scores' or 'data'")
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep} is not a fraction; use 0 < keep <= 1")
-    if not re.fullmatch(r"\w[\w.-]*", config_name) or config_name in ("data", data_config):
-        raise ValueError(f"config_name={config_name!r} is no name for a scores config; 'scores' is usual")
-    splits = splits_of(ds)
-    mains = score_columns(splits, scorers, columns, needed=what != "data")
-    names = names_of(mains)
-    scored = {k: d for k, d in splits.items() if set(mains) & set(d.column_names)}
-    tables = {split: table_of(d, split, row_id, names) for split, d in scored.items()}
+    told = _told(ds, repo_id, scorers, columns, what != "data", row_id, config_name, data_config, label, keep, source)
+    tables, names = told.tables, told.names
     remote = Remote(repo_id, revision, token)
     retry(lambda: remote.ensure(private), f"looking for {repo_id}")
     before = retry(remote.head, f"reading {repo_id}")
     request: str | None = None
     if what != "scores":
-        bare = {k: d.remove_columns([c for c in names if c in d.column_names]) for k, d in splits.items()}
-        whole = DatasetDict(bare) if isinstance(ds, dict) else next(iter(bare.values()))
+        bare = {k: d.remove_columns([c for c in names if c in d.column_names]) for k, d in told.splits.items()}
         options: dict[str, Any] = {"private": private, "token": token, "create_pr": create_pr}
+        if isinstance(ds, Dataset):
+            options["split"] = next(iter(bare))
+        whole = next(iter(bare.values())) if isinstance(ds, Dataset) else DatasetDict(bare)
         info = retry(
             lambda: whole.push_to_hub(repo_id, data_config, revision=remote.revision, **options),
             f"pushing the data to {repo_id}",
@@ -131,34 +126,21 @@ def push_scored(
             remote.revision, create_pr, request = info.pr_revision, False, info.pr_url
         if what == "data":
             return Pushed(request or str(info.repo_url), info.oid, info.oid != before)
-    cards = [published(replace(c, dtype=dtype_of(feature_of(scored, n)[n]))) for n, c in mains.items()]
-    own = next(iter(scored.values())).info.license
-    scores = Scores(
-        repo_id=remote.repo_id,
-        config_name=config_name,
-        row_id=row_id,
-        columns=cards,
-        rows={split: table.num_rows for split, table in tables.items()},
-        values=values_of(tables, names),
-        balances=balances_of(scored, tables, list(mains), row_id, label, keep),
-        data=_source(source),
-        keep=keep,
-    )
     with tempfile.TemporaryDirectory(prefix="hf_prune-") as folder:
         files = dict(write_parquet(tables, config_name, Path(folder)))
 
         def commit() -> Pushed:
             head = remote.head()
-            facts = scores
+            facts = replace(told.scores, repo_id=remote.repo_id)
             if what == "both":
-                facts = replace(scores, data=data_at(remote, head, data_config, config_name))
-            sidecar, readme, stale = _documents(remote, head, facts, tables, files, license or own, what)
+                facts = replace(facts, data=data_at(remote, head, data_config, config_name))
+            sidecar, readme, stale = _documents(remote, head, facts, tables, files, license or told.license, what)
             add: dict[str, Path | bytes] = {
                 **files,
                 sidecar_path(config_name): sidecar.encode(),
                 README: readme.encode(),
             }
-            message = commit_message or f"Scores: {', '.join(mains)}"
+            message = commit_message or f"Scores: {', '.join(c.name for c in facts.columns)}"
             made = remote.put(add, stale, head, message, create_pr)
             url = f"{remote.api.endpoint}/datasets/{remote.repo_id}"
             oid = made.oid if made else head
@@ -167,6 +149,99 @@ def push_scored(
             )
 
         return retry(commit, f"pushing scores to {repo_id}")
+
+
+def save_scored(
+    ds: Dataset | DatasetDict,
+    folder: str | Path,
+    *,
+    scorers: Any = (),
+    columns: str | Sequence[str] | None = None,
+    row_id: str = "row_id",
+    config_name: str = "scores",
+    label: str | None = None,
+    keep: float = 0.7,
+    license: str | None = None,
+    source: str | None = None,
+) -> Path:
+    """Write what `push_scored(what="scores")` would commit into a folder: scores, sidecar and card.
+
+    `load_scores(folder)` reads it, `load_dataset(folder)` too. The text of a README that is there stays. Files are
+    written under temporary names and renamed; the sidecar comes last.
+
+    Args:
+        ds, scorers, columns, row_id, config_name, label, keep, license, source: as for `push_scored`.
+        folder: made if it is missing.
+
+    Raises:
+        KeyError, ValueError: as `push_scored`.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    told = _told(ds, folder.name, scorers, columns, True, row_id, config_name, "default", label, keep, source)
+    (folder / config_name).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hf_prune-", dir=folder) as temporary:
+        files = dict(write_parquet(told.tables, config_name, Path(temporary)))
+        readme = folder / README
+        old = readme.read_text(encoding="utf-8") if readme.exists() else None
+        text = _readme(old, told.scores, told.tables, files, license or told.license, ())
+        for stale in set((folder / config_name).glob("*.parquet")) - {folder / path for path in files}:
+            stale.unlink()
+        documents = {README: text, sidecar_path(config_name): _sidecar(told.scores, told.tables)}
+        for path, document in documents.items():
+            files[path] = Path(temporary) / Path(path).name
+            files[path].write_text(document, encoding="utf-8")
+        for path, file in files.items():
+            file.replace(folder / path)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a scored dataset has to tell: its splits, the scores as tables and as facts for the card."""
+
+    splits: Mapping[str, Dataset]
+    tables: Mapping[str, pa.Table]
+    names: Sequence[str]
+    scores: Scores
+    license: str | None
+
+
+def _told(
+    ds: Any,
+    repo_id: str,
+    scorers: Any,
+    columns: str | Sequence[str] | None,
+    needed: bool,
+    row_id: str,
+    config_name: str,
+    data_config: str,
+    label: str | None,
+    keep: float,
+    source: str | None,
+) -> _Told:
+    """Read a scored dataset; whatever may be wrong with it is found here, before anything is written."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep} is not a fraction; use 0 < keep <= 1")
+    if not re.fullmatch(r"\w[\w.-]*", config_name) or config_name in ("data", data_config):
+        raise ValueError(f"config_name={config_name!r} is no name for a scores config; 'scores' is usual")
+    splits = splits_of(ds)
+    mains = score_columns(splits, scorers, columns, needed=needed)
+    names = names_of(mains)
+    scored = {k: d for k, d in splits.items() if set(mains) & set(d.column_names)}
+    tables = {split: table_of(d, split, row_id, names) for split, d in scored.items()}
+    scores = Scores(
+        repo_id=repo_id,
+        config_name=config_name,
+        row_id=row_id,
+        columns=[published(replace(c, dtype=dtype_of(feature_of(scored, n)[n]))) for n, c in mains.items()],
+        rows={split: table.num_rows for split, table in tables.items()},
+        values=values_of(tables, names),
+        balances=balances_of(scored, tables, list(mains), row_id, label, keep),
+        data=_source(source),
+        keep=keep,
+    )
+    return _Told(splits, tables, names, scores, next((d.info.license for d in scored.values()), None))
 
 
 def _documents(
@@ -188,12 +263,37 @@ def _documents(
             f"{scores.repo_id} has scores for {lost} in config {name!r}, which this push of {sorted(tables)} would"
             " drop; push a DatasetDict with all splits, or choose another config_name="
         )
+    text = remote.text(README, head)
+    readme = _readme(text, scores, tables, files, license, lambda: undeclared(remote, head, name), what == "both")
+    reader = None if what == "both" else other_reader(remote, head, readme, name)
+    if reader not in (None, "parquet"):
+        warnings.warn(
+            f"{scores.repo_id} holds .{reader} files, and load_dataset reads all configs of a repo with one reader:"
+            " take the scores off it with load_scores, or push them to a repo of their own",
+            stacklevel=2,
+        )
+    return _sidecar(scores, tables), readme, stale
+
+
+def _sidecar(scores: Scores, tables: Mapping[str, pa.Table]) -> str:
     facts = {s: {"rows": t.num_rows, "ids": ids_digest(t[scores.row_id])} for s, t in tables.items()}
-    sidecar = sidecar_text(scores.columns, splits=facts, row_id=scores.row_id, data=dict(scores.data))
+    return sidecar_text(scores.columns, splits=facts, row_id=scores.row_id, data=dict(scores.data))
+
+
+def _readme(
+    old: str | None,
+    scores: Scores,
+    tables: Mapping[str, pa.Table],
+    files: Mapping[str, Path],
+    license: str | None,
+    others: Any,
+    parquet: bool = False,
+) -> str:
+    name, source = scores.config_name, scores.data.get("repo")
     features = Features.from_arrow_schema(next(iter(tables.values())).schema)
     sizes = [{"name": s, "num_bytes": size_of(t), "num_examples": t.num_rows} for s, t in tables.items()]
-    readme = merge_readme(
-        remote.text(README, head),
+    return merge_readme(
+        old,
         scores,
         config={
             "config_name": name,
@@ -207,18 +307,10 @@ def _documents(
             "dataset_size": sum(s["num_bytes"] for s in sizes),
         },
         license=license if license and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) else None,
-        source=scores.data.get("repo") if scores.data.get("repo") != scores.repo_id else None,
-        others=lambda: undeclared(remote, head, name),
-        parquet=what == "both",
+        source=source if source != scores.repo_id else None,
+        others=others if callable(others) else lambda: others,
+        parquet=parquet,
     )
-    reader = None if what == "both" else other_reader(remote, head, readme, name)
-    if reader not in (None, "parquet"):
-        warnings.warn(
-            f"{scores.repo_id} holds .{reader} files, and load_dataset reads all configs of a repo with one reader:"
-            " take the scores off it with load_scores, or push them to a repo of their own",
-            stacklevel=2,
-        )
-    return sidecar, readme, stale
 
 
 def load_scores(

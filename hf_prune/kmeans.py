@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 1024
+BLOCK = 1 << 14
 POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
 
 
@@ -34,25 +34,6 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     norms[norms == 0] = 1
     scaled: np.ndarray = x / norms[:, None].astype(x.dtype)
     return scaled
-
-
-def nearest(x: np.ndarray, centroids: np.ndarray, count: int = 1) -> np.ndarray:
-    """Find the `count` (1 or 2) centroids with the largest inner products, (n, count) int64, largest first.
-
-    Args:
-        x: (n, d) float32 rows.
-        centroids: (k, d) float32.
-        count: how many; the lowest index comes first among equals.
-    """
-    found = np.empty((len(x), count), np.int64)
-    across = np.ascontiguousarray(centroids.T)
-    for start in range(0, len(x), BLOCK):
-        product = x[start : start + BLOCK] @ across
-        found[start : start + BLOCK, 0] = product.argmax(1)
-        if count == 2:
-            product[np.arange(len(product)), found[start : start + BLOCK, 0]] = -np.inf
-            found[start : start + BLOCK, 1] = product.argmax(1)
-    return found
 
 
 def kmeans(
@@ -214,8 +195,8 @@ def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tupl
     across = torch.from_numpy(centroids).to(device).T.contiguous()
     lengths = 0 if spherical else (across * across).sum(0)
     labels, values = [], []
-    for start in range(0, len(x), 16 * BLOCK):
-        rows = torch.from_numpy(x[start : start + 16 * BLOCK]).to(device)
+    for start in range(0, len(x), BLOCK):
+        rows = torch.from_numpy(x[start : start + BLOCK]).to(device)
         product = rows @ across
         if not spherical:  # minus the squared distance, as the faiss path gives it
             product = 2 * product - lengths - (rows * rows).sum(1, keepdim=True)

@@ -6,6 +6,7 @@ bytes. Weights are loaded by the process that computes, once, outside of any sco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -14,7 +15,7 @@ import re
 import shutil
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -271,13 +272,14 @@ class Model(Value):
             return _load_live(self.folder()).to(dtype)
         import transformers
 
-        module, info = getattr(transformers, head).from_pretrained(
-            self.folder() / subfolder,
-            dtype=dtype,
-            trust_remote_code=self.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            module, info = getattr(transformers, head).from_pretrained(
+                self.folder() / subfolder,
+                dtype=dtype,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         missing = sorted(info["missing_keys"])
         if lost := [name for name in missing if "pooler" not in name.split(".")]:
             raise ValueError(
@@ -287,6 +289,23 @@ class Model(Value):
         # a pooler that the checkpoint lacks (BERT, ViT with another head) is common, and harmless where it is not read
         module.has_random_pooler = bool(missing)
         return module  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the bar and the report that transformers prints for each load: what is missing we say ourselves."""
+    import transformers.utils.logging
+
+    logging: Any = transformers.utils.logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def import_name(name: str) -> Any:

@@ -93,12 +93,12 @@ class Plan:
 
 
 def default_shard_rows(rows: int) -> int:
-    """Rows of a shard: about 256 shards, whole thousands, from 1,000 to 100,000; a rule of `rows` alone.
+    """Rows of a shard: about 128 shards, whole thousands, from 1,000 to 100,000; a rule of `rows` alone.
 
-    >>> [default_shard_rows(n) for n in (10, 256_001, 10**9)]
+    >>> [default_shard_rows(n) for n in (10, 128_001, 10**9)]
     [1000, 2000, 100000]
     """
-    return min(100_000, max(1, -(-rows // 256_000)) * 1000)
+    return min(100_000, max(1, -(-rows // 128_000)) * 1000)
 
 
 def part_paths(folder: Path, index: int) -> tuple[Path, Path]:
@@ -133,7 +133,7 @@ def open_folder(folder: Path, plan: Plan, *, exact: bool, overwrite: bool, versi
                 )
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(manifest, plan.to_json(versions))
+        write_text(manifest, plan.to_json(versions), sync=True)
     return plan
 
 
@@ -200,19 +200,19 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
         with explained(folder):
             _sync(temporary)
             os.replace(temporary, path)
-            _sync(folder)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, sync it, rename it. Errors as in `write_part`."""
+def write_text(path: Path, text: str, sync: bool = False) -> None:
+    """Write a small file under a temporary name and rename it; a part's JSON that was cut off is noticed, unsynced."""
     temporary = _temporary(path)
     try:
         with explained(path.parent):
             temporary.write_text(text, encoding="utf-8")
-            _sync(temporary)
+            if sync:
+                _sync(temporary)
             os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -252,8 +252,5 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some folders cannot be synced
-            raise
     finally:
         os.close(handle)

@@ -177,9 +177,7 @@ def split_by_score(
     )  # fmt: skip
     check_layout(layout)
     if _is_stream(ds):
-        raise TypeError(
-            "a stream cannot be split in one pass; filter_by_score with threshold and prefer='low', 'high'"
-        )
+        raise TypeError("a stream cannot be split in one pass; filter_by_score with threshold and prefer='low', 'high'")
     names = _splits(ds, splits)
     if len(names) > 1:
         raise ValueError(f"splits={names}: kept and dropped are told apart in one split at a time; name one")
@@ -343,9 +341,7 @@ def _splits(ds: Any, splits: str | Sequence[str] | None) -> list[str]:
     """Names of the splits meant; none for a plain dataset."""
     if not isinstance(ds, dict):
         if splits is not None:
-            raise ValueError(
-                f"splits={splits!r} needs a DatasetDict, not a {type(ds).__name__}; leave it out"
-            )
+            raise ValueError(f"splits={splits!r} needs a DatasetDict, not a {type(ds).__name__}; leave it out")
         return []
     if splits is None and "train" not in ds:
         raise KeyError(f"there is no split 'train', only {list(ds)}; name those to prune with splits=")

@@ -50,9 +50,9 @@ def read_released_scores(
         ValueError: no or several numeric columns, repeated keys, rows of unequal length, scores that are no numbers.
 
     >>> import io
-    >>> ds = read_released_scores(io.BytesIO(b"file,score\\nn01440764_1.JPEG,0.5\\nn01440764_2.JPEG,0.25\\n"))
-    >>> ds[0]
-    {'key': 'n01440764_1', 'score': 0.5}
+    >>> ds = read_released_scores(io.BytesIO(b"index,score\n1,0.5\n0,0.25\n"))
+    >>> ds[0], ds.info.description.split("; ")[1]
+    ({'index': 1, 'score': 0.5}, 'delimiter comma')
     """
     name = path if isinstance(path, (str, Path)) else getattr(path, "name", "")
     where = Path(name).name if isinstance(name, (str, Path)) and str(name) else "the file"

@@ -194,8 +194,9 @@ def _arrow(values: Any) -> pa.ChunkedArray:
         return values
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         array = pa.array(np.ascontiguousarray(values).reshape(-1))
-        for size in reversed(values.shape[1:]):
-            array = pa.FixedSizeListArray.from_arrays(array, size)
+        for axis in range(values.ndim - 1, 0, -1):
+            rows, size = int(np.prod(values.shape[:axis])), values.shape[axis]
+            array = pa.LargeListArray.from_arrays(pa.array(np.arange(rows + 1) * size), array)
         return pa.chunked_array([array])
     if not isinstance(values, pa.Array):
         values = values.tolist() if isinstance(values, np.ndarray) else list(values)

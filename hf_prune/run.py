@@ -47,7 +47,7 @@ def score(
             default one in the datasets cache, named by the content: of the scorers, and of the columns that they read
             on the first row or name in a field. So an equal call finds its scores there.
         batch_size: rows a scorer gets at a time.
-        shard_rows: rows of a part, which is what a crash can lose. By default a rule of n alone: n / 256 in whole
+        shard_rows: rows of a part, which is what a crash can lose. By default a rule of n alone: n / 128 in whole
             thousands, from 1,000 to 100,000.
         splits: of a `DatasetDict`; by default `train`. The others come back as they are.
         overwrite: remove the scores that are in the folder first.
@@ -135,10 +135,9 @@ def _score(
 
     fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
     parts = [part_paths(at, i)[0] for i in range(len(plan.shards))]
-    files = [entry["file"] for entry in facts]
     if world.size > 1:  # one process writes the layout, if one is needed, the others find it
-        world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, files)))
-    return join(ds, parts, columns, fingerprint, at, files)
+        world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, facts)))
+    return join(ds, parts, columns, fingerprint, at, facts)
 
 
 def _nothing(_: Any) -> None:
@@ -201,7 +200,7 @@ def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[st
     path = folder / SIDECAR
     text = write_sidecar([s.describe() for s in scorers], os.devnull, **extra)
     if not path.exists() or path.read_text(encoding="utf-8") != text:  # a folder that is finished may be read-only
-        write_text(path, text)
+        write_text(path, text, sync=True)
     return facts
 
 

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the client: a test th
 import datasets
 import numpy as np
 import pytest
+from tiny_models import tiny_bert_folder, tiny_gpt2_folder, tiny_resnet_folder  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +39,11 @@ def vectors():
         "row_id": [f"{i:032x}-0" for i in range(96)],
     }
     return datasets.Dataset.from_dict(table, features=features)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tests run beside each other: a thread pool each would fight for the cores."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -253,6 +253,18 @@ def test_data_found_by_name_are_still_found(hub):
         assert len(load_scores(REPO, split="train")) == 40
 
 
+def test_many_files_found_by_name_are_not_listed(hub, monkeypatch):
+    hub.add(REPO, {f"images/{i}.png": b"x" for i in range(5)} | {"images/metadata.jsonl": "{}"})
+    monkeypatch.setattr(_hub_remote, "LISTED", 4)
+    with pytest.raises(ValueError, match="has no configs:.* its 5 data files by name.*declare them"):
+        push(hub, rows(), what="scores")
+    monkeypatch.setattr(_hub_remote, "LISTED", 10)
+    with pytest.warns(UserWarning, match=r"holds \.(png|jsonl) files"):
+        push(hub, rows(), what="scores")
+    (entry,) = readme(hub)[0]["configs"][0]["data_files"]
+    assert entry["path"] == [*(f"images/{i}.png" for i in range(5)), "images/metadata.jsonl"]
+
+
 # -- faults -------------------------------------------------------------------------
 
 
@@ -267,8 +279,8 @@ def test_data_found_by_name_are_still_found(hub):
 )  # fmt: skip
 def test_faults_are_waited_out(hub, pattern, kind):
     hub.fail(pattern, 2, kind)
-    push(hub, rows(), what="both")
-    assert len(score_commits(hub)) == 1 and [c.title for c in hub.commits(REPO)].count("Upload dataset") == 1
+    push(hub, rows(), what="both" if "commit" in pattern else "scores")
+    assert len(score_commits(hub)) == 1 and len(hub.commits(REPO)) == 2 + ("commit" in pattern)
     assert load_dataset(REPO, "scores", split="train")["ssl_proto"][:] == rows()["ssl_proto"][:]
 
 
@@ -313,13 +325,13 @@ def test_what_others_commit_meanwhile_is_kept(hub):
 
     def put(self, *args):  # the README changes between our reading and our commit
         if not done:
-            done.append(hub.add(REPO, {"README.md": CARD.replace("My data", "Their data"), "other.txt": "x"}))
+            done.append(hub.add(REPO, {"README.md": CARD.replace("My data", "Their data"), "other.bin": "x"}))
         return real(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_hub_remote.Remote, "put", put)
         push(hub, rows(), what="scores")
-    assert "# Their data" in readme(hub)[1] and "other.txt" in hub.files(REPO)
+    assert "# Their data" in readme(hub)[1] and "other.bin" in hub.files(REPO)
     assert any(r.status == 412 for r in hub.requests) and len(score_commits(hub)) == 1
 
 
@@ -427,6 +439,36 @@ def test_a_local_folder(hub, tmp_path):
         load_scores(tmp_path / "copy")
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_scores(tmp_path / "nowhere")
+
+
+def test_kinds_of_columns_and_ids(hub):
+    n = 12
+    ds = Dataset.from_dict(
+        {
+            "number": list(range(n)),
+            "label": ["a", "b", None] * 4,
+            "flag": [True, False] * 6,
+            "count": [None, *range(1, n)],
+            "big": [2**62 + i for i in range(n)],
+            "word": ["w"] * n,
+        }
+    )
+    done = push_scored(
+        ds, REPO, columns=["flag", "count", "big", "word"], row_id="number", label="label", token=hub.token
+    )
+    assert done.rows == {"train": n}
+    body = readme(hub)[1]
+    assert "| (no label) | 4 |" in body and "1 NaN or null" in body and "### `word`" in body
+    part = load_dataset(REPO, split="train[:25%]")
+    joined = load_scores(REPO, part)
+    assert joined["big"][:] == [2**62 + i for i in range(3)] and joined["count"][:] == [None, 1, 2]
+    assert joined["flag"][:] == [True, False, True]
+    asked = len(hub.requests)
+    with pytest.raises(KeyError, match="no column 'nope' for label="):
+        push_scored(ds, REPO, columns=["flag"], row_id="number", label="nope", token=hub.token)
+    assert len(hub.requests) == asked  # found before anything is pushed
+    push_scored(load_scores(REPO, part), "user/part", columns=["flag"], row_id="number", token=hub.token)
+    assert load_scores("user/part", split="train")["flag"][:] == [True, False, True]
 
 
 # -- arguments ----------------------------------------------------------------------

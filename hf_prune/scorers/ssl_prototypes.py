@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -13,36 +13,17 @@ from ..batch import Batch
 from ..models import memo
 from ..sample import canonical_sample
 from ..scorer import Scorer
+from ..search import Directions, largest_cosines, largest_products
 
 METRICS = ("cosine", "euclidean", "margin")
 
 
-class Centres(NamedTuple):
-    """Centroids made ready: float64 to tell distances, float32 to find the nearest."""
-
-    exact: np.ndarray
-    quick: np.ndarray
-    metric: str
-
-    @classmethod
-    def of(cls, centroids: np.ndarray, metric: str) -> Self:
-        """Scale them, or append -||c||^2 / 2: min ||x - c|| is max of x.c - ||c||^2 / 2."""
-        exact = np.asarray(centroids, np.float64)
-        if metric != "euclidean":
-            exact = kmeans.unit_rows(exact)
-            return cls(exact, exact.astype(np.float32), metric)
-        offset = -0.5 * np.einsum("kd,kd->k", exact, exact)
-        return cls(exact, np.column_stack([exact, offset]).astype(np.float32), metric)
-
-
-def prototype_distance(x: np.ndarray, centres: np.ndarray | Centres, metric: str = "cosine") -> tuple[Any, Any]:
+def prototype_distance(x: np.ndarray, centroids: np.ndarray, metric: str = "cosine") -> tuple[Any, Any]:
     """Distance of each row to its nearest centroid, and which one that is.
-
-    The nearest is found in float32, its distance computed in float64.
 
     Args:
         x: (n, d) rows.
-        centres: (k, d); k >= 2 for the margin.
+        centroids: (k, d); k >= 2 for the margin.
         metric: "cosine": `1 - max cos`, in [0, 2]. "euclidean": `min ||x - c||`. "margin": second largest cosine
             minus the largest, in [-2, 0]: rows between two clusters come first.
 
@@ -54,22 +35,26 @@ def prototype_distance(x: np.ndarray, centres: np.ndarray | Centres, metric: str
     >>> distance.round(6).tolist(), cluster.tolist()
     ([0.0, 0.2, 0.0, 0.2, 0.2], [0, 0, 1, 1, 1])
     """
-    if not isinstance(centres, Centres):
-        centres = Centres.of(centres, metric)
-    x = np.asarray(x, np.float64)
-    if centres.metric == "euclidean":
-        best = kmeans.nearest(np.column_stack([x, np.ones(len(x))]).astype(np.float32), centres.quick)[:, 0]
-        gap = x - centres.exact[best]
-        return np.sqrt(np.einsum("nd,nd->n", gap, gap)), best
-    u = kmeans.unit_rows(x)
-    best = kmeans.nearest(u.astype(np.float32), centres.quick, count=2 if centres.metric == "margin" else 1)
-    similarity = np.stack([np.einsum("nd,nd->n", u, centres.exact[column]) for column in best.T])
-    if centres.metric == "margin":
-        distance = -np.abs(similarity[0] - similarity[1])  # float32 may have put two equals the wrong way round
-    else:
-        distance = np.maximum(1 - similarity[0], 0)
-    zero = ~x.any(axis=1)
-    return np.where(zero, np.nan, distance), np.where(zero, -1, best[:, 0])
+    if metric == "euclidean":
+        return euclidean_distance(np.asarray(x), np.asarray(centroids))
+    return cosine_distance(np.asarray(x), Directions.of(centroids), metric)
+
+
+def cosine_distance(x: np.ndarray, directions: Directions, metric: str) -> tuple[Any, Any]:
+    """As `prototype_distance` for "cosine" and "margin", with centroids that are made ready."""
+    found, cosine = largest_cosines(x, directions, count=2 if metric == "margin" else 1)
+    distance = cosine[:, 1] - cosine[:, 0] if metric == "margin" else np.maximum(1 - cosine[:, 0], 0)
+    return distance, found[:, 0]
+
+
+def euclidean_distance(x: np.ndarray, centroids: np.ndarray) -> tuple[Any, Any]:
+    """As `prototype_distance` for "euclidean": the nearest found in float32, its distance told in float64."""
+    wide, exact = x.astype(np.float64), centroids.astype(np.float64)
+    # min ||x - c|| is max of x.c - ||c||^2 / 2: one product with a column more
+    extended = np.column_stack([exact, -0.5 * np.einsum("kd,kd->k", exact, exact)]).astype(np.float32)
+    rows = np.column_stack([wide, np.ones(len(wide))]).astype(np.float32)
+    found = largest_products(rows, np.ascontiguousarray(extended.T))[:, 0]
+    return np.linalg.norm(wide - exact[found], axis=1), found
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +195,10 @@ class SSLPrototypes(Scorer):
                 "fit on embeddings of the same model"
             )
         if self.metric == "euclidean" and self.normalize:
-            x = kmeans.unit_rows(x)
-        centres = memo(self, "centres", lambda: Centres.of(self.centroids, self.metric))
-        distance, cluster = prototype_distance(x, centres)
+            x = kmeans.unit_rows(x.astype(np.float64))
+        if self.metric == "euclidean":
+            distance, cluster = euclidean_distance(x, self.centroids)
+        else:
+            directions = memo(self, "directions", lambda: Directions.of(self.centroids))
+            distance, cluster = cosine_distance(x, directions, self.metric)
         return {self.name: distance} | ({f"{self.name}_cluster": cluster} if self.cluster else {})

@@ -56,9 +56,7 @@ def candidates(cut: float) -> dict[str, Callable[[Dataset], Dataset]]:
         ),
         "select(np.flatnonzero)": select,
         "filter_by_score": lambda ds: filter_by_score(ds, "score", keep=KEEP),
-        "filter_by_score(contiguous)": lambda ds: filter_by_score(
-            ds, "score", keep=KEEP, layout="contiguous"
-        ),
+        "filter_by_score(contiguous)": lambda ds: filter_by_score(ds, "score", keep=KEEP, layout="contiguous"),
     }
 
 
@@ -74,9 +72,7 @@ def python_pass(ds: Dataset) -> Iterator[int]:
         yield len(batch["id"])
 
 
-def race(
-    path: str, rounds: int, run: dict[str, Callable[[Dataset], Dataset]], reader: Any
-) -> dict[str, list[float]]:
+def race(path: str, rounds: int, run: dict[str, Callable[[Dataset], Dataset]], reader: Any) -> dict[str, list[float]]:
     """Seconds of prune + pass for each candidate, in turns; the rows must be the same."""
     seconds: dict[str, list[float]] = {name: [] for name in run}
     expected: Any = None

@@ -1,0 +1,297 @@
+"""Prototype scores against the dossier's vectors, against NumPy, and on bad input."""
+
+from __future__ import annotations
+
+import warnings
+
+import datasets
+import numpy as np
+import pytest
+from datasets.fingerprint import Hasher
+
+import hf_prune as hp
+from hf_prune.scorers.ssl_prototypes import prototype_distance
+
+X = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8], [3, 4]])
+Y = [0, 0, 1, 1, 0]
+
+
+def dataset(x, **more):
+    width = len(x[0])
+    features = {"embedding": datasets.List(datasets.Value("float32"), length=width)}
+    ds = datasets.Dataset.from_dict({"embedding": [list(map(float, r)) for r in x]}, datasets.Features(features))
+    for name, values in more.items():
+        ds = ds.add_column(name, values)
+    return ds
+
+
+@pytest.fixture(scope="module")
+def big():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 3000)
+    x = (rng.normal(size=(5, 24))[labels] + 0.8 * rng.normal(size=(3000, 24))).astype(np.float32)
+    return dataset(x, label=labels.tolist(), i=list(range(3000)))
+
+
+def matrix(ds):
+    return np.array(ds["embedding"][:], np.float64)
+
+
+# self-supervised
+
+
+def test_vectors_of_the_definition():
+    distance, cluster = prototype_distance(X, np.eye(2))
+    assert distance == pytest.approx([0, 0.2, 0, 0.2, 0.2]) and cluster.tolist() == [0, 0, 1, 1, 1]
+    moved = [[0.9486832981, 0.3162277660], [0, 1]]
+    distance, cluster = prototype_distance(X, np.array(moved))
+    assert distance == pytest.approx([0.0513167019, 0.0513167019, 0, 0.2, 0.1778078084]) and cluster[4] == 0
+
+
+def test_equals_numpy_from_the_same_centroids(big):
+    scorer = hp.SSLPrototypes.fit(big, k=20, cluster=True)
+    out = big.map(scorer, batched=True)
+    x, c = matrix(big), scorer.centroids.astype(np.float64)
+    cosines = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (c / np.linalg.norm(c, axis=1, keepdims=True)).T
+    assert np.abs(1 - cosines.max(1) - out["ssl_proto"][:]).max() < 1e-6
+    assert (cosines.argmax(1) == out["ssl_proto_cluster"][:]).all()
+    assert out.features["ssl_proto"].dtype == "float32" and out.features["ssl_proto_cluster"].dtype == "int32"
+
+
+def test_other_metrics_on_the_same_centroids(big):
+    x = matrix(big)
+    c = hp.SSLPrototypes.fit(big, k=20).centroids.astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    top = np.sort(unit @ c.T, axis=1)
+    for metric, want in (
+        ("margin", top[:, -2] - top[:, -1]),
+        ("euclidean", np.linalg.norm(unit[:, None] - c[None], axis=2).min(1)),
+    ):
+        got = big.map(hp.SSLPrototypes(c.astype(np.float32), metric=metric), batched=True)["ssl_proto"][:]
+        assert np.abs(got - want).max() < 1e-6
+    raw = hp.SSLPrototypes.fit(big, k=20, metric="euclidean", spherical=False, normalize=False)
+    want = np.linalg.norm(x[:, None] - raw.centroids[None], axis=2).min(1)
+    assert np.abs(raw(big[:])["ssl_proto"] - want).max() < 1e-5
+
+
+def test_a_refit_on_shuffled_rows_is_the_same_value(big):
+    shuffled = big.shuffle(seed=1)
+    for options in ({"k": 7}, {"k": 7, "sample": 500}, {"k": None}, {"k": 5, "spherical": False, "normalize": False}):
+        one, two = (hp.SSLPrototypes.fit(ds, **options) for ds in (big, shuffled))
+        assert Hasher.hash(one) == Hasher.hash(two)
+    stream = hp.SSLPrototypes.fit(big.to_iterable_dataset(), k=7)
+    assert Hasher.hash(stream) == Hasher.hash(hp.SSLPrototypes.fit(big, k=7))
+    assert Hasher.hash(stream) != Hasher.hash(hp.SSLPrototypes.fit(big, k=7, seed=1))
+
+
+def test_scores_and_selection_do_not_depend_on_batches_workers_or_order(big):
+    scorer = hp.SSLPrototypes.fit(big, k=20)
+    want = np.array(big.map(scorer, batched=True)["ssl_proto"][:])
+    kept = set(hp.filter_by_score(big.map(scorer, batched=True), "ssl_proto", keep=0.5)["i"][:])
+    cut = np.sort(want)[-1500]
+    shuffled = big.shuffle(seed=3)
+    ways = {
+        "1": big.map(scorer, batched=True, batch_size=1),
+        "7": big.map(scorer, batched=True, batch_size=7),
+        "all": big.map(scorer, batched=True, batch_size=None),
+        "2 workers": big.map(scorer, batched=True, num_proc=2),
+        "shuffled": shuffled.map(scorer, batched=True),
+        "stream": datasets.Dataset.from_list(list(big.to_iterable_dataset().map(scorer, batched=True))),
+    }
+    for how, out in ways.items():
+        order = np.argsort(out["i"][:])
+        assert np.abs(np.array(out["ssl_proto"][:])[order] - want).max() <= 1e-6, how
+        near = set(np.flatnonzero(np.abs(want - cut) <= 1e-6).tolist())
+        assert (set(hp.filter_by_score(out, "ssl_proto", keep=0.5)["i"][:]) ^ kept) <= near, how
+
+
+def test_fitted_on_another_set_than_it_scores(big):
+    other = dataset(matrix(big)[:200])
+    scorer = hp.SSLPrototypes.fit(other, k=4)
+    assert scorer.fitted_on["rows"] == 200 and len(big.map(scorer, batched=True)) == 3000
+
+
+def test_the_sample_has_the_stated_size(big):
+    facts = hp.SSLPrototypes.fit(big, k=4, sample=100).fitted_on
+    assert (facts["rows"], facts["sampled"], facts["k"]) == (3000, 100, 4)
+    assert facts["engine"].split("-")[0] in ("faiss", "torch")
+
+
+def test_zero_rows_score_nan_and_are_not_fitted():
+    scorer = hp.SSLPrototypes.fit(dataset([*X, [0, 0]]), k=2, cluster=True)
+    assert scorer.fitted_on["zero_rows"] == 1
+    out = scorer({"embedding": [[0.0, 0.0], [1.0, 0.0]]})
+    assert np.isnan(out["ssl_proto"][0]) and not np.isnan(out["ssl_proto"][1])
+    assert out["ssl_proto_cluster"][0] == -1
+
+
+def test_copies_stay_copies():
+    scorer = hp.SSLPrototypes.fit(dataset(np.repeat(X, 20, axis=0)), k=4)
+    scores = scorer({"embedding": np.repeat(X, 3, axis=0).tolist()})["ssl_proto"].reshape(5, 3)
+    assert (scores == scores[:, :1]).all()
+    with pytest.raises(ValueError, match="only 5 distinct rows"):
+        hp.SSLPrototypes.fit(dataset(np.repeat(X, 20, axis=0)), k=6)
+
+
+# supervised
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, [0.1362210991, 0.0066542640, 0.0513167019, 0.0513167019, 0.0786358390]),
+        ({"normalize_before_mean": False}, [0.2780117949, 0.0072662180, 0.0513167019, 0.0513167019, 0.0132827863]),
+        (
+            {"metric": "euclidean", "normalize_before_mean": False},
+            [1.6465452047, 1.2292725943, 0.3162277660, 0.3162277660, 2.8362729848],
+        ),
+    ],
+)
+def test_supervised_vectors_of_the_definition(options, want):
+    scorer = hp.SupervisedPrototypes.fit(dataset(X, label=Y), **options)
+    assert scorer({"embedding": X.tolist(), "label": Y})["supervised_proto"] == pytest.approx(want, abs=1e-7)
+
+
+def test_class_means_of_the_definition():
+    scorer = hp.SupervisedPrototypes.fit(dataset(X, label=Y))
+    assert np.allclose(scorer.class_means, [[0.8, 0.4666666667], [-0.3, 0.9]], atol=1e-9)
+
+
+def test_supervised_equals_numpy(big):
+    x, y = matrix(big), np.array(big["label"][:])
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([u[y == c].mean(0) for c in range(5)])
+    cosines = u @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    own = cosines[np.arange(3000), y]
+    others = np.where(np.arange(5)[None] == y[:, None], -np.inf, cosines).max(1)
+    out = big.map(hp.SupervisedPrototypes.fit(big, margin=True), batched=True)
+    assert np.abs(out["supervised_proto"][:] - (1 - own)).max() < 1e-6
+    assert np.abs(out["supervised_proto_margin"][:] - (own - others)).max() < 1e-6
+    for options, want in (({"metric": "margin"}, others - own), ({"nearest": True}, 1 - cosines.max(1))):
+        got = big.map(hp.SupervisedPrototypes.fit(big, **options), batched=True)["supervised_proto"][:]
+        assert np.abs(got - want).max() < 1e-6
+
+
+def test_supervised_refit_on_shuffled_rows_is_the_same_value(big):
+    for options in ({}, {"normalize_before_mean": False, "metric": "euclidean"}):
+        one, two = (hp.SupervisedPrototypes.fit(ds, **options) for ds in (big, big.shuffle(seed=5)))
+        assert Hasher.hash(one) == Hasher.hash(two)
+
+
+def test_labels_of_other_kinds(big):
+    names = [f"class {v}" for v in big["label"]]
+    named = big.add_column("kind", names)
+    want = hp.SupervisedPrototypes.fit(big)(big[:])["supervised_proto"]
+    assert (hp.SupervisedPrototypes.fit(named, label="kind")(named[:])["supervised_proto"] == want).all()
+    classed = big.cast_column("label", datasets.ClassLabel(names=list("abcde")))
+    assert (hp.SupervisedPrototypes.fit(classed)(classed[:])["supervised_proto"] == want).all()
+
+
+def test_a_flipped_label_scores_high(big):
+    labels = np.array(big["label"][:])
+    flipped = np.arange(0, 3000, 50)
+    labels[flipped] = (labels[flipped] + 1) % 5
+    ds = big.remove_columns("label").add_column("label", labels.tolist())
+    scores = np.array(ds.map(hp.SupervisedPrototypes.fit(ds), batched=True)["supervised_proto"][:])
+    ranks = scores.argsort().argsort()
+    assert ranks[flipped].mean() > 0.9 * 3000
+
+
+def test_a_class_of_one_row_scores_zero_and_is_told():
+    with pytest.warns(UserWarning, match="1 of 2 classes have one row only"):
+        scorer = hp.SupervisedPrototypes.fit(dataset(X, label=[0, 0, 0, 0, 1]))
+    assert scorer({"embedding": [[3.0, 4.0]], "label": [1]})["supervised_proto"] == pytest.approx(0, abs=1e-9)
+
+
+# bad input
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("fit", [hp.SSLPrototypes.fit, hp.SupervisedPrototypes.fit], ids=["ssl", "supervised"])
+@pytest.mark.parametrize(
+    ("ds", "error", "message"),
+    [
+        (dataset(X).select([]), ValueError, "empty dataset"),
+        (datasets.Dataset.from_dict({"x": [1]}), KeyError, r"reads column 'embedding', the rows have \['x'\]"),
+        (datasets.Dataset.from_dict({"embedding": ["a"] * 3}), TypeError, "has type string, not lists of floats"),
+        (datasets.Dataset.from_dict({"embedding": [1.0] * 3}), TypeError, "not lists of floats"),
+        (datasets.Dataset.from_dict({"embedding": [[1.0], [1.0, 2.0]]}), ValueError, "ragged: row 1 has 2"),
+        (datasets.Dataset.from_dict({"embedding": [[1.0], None]}), ValueError, "null in row 1"),
+        (dataset([*X, [NAN, 1]]), ValueError, "not finite in row 5"),
+        (dataset([*X, [1, INF]]), ValueError, "not finite in row 5"),
+        (datasets.DatasetDict(train=dataset(X)), TypeError, "choose a split"),
+    ],
+)
+def test_bad_data_to_fit(fit, ds, error, message):
+    if not isinstance(ds, datasets.DatasetDict) and "embedding" in ds.column_names:
+        ds = ds.add_column("label", [0] * len(ds)) if len(ds) else ds.map(lambda row: {"label": 0})
+        if "label" not in ds.column_names:
+            ds = datasets.Dataset.from_dict({"embedding": [], "label": []})
+    with pytest.raises(error, match=message):
+        fit(ds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 6}, "k=6 centres, but 5 rows to learn on; use k=5"),
+        ({"k": 4, "sample": 3}, r"3 rows to learn on \(sample=3\)"),
+        ({"k": 0}, "k=0 is not a number of centres"),
+        ({"k": 2.5}, "k=2.5 is not"),
+        ({"k": 1, "metric": "margin"}, "use k=2 or more"),
+        ({"metric": "manhattan"}, "metric='manhattan' is not one of"),
+        ({"normalize": False}, "contradicts spherical=True"),
+    ],
+)
+def test_bad_options_of_ssl(options, message):
+    with pytest.raises(ValueError, match=message):
+        hp.SSLPrototypes.fit(dataset(X), **options)
+
+
+def test_all_rows_zero():
+    with pytest.raises(ValueError, match="all 3 rows of 'embedding' are zero"):
+        hp.SSLPrototypes.fit(dataset(np.zeros((3, 2))))
+    with pytest.raises(ValueError, match="add up to zero"):
+        hp.SupervisedPrototypes.fit(dataset([[1, 0], [-1, 0]], label=[0, 0]))
+
+
+def test_bad_rows_to_score():
+    ssl = hp.SSLPrototypes.fit(dataset(X), k=2)
+    supervised = hp.SupervisedPrototypes.fit(dataset(X, label=Y))
+    for scorer in (ssl, supervised):
+        for rows, message in (
+            ([[1.0, 0, 0]] * 2, "width 3, the"),
+            ([[1.0, 0], [1.0]], "ragged: row 1"),
+            ([[1.0, 0], [NAN, 0]], "not finite in row 1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                scorer({"embedding": rows, "label": [0, 1]})
+        with pytest.raises((TypeError, ValueError), match="row 1 of this batch is null"):
+            scorer({"embedding": [[1.0, 0], None], "label": [0, 1]})
+    with pytest.raises(ValueError, match="7 in row 1 of this batch is no class that was fitted"):
+        supervised({"embedding": X[:2].tolist(), "label": [0, 7]})
+    with pytest.raises(ValueError, match="null in row 0"):
+        supervised({"embedding": X[:2].tolist(), "label": [None, 1]})
+    with pytest.raises(TypeError, match="not classes"):
+        supervised({"embedding": X[:2].tolist(), "label": [0.5, 1.0]})
+
+
+def test_random_is_uniform_and_belongs_to_the_row():
+    ds = datasets.Dataset.from_dict({"row_id": [f"row {i}" for i in range(4000)]})
+    a, b = (np.array(ds.map(hp.Random(seed=s), batched=True)[f"random_{s}"][:]) for s in (100, 101))
+    assert abs(a.mean() - 0.5) < 0.03 and 0 < a.min() and a.max() < 1 and len(set(a)) == 4000
+    assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
+    back = ds.shuffle(seed=0).map(hp.Random(seed=100), batched=True).sort("row_id")
+    assert back["random_100"][:] == ds.map(hp.Random(seed=100), batched=True).sort("row_id")["random_100"][:]
+    with pytest.raises(KeyError, match="with_row_id"):
+        hp.Random()({"text": ["a"]})
+    with pytest.raises(ValueError, match="every row needs an id"):
+        hp.Random()({"row_id": ["a", None]})
+
+
+def test_no_warning_on_the_main_path(big):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hp.SupervisedPrototypes.fit(big)
+        hp.SSLPrototypes.fit(big, k=3)

@@ -1,0 +1,162 @@
+"""`score` in two real processes, as `accelerate launch` starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_from_disk
+
+import hf_prune
+from hf_prune import score
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from run_scorers import Logged, Norm, Widen, calls  # noqa: E402
+
+ROOT = Path(hf_prune.__file__).parents[1]
+N = 4100
+TEXTS = [f"{i} " + "x" * (i * 7 % 31) for i in range(N)]
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+import datasets
+from accelerate.state import PartialState
+from hf_prune import score
+from run_scorers import Logged, Norm, Widen
+
+data, folder, result, options = sys.argv[1:5]
+options = json.loads(options)
+mine, others = (pathlib.Path(f"{result}-{i}.json") for i in (os.environ["RANK"], 1 - int(os.environ["RANK"])))
+
+def tell(**facts):
+    mine.write_text(json.dumps(facts))
+
+def run(ds, folder, *scorers, **options):
+    out = score(ds, *scorers, output_dir=folder, **options)
+    return {"fingerprint": out._fingerprint, **{s.name: out[s.name][:] for s in scorers}}
+
+ds = datasets.load_from_disk(data)
+if options.pop("state_first", False):
+    PartialState(cpu=True)
+if options.pop("own_folder", False):
+    folder += os.environ["RANK"]
+if options.pop("other_length", False) and os.environ["RANK"] == "1":
+    ds = ds.select(range(10))
+again = options.pop("again", False)
+try:
+    facts = {"plain": run(ds, folder, Logged(), Widen(), Norm(), **options)}
+    if again:
+        try:
+            run(ds, folder, Norm(embedding="text"))
+        except Exception as error:
+            facts["clash"] = f"{type(error).__name__}: {error}"
+        facts["mapped"] = run(ds.shuffle(seed=3), None, Logged(), shard_rows=500)
+except Exception as error:
+    tell(error=f"{type(error).__name__}: {error}")
+    end = time.monotonic() + 30  # or the launcher would kill the other before it says what it saw
+    while not others.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    raise
+tell(world=PartialState().num_processes, **facts)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    Dataset.from_dict({"text": TEXTS}).save_to_disk(str(folder))
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(tmp_path: Path, data: Path, folder: str, env: dict[str, str] | None = None, **options: object):
+    """Two processes on the CPU: `accelerate launch --cpu --num_processes 2` would quietly start one."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port()), str(script)]
+    arguments = [str(data), folder, str(tmp_path / "result"), json.dumps(options)]
+    variables = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+        "HF_PRUNE_TEST_LOG": str(tmp_path / "log.txt"),
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        **(env or {}),
+    }
+    return subprocess.run([*command, *arguments], env=variables, capture_output=True, text=True, timeout=110)
+
+
+def results(tmp_path: Path) -> list[dict]:
+    return [json.loads((tmp_path / f"result-{i}.json").read_text()) for i in range(2)]
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.glob("part-*.arrow")}
+
+
+def test_two_processes_share_the_shards(tmp_path, data, monkeypatch):
+    folder = tmp_path / "out"
+    done = launch(tmp_path, data, str(folder), state_first=True, again=True)
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path)
+    assert first["world"] == second["world"] == 2
+    log = [c for c in calls(tmp_path / "log.txt") if int(c[2]) > 500 or c[3].startswith("4000 ")][:5]
+    assert {(c[0], c[1]) for c in log} == {("0", "0"), ("1", "1")}  # process and rank
+    assert sum(int(c[2]) for c in log) == N
+    assert sorted(int(c[3].split()[0]) // 1000 for c in log if c[0] == "1") == [1, 3]
+    monkeypatch.setenv("HF_PRUNE_TEST_LOG", str(tmp_path / "alone.txt"))
+    alone = score(load_from_disk(str(data)), Logged(), Widen(), Norm(), output_dir=tmp_path / "alone")
+    for one in (first["plain"], second["plain"]):
+        assert one["fingerprint"] == alone._fingerprint
+        for name in ("logged", "norm"):
+            assert one[name] == pytest.approx(alone[name][:], abs=1e-6)
+    assert parts(folder) == parts(tmp_path / "alone")
+    assert not list(folder.glob("*tmp*"))
+    # a folder of another run: the main process sees it, both say so
+    assert first["clash"].startswith("ValueError: ") and "overwrite=True" in first["clash"]
+    assert second["clash"].startswith("ElsewhereError: process 0 failed with ValueError: ")
+    # without a folder the main process chooses one; an indices mapping is kept
+    assert first["mapped"] == second["mapped"]
+    assert first["mapped"]["logged"] == [float(len(t)) for t in load_from_disk(str(data)).shuffle(seed=3)["text"][:]]
+    assert len(list((tmp_path / "cache" / "hf_prune_scores").iterdir())) == 1
+    # one process goes on where two stopped
+    (folder / "part-00002.json").unlink()
+    (tmp_path / "alone.txt").unlink()
+    score(load_from_disk(str(data)), Logged(), Widen(), Norm(), output_dir=folder)
+    assert [c[3].split()[0] for c in calls(tmp_path / "alone.txt")] == ["2000"]
+
+
+@pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_that_fails_ends_all(tmp_path, data, failing):
+    """Row 100 belongs to process 0, row 1100 to process 1; the other process hears of it from score() itself."""
+    fail = f"{failing}100 " if failing else "100 "
+    done = launch(tmp_path, data, str(tmp_path / "out"), env={"HF_PRUNE_TEST_FAIL": fail}, shard_rows=1000)
+    assert done.returncode != 0
+    told = [one["error"] for one in results(tmp_path)]
+    assert told[failing] == f"RuntimeError: told to fail at {fail}"
+    assert told[1 - failing].startswith(f"ElsewhereError: process {failing} failed with RuntimeError: told to fail")
+    assert f"shard {failing}" in told[1 - failing]
+
+
+@pytest.mark.slow
+def test_processes_that_were_given_different_things(tmp_path, data):
+    done = launch(tmp_path, data, str(tmp_path / "out"), own_folder=True)
+    assert done.returncode == 0, done.stderr  # the main process says where
+    assert not (tmp_path / "out1").exists() and len(results(tmp_path)) == 2
+    done = launch(tmp_path, data, str(tmp_path / "out"), other_length=True)
+    assert done.returncode != 0
+    assert all("given different scorers, or datasets of different lengths" in one["error"] for one in results(tmp_path))

@@ -1,0 +1,298 @@
+"""The contract: values, guards against misuse, provenance, save and load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pytest
+from datasets.fingerprint import Hasher
+
+import hf_prune as hp
+from hf_prune import Scorer
+from hf_prune.columns import read_sidecar, write_sidecar
+from hf_prune.scorer import feature_of
+
+
+@dataclass(frozen=True, eq=False)
+class Length(Scorer):
+    """Letters of a text."""
+
+    text: str = "text"
+    table: Any = None
+    options: Any = ()
+    name: str = "length"
+    paper: ClassVar[str] = "none"
+
+    def score(self, batch, rank):
+        return [len(t) for t in batch.texts(self.text)]
+
+
+@dataclass(frozen=True, eq=False)
+class Nested(Scorer):
+    inner: Any = None
+    name: str = "nested"
+
+    def score(self, batch, rank):
+        return self.inner(batch.source)[self.inner.name] * 2
+
+
+ROWS = {"text": ["a", "bbb", ""], "n": [1, 2, 3]}
+
+
+def test_only_the_new_column_is_written_in_the_declared_type():
+    out = Length()(ROWS)
+    assert list(out) == ["length"]
+    assert out["length"].dtype == np.float32
+    assert out["length"].tolist() == [1, 3, 0]
+
+
+def test_equal_parts_have_equal_pickles_however_they_were_made():
+    table = np.arange(6.0).reshape(2, 3)
+    one = "ab"
+    a = Length(table=table, options=[one, one])
+    b = Length(table=np.asfortranarray(table), options=("".join(["a", "b"]), "".join(["a", "b"])))
+    assert Hasher.hash(a) == Hasher.hash(b) == Hasher.hash(pickle.loads(pickle.dumps(a)))
+    assert a == b and hash(a) == hash(b) and a.digest == b.digest
+    assert a != Length(table=table + 1, options=[one, one])
+    assert pickle.dumps(Nested(Length(table=table))) == pickle.dumps(Nested(Length(table=table.copy())))
+
+
+def test_a_field_that_has_no_stable_hash_is_refused():
+    for value, what in ((lambda: 0, "function"), (open, "builtin"), (np.array(["x"], object), "array of object")):
+        with pytest.raises(TypeError, match=f"Length.table .*{what}"):
+            pickle.dumps(Length(table=value))
+    with pytest.raises(TypeError, match="keys that are not strings"):
+        pickle.dumps(Length(table={1: 2}))
+
+
+def test_a_scorer_is_frozen():
+    with pytest.raises(AttributeError):
+        Length().text = "other"
+
+
+def test_a_class_that_the_hash_cannot_see_is_refused():
+    class NoDataclass(Length):
+        level: int = 3
+
+    @dataclass(frozen=True)
+    class Compared(Length):
+        pass
+
+    @dataclass(frozen=True, eq=False)
+    class Loose(Length):
+        level = 3
+
+    with pytest.raises(TypeError, match="not a dataclass.*frozen=True, eq=False"):
+        NoDataclass()
+    with pytest.raises(TypeError, match="compared field by field"):
+        Compared()
+    with pytest.raises(TypeError, match="Loose.level has no annotation"):
+        Loose()
+
+
+MISUSE = {
+    "positions": (dict(batched=True, with_indices=True), "with_indices=True passes positions"),
+    "rows": (dict(), "got one row; call it as ds.map"),
+    "columns": (dict(batched=True, input_columns="text"), "without input_columns"),
+}
+
+
+@pytest.mark.parametrize("how", MISUSE)
+def test_misuse_of_map_is_caught(how):
+    options, message = MISUSE[how]
+    with pytest.raises(TypeError, match=message):
+        datasets.Dataset.from_dict(ROWS).map(Length(), **options)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "pandas"])
+def test_tables_are_refused(kind):
+    with pytest.raises(TypeError, match="with_format"):
+        datasets.Dataset.from_dict(ROWS).with_format(kind).map(Length(), batched=True)
+
+
+def test_a_missing_column_lists_those_that_are_there():
+    with pytest.raises(KeyError, match=r"Length reads column 'words', the rows have \['n', 'text'\]") as caught:
+        Length("words")(ROWS)
+    assert not str(caught.value).startswith('"')
+
+
+def test_batches_of_unequal_columns_and_other_types_are_refused():
+    with pytest.raises(ValueError, match="unequal lengths"):
+        Length()({"text": ["a"], "n": [1, 2]})
+    with pytest.raises(TypeError, match="row 1 of this batch is NoneType, not text"):
+        Length()({"text": ["a", None]})
+    with pytest.raises(TypeError, match="not text"):
+        Length("n")(ROWS)
+
+
+def test_what_score_returns_is_checked():
+    @dataclass(frozen=True, eq=False)
+    class Two(Length):
+        def score(self, batch, rank):
+            return np.zeros((batch.n, 2))
+
+    @dataclass(frozen=True, eq=False)
+    class Words(Length):
+        def score(self, batch, rank):
+            return ["x"] * batch.n
+
+    @dataclass(frozen=True, eq=False)
+    class Nothing(Scorer):
+        name: str = "nothing"
+
+    with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
+        Two()(ROWS)
+    with pytest.raises(TypeError, match="give numbers"):
+        Words()(ROWS)
+    with pytest.raises(NotImplementedError, match="Nothing has no method score"):
+        Nothing()(ROWS)
+
+
+def test_other_declared_types():
+    @dataclass(frozen=True, eq=False)
+    class Many(Length):
+        def columns(self):
+            return {self.name: "float64", "spans": "int32[]", "vector": "float32[2]", "why": "string"}
+
+        def score(self, batch, rank):
+            n = batch.n
+            return {self.name: [0.1] * n, "spans": [[1], [], [2, 3]], "vector": np.ones((n, 2)), "why": ["x"] * n}
+
+    ds = datasets.Dataset.from_dict(ROWS)
+    out = ds.map(Many(), batched=True, features=Many().features(ds))
+    assert out.features["vector"] == feature_of("float32[2]") == datasets.List(datasets.Value("float32"), length=2)
+    assert out["spans"][:] == [[1], [], [2, 3]] and out["why"][0] == "x" and out["length"][0] == 0.1
+
+
+def test_features_name_every_column_and_refuse_a_clash():
+    ds = datasets.Dataset.from_dict(ROWS)
+    assert set(Length().features(ds)) == {"text", "n", "length"}
+    assert set(Length().features(None)) == {"length"}
+    with pytest.raises(ValueError, match=r"writes \['n'\], which the dataset has already"):
+        Length(name="n").features(ds.features)
+
+
+def test_a_cached_result_is_found_again_also_by_another_process(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        """
+import sys, os
+from dataclasses import dataclass
+from pathlib import Path
+import datasets
+from hf_prune import Scorer, filter_by_score
+@dataclass(frozen=True, eq=False)
+class Counted(Scorer):
+    name: str = "counted"
+    def score(self, batch, rank):
+        with open(os.environ["CALLS"], "a") as f: f.write("x")
+        return range(batch.n)
+ds = datasets.load_from_disk(os.environ["DATA"])
+out = ds.map(Counted(), batched=True)
+print(out["counted"][3])
+small = filter_by_score(out, "counted", rows=5)
+print(len(small.map(Counted(name="again"), batched=True)))
+"""
+    )
+    data, calls = tmp_path / "data", tmp_path / "calls"
+    datasets.Dataset.from_dict({"x": list(range(20))}).save_to_disk(str(data))
+    import os
+
+    environment = os.environ | {"DATA": str(data), "CALLS": str(calls), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(hp.__file__).parents[1]), environment.get("PYTHONPATH", "")])
+    for seed in ("0", "7"):
+        environment["PYTHONHASHSEED"] = seed
+        done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["3.0", "5"]
+        assert calls.read_text() == "xx"  # one call each for the whole and the pruned set, in the first process
+
+
+def test_provenance_is_read_from_the_fields(tmp_path):
+    scorer = Length(table=np.zeros((2, 3)), options=("a", 1))
+    column = scorer.describe()
+    assert column.scorer == "test_scorer:Length" and column.version == 1 and column.digest == scorer.digest
+    assert column.params == {"text": "text", "table": "float64[2, 3]", "options": ["a", 1]}
+    assert column.packages["numpy"] == np.__version__
+    write_sidecar([column], tmp_path / "score_columns.json", rows=3)
+    columns, facts = read_sidecar(tmp_path / "score_columns.json")
+    assert columns["length"].to_json() == column.to_json() and facts == {"rows": 3}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[]"])
+def test_what_is_no_sidecar_is_refused(tmp_path, text):
+    (tmp_path / "score_columns.json").write_text(text)
+    with pytest.raises(ValueError, match="is not a score_columns.json"):
+        read_sidecar(tmp_path / "score_columns.json")
+    (tmp_path / "score_columns.json").write_text('{"format": 99, "columns": []}')
+    with pytest.raises(ValueError, match="format 99.*upgrade"):
+        read_sidecar(tmp_path / "score_columns.json")
+
+
+def test_save_and_load(tmp_path, monkeypatch):
+    scorer = Nested(Length(table=np.arange(3), options=("a", ("b", 2.5))))
+    scorer.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.safetensors", "scorer.json"]
+    assert Nested.load(tmp_path) == Scorer.load(tmp_path) == scorer
+    with pytest.raises(ValueError, match="holds a Nested, not a Length"):
+        Length.load(tmp_path)
+    monkeypatch.setattr(Nested, "version", 2)
+    with pytest.raises(ValueError, match="made by version 1 of its numbers, version 2"):
+        Nested.load(tmp_path)
+
+
+def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no saved scorer"):
+        Scorer.load(tmp_path)
+    Length().save(tmp_path)
+    document = json.loads((tmp_path / "scorer.json").read_text())
+    for name in ("os:path", "not_imported_anywhere:Thing", "hf_prune.models:home"):
+        (tmp_path / "scorer.json").write_text(json.dumps(document | {"classes": [name]}))
+        with pytest.raises(ValueError, match="not imported here"):
+            Scorer.load(tmp_path)
+    assert "not_imported_anywhere" not in sys.modules
+    (tmp_path / "scorer.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        Scorer.load(tmp_path)
+
+
+def test_a_class_inside_a_function_cannot_be_saved(tmp_path):
+    @dataclass(frozen=True, eq=False)
+    class Local(Length):
+        pass
+
+    with pytest.raises(ValueError, match="inside a function"):
+        Local().save(tmp_path)
+
+
+def test_replace_and_copies_are_equal():
+    scorer = Length(table=np.arange(3))
+    assert copy.copy(scorer) == scorer == copy.deepcopy(scorer)
+    assert replace(scorer, text="b").text == "b"
+    assert scorer != Nested()
+
+
+def test_the_package_imports_no_torch():
+    code = "import sys, hf_prune; assert 'torch' not in sys.modules; print(sorted(hf_prune.__all__)[:2])"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hp.__file__).parents[1])
+
+
+def test_every_public_name_can_be_imported():
+    for name in hp.__all__:
+        assert getattr(hp, name) is not None
+    assert set(hp.__all__) <= set(dir(hp))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hp.nothing
+
+
+def test_empty_batches_pass():
+    assert len(Length()({"text": []})["length"]) == 0
