@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._embed_text import config_of
+from ._embed_plan import config_of
 from .models import Model, cached, device_for
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _without_weights(model: Model) -> Any:
         )
 
     def build() -> Any:
-        network = without_weights(config_of(model))
+        network = without_weights(config_of(model), model.trust_remote_code)
         needed = any("pooler" in name.split(".") for name, _ in network.named_parameters())
         network.has_random_pooler = needed and not _has_pooler(model.folder())
         return network

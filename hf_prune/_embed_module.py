@@ -34,7 +34,7 @@ class ModuleEncoder:
 
             row = "text" if self.kind == "text" else PIL.Image.new("RGB", (64, 64))
             try:
-                return int(self._vectors([row]).shape[1])
+                return int(self._vectors([row], "cpu").shape[1])
             except Exception as error:
                 raise ValueError(
                     f"{self.model.label} cannot embed a trial row of kind {self.kind!r} ({error}); say kind='text' or "
@@ -85,13 +85,13 @@ class ModuleEncoder:
     def _chosen(self, items: list[Any], places: np.ndarray) -> torch.Tensor:
         return self._vectors([items[place] for place in places])
 
-    def _vectors(self, items: list[Any]) -> torch.Tensor:
+    def _vectors(self, items: list[Any], where: str | None = None) -> torch.Tensor:
         import torch
 
         from ._embed_torch import first_tensor, flat
 
-        network = self.model.load(self.rank)
-        device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
+        device = device_for(self.rank) if where is None else torch.device(where)
+        network, dtype = self.model.load(device=device), getattr(torch, self.model.dtype)
 
         def move(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

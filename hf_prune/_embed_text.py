@@ -1,78 +1,20 @@
-"""Texts to vectors: what the model's folder says about it, and the encoders for each kind of folder."""
+"""Texts to vectors: an encoder for each kind of plan."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .models import Model, cached, device_for
+from ._embed_plan import TextPlan, config_of, package_model, read_json
+from .models import Model, cached, device_for, import_name
 
 if TYPE_CHECKING:
     import torch
 
 NO_TOKENS = "has no tokens"
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-_LEGACY_POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_T5_LIKE = ("t5", "mt5", "umt5", "longt5")
-
-
-@dataclass(frozen=True)
-class TextPlan:
-    """How texts become vectors, as the model's folder and the user say it."""
-
-    route: str  # "transformers", "projection" (CLIP and its like), "static", or "package" (sentence_transformers)
-    width: int
-    pooling: tuple[str, ...]
-    steps: tuple[tuple[str, str], ...]  # ("dense", subfolder) or ("normalize", "")
-    max_length: int | None
-    prompt: str = ""
-    lower: bool = False
-    subfolder: str = ""
-
-    @property
-    def normalized(self) -> bool:
-        return bool(self.steps) and self.steps[-1][0] == "normalize"
-
-
-def text_plan(
-    model: Model, pooling: str, normalize: bool | None, max_length: int | None, prompt_name: str | None
-) -> TextPlan:
-    """Read the plan from the model's folder, once per process.
-
-    Raises:
-        ValueError: the model embeds no texts; the length or the prompt is not one of the model's.
-        ImportError: the folder needs `sentence_transformers`, which is not installed.
-    """
-    key = ("text plan", model.digest, pooling, normalize, max_length, prompt_name)
-    return cached(key, lambda: _text_plan(model, pooling, normalize, max_length, prompt_name), light=True)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder can read texts."""
-    return (folder / "modules.json").exists() or any((folder / name).exists() for name in _TOKENIZERS)
-
-
-def config_of(model: Model, subfolder: str = "") -> Any:
-    """The transformers config of a folder, once per process."""
-    from transformers import AutoConfig
-
-    def read() -> Any:
-        return AutoConfig.from_pretrained(model.folder() / subfolder, trust_remote_code=model.trust_remote_code)
-
-    return cached(("config", model.digest, subfolder), read, light=True)
 
 
 def text_encoder(model: Model, plan: TextPlan, rank: int | None, budget: int | None) -> TextEncoder:
@@ -117,8 +59,10 @@ class TransformerEncoder(TextEncoder):
         constant = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
         pad = _pad(model, plan)
 
+        budget, multiple, waste = self._limits(device)
+
         def run(rows: np.ndarray) -> torch.Tensor:
-            width = _rounded(int(lengths[rows].max()), self._multiple(device), plan.max_length)
+            width = _rounded(int(lengths[rows].max()), multiple, plan.max_length)
             tokens = np.full((len(rows), width), pad, np.int64)
             mask = np.zeros((len(rows), width), np.int64)
             for place, row in enumerate(rows):
@@ -144,7 +88,7 @@ class TransformerEncoder(TextEncoder):
 
         out = np.full((len(texts), self.width), np.nan, np.float32)
         good = np.array([row for row in range(len(texts)) if row not in bad], np.int64)
-        for group in micro_batches(lengths[good], self._budget(device), self._multiple(device)):
+        for group in micro_batches(lengths[good], budget, multiple, waste):
             forward(run, good[group], out)
         return out
 
@@ -156,8 +100,9 @@ class TransformerEncoder(TextEncoder):
         lengths = np.array([len(row) for row in ids if len(row)], np.int64)
         linear, square = _flops_of(self.model, self.plan)
         total = 0.0
-        for rows in micro_batches(lengths, self._budget(device), self._multiple(device)):
-            width = _rounded(int(lengths[rows].max()), self._multiple(device), self.plan.max_length)
+        budget, multiple, waste = self._limits(device)
+        for rows in micro_batches(lengths, budget, multiple, waste):
+            width = _rounded(int(lengths[rows].max()), multiple, self.plan.max_length)
             total += len(rows) * (linear * width + square * width * width)
         return total
 
@@ -180,11 +125,13 @@ class TransformerEncoder(TextEncoder):
             return ids, None
         return ids, types
 
-    def _budget(self, device: torch.device) -> int:
-        return self.budget or (2048 if device.type == "cpu" else 32768)
-
-    def _multiple(self, device: torch.device) -> int:
-        return 1 if device.type == "cpu" and self.model.dtype == "float32" else 8
+    def _limits(self, device: torch.device) -> tuple[int, int, float]:
+        """Tokens a pass, what lengths are rounded up to, and how much shorter than the longest a row may be."""
+        if device.type != "cpu":
+            return self.budget or 32768, 8, 0.6
+        if self.model.dtype == "float32":  # arithmetic is all: pad as little as can be
+            return self.budget or 2048, 1, 0.85
+        return self.budget or 2048, 8, 0.6  # a new shape costs a kernel: few shapes
 
 
 class StaticEncoder(TextEncoder):
@@ -255,7 +202,7 @@ class PackageEncoder(TextEncoder):
         return len(texts) * count_flops(lambda: self._encode([texts[len(texts) // 2]]))
 
     def _encode(self, texts: list[str]) -> np.ndarray:
-        network = _package_model(self.model, device_for(self.rank))
+        network = package_model(self.model, device_for(self.rank))
         vectors: np.ndarray = network.encode(
             texts,
             prompt=self.plan.prompt or None,
@@ -286,129 +233,6 @@ def tokenizer_of(model: Model, plan: TextPlan) -> Any:
     return cached(("lower tokenizer", model.digest, plan.subfolder), lower, light=True)
 
 
-def _text_plan(
-    model: Model, pooling: str, normalize: bool | None, max_length: int | None, prompt_name: str | None
-) -> TextPlan:
-    folder = model.folder()
-    if not has_tokenizer(folder):
-        what = "an image model" if (folder / "preprocessor_config.json").exists() else "no model of texts"
-        raise ValueError(
-            f"{model.label} has no tokenizer: it is {what}; name a text model, or an image column with kind='image'"
-        )
-    prompt = _prompt(model, folder, prompt_name)
-    if (folder / "modules.json").exists():
-        plan = _sentence_plan(model, folder, pooling, max_length, prompt)
-    else:
-        plan = _plain_plan(model, pooling, max_length, prompt)
-    if normalize is None:
-        return plan
-    if plan.route == "package" and not normalize:
-        raise ValueError(f"{model.label} runs its own sentence-transformers modules; leave normalize out, or say True")
-    steps = plan.steps[:-1] if plan.normalized else plan.steps
-    return replace(plan, steps=(*steps, ("normalize", "")) if normalize else steps)
-
-
-def _plain_plan(model: Model, pooling: str, max_length: int | None, prompt: str) -> TextPlan:
-    config = config_of(model)
-    tower = config.get_text_config()
-    modes = ("mean",) if pooling == "auto" else (pooling,)
-    length = _max_length(model, "", max_length)
-    if hasattr(config, "projection_dim") and hasattr(config, "vision_config"):
-        return TextPlan("projection", int(config.projection_dim), ("projection",), (), length, prompt)
-    return TextPlan("transformers", int(tower.hidden_size), modes, (), length, prompt)
-
-
-def _sentence_plan(model: Model, folder: Path, pooling: str, max_length: int | None, prompt: str) -> TextPlan:
-    modules = [(m["type"], m["path"] if m["path"] != "." else "") for m in _json(folder / "modules.json")]
-    kinds = [t.rsplit(".", 1)[-1] if t.startswith("sentence_transformers.") else t for t, _ in modules]
-    first = modules[0][1]
-    steps: list[tuple[str, str]] = []
-    modes: tuple[str, ...] = ("mean",)
-    rest = 1
-    if kinds[0] == "StaticEmbedding" and pooling == "auto":
-        width = _static_width(folder / first)
-        route, length, lower = "static", max_length, False
-    elif kinds[0] == "Transformer" and kinds[1:2] == ["Pooling"] and (own := _transformer(model, folder, first)):
-        route, (limit, lower) = "transformers", own
-        config = config_of(model, first)
-        settings = _json(folder / modules[1][1] / "config.json")
-        modes = _pooling_modes(settings) if pooling == "auto" else (pooling,)
-        if prompt and not settings.get("include_prompt", True):
-            return _package_plan(model, prompt, pooling, max_length)
-        length = _max_length(model, first, max_length or limit, tell=max_length is not None)
-        width = int(config.get_text_config().hidden_size) * len(modes)
-        rest = 2
-    else:
-        return _package_plan(model, prompt, pooling, max_length)
-    for kind, (_, path) in zip(kinds[rest:], modules[rest:], strict=True):
-        settings = _json(folder / path / "config.json")
-        other_input = settings.get("module_input_name", "sentence_embedding") != "sentence_embedding"
-        if kind == "Normalize" and not other_input:
-            steps.append(("normalize", ""))
-        elif kind == "Dense" and not other_input and not settings.get("use_residual"):
-            activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-            if not activation.startswith("torch.nn.modules."):
-                return _package_plan(model, prompt, pooling, max_length)
-            width = int(settings["out_features"])
-            steps.append(("dense", path))
-        else:
-            return _package_plan(model, prompt, pooling, max_length)
-    return TextPlan(route, width, modes, tuple(steps), length, prompt, lower, first)
-
-
-def _transformer(model: Model, folder: Path, subfolder: str) -> tuple[int | None, bool] | None:
-    """Length and lower-casing of a Transformer module; None if it does what only the package knows."""
-    files = sorted((folder / subfolder).glob("sentence_*_config.json"))
-    settings = _json(files[0]) if files else {}
-    modality = settings.get("modality_config", {"text": {"method_output_name": "last_hidden_state"}})
-    plain = (
-        settings.get("transformer_task", "feature-extraction") == "feature-extraction"
-        and settings.get("module_output_name", "token_embeddings") == "token_embeddings"
-        and list(modality) == ["text"]
-        and modality["text"].get("method", "forward") == "forward"
-        and modality["text"].get("method_output_name") == "last_hidden_state"
-        and not settings.get("processing_kwargs")
-        and not settings.get("query_expansion")
-    )
-    config = config_of(model, subfolder)
-    unlike = config.is_encoder_decoder and config.model_type not in _T5_LIKE
-    chat = "modality_config" not in settings and bool(model.processor("AutoTokenizer", subfolder).chat_template)
-    if not plain or unlike or chat or hasattr(config, "vision_config"):
-        return None
-    return settings.get("max_seq_length"), bool(settings.get("do_lower_case", False))
-
-
-def _package_plan(model: Model, prompt: str, pooling: str, max_length: int | None) -> TextPlan:
-    if pooling != "auto" or max_length is not None:
-        raise ValueError(
-            f"{model.label} has sentence-transformers modules of its own, which pool and cut in their own way; "
-            "leave pooling and max_length out"
-        )
-    network = _package_model(model, device_for())
-    width = int(network.get_embedding_dimension())
-    return TextPlan("package", width, ("own modules",), (), None, prompt)
-
-
-def _package_model(model: Model, device: Any) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            f"{model.label} has modules that need sentence-transformers; pip install 'hf_prune[st]'"
-        ) from error
-    import torch
-
-    def load() -> Any:
-        return SentenceTransformer(
-            str(model.folder()),
-            device=str(device),
-            trust_remote_code=model.trust_remote_code,
-            model_kwargs={"dtype": getattr(torch, model.dtype)},
-        ).eval()
-
-    return cached(("sentence_transformers", model.digest, str(device)), load)
-
-
 def _network(network: Any, plan: TextPlan) -> Any:
     """The part that reads texts: of an encoder with a decoder, the encoder."""
     if plan.route == "transformers" and network.config.is_encoder_decoder:
@@ -428,10 +252,8 @@ def _step(model: Model, step: tuple[str, str], device: Any) -> Callable[[torch.T
     def load() -> torch.nn.Module:
         from safetensors.torch import load_file
 
-        from .models import import_name
-
         folder = model.folder() / path
-        settings = _json(folder / "config.json")
+        settings = read_json(folder / "config.json")
         weights = {k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()}
         linear = torch.nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
         linear.load_state_dict(weights)
@@ -450,7 +272,7 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
 
         from ._embed_torch import count_flops, without_weights
 
-        whole = without_weights(config_of(model, plan.subfolder))
+        whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code)
         network = whole if plan.route == "projection" else _network(whole, plan)
         call = network.get_text_features if plan.route == "projection" else network
         lengths = (8, 24)
@@ -463,22 +285,6 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
     return cached(("flops", model.digest, plan.subfolder), count, light=True)
 
 
-def _max_length(model: Model, subfolder: str, wanted: int | None, tell: bool = True) -> int | None:
-    """What is cut where: at what was asked for, else at what tokenizer and positions of the network allow."""
-    config = config_of(model, subfolder).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    limit = int(positions) if isinstance(positions, int) and positions > 0 else None
-    if limit and "roberta" in config.model_type or config.model_type in ("camembert", "mpnet"):
-        limit = int(limit or 514) - int(config.pad_token_id or 0) - 1  # positions begin after the padding's
-    if wanted is not None:
-        if limit is not None and wanted > limit and tell:
-            raise ValueError(f"max_length={wanted} is more than the {limit} positions of {model.label}; lower it")
-        return wanted if limit is None else min(wanted, limit)
-    tokenizer = model.processor("AutoTokenizer", subfolder)
-    allowed = [n for n in (limit, int(tokenizer.model_max_length)) if n is not None and n < 10**9]
-    return min(allowed) if allowed else None
-
-
 def _pad(model: Model, plan: TextPlan) -> int:
     """The id of padding: masked everywhere, so any will do where the tokenizer has none."""
     found = tokenizer_of(model, plan).pad_token_id
@@ -488,30 +294,6 @@ def _pad(model: Model, plan: TextPlan) -> int:
 def _rounded(length: int, multiple: int, limit: int | None) -> int:
     rounded = -(-length // multiple) * multiple
     return max(length, min(rounded, limit)) if limit else rounded
-
-
-def _prompt(model: Model, folder: Path, name: str | None) -> str:
-    settings = _json(folder / "config_sentence_transformers.json")
-    prompts = settings.get("prompts") or {}
-    if name is not None and name not in prompts:
-        raise ValueError(f"{model.label} has no prompt {name!r}, only {sorted(prompts)}; leave prompt_name out")
-    name = name or settings.get("default_prompt_name")
-    return str(prompts.get(name) or "") if name else ""
-
-
-def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [mode for key, mode in _LEGACY_POOLING.items() if settings.get(key)] or ["mean"]
-    return (modes,) if isinstance(modes, str) else tuple(modes)
-
-
-def _static_width(folder: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", "np") as file:
-        name = "embedding.weight" if "embedding.weight" in file.keys() else "embeddings"  # noqa: SIM118
-        return int(file.get_slice(name).get_shape()[1])
 
 
 def _static_table(model: Model, plan: TextPlan) -> torch.Tensor:
@@ -526,7 +308,3 @@ def _static_table(model: Model, plan: TextPlan) -> torch.Tensor:
     if "weights" in weights:
         table = table * weights["weights"].float()[:, None]
     return table
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

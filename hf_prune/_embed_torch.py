@@ -97,13 +97,13 @@ def forward(run: Callable[[np.ndarray], Tensor], rows: np.ndarray, out: np.ndarr
     forward(run, rows[len(rows) // 2 :], out)
 
 
-def without_weights(config: Any) -> Any:
+def without_weights(config: Any, trust_remote_code: bool = False) -> Any:
     """The network of a transformers config on the meta device: shapes and operations, no memory and no numbers."""
     from transformers import AutoModel
 
     build: Any = AutoModel.from_config
     with torch.device("meta"):
-        return build(config, attn_implementation="eager", trust_remote_code=False).eval()
+        return build(config, attn_implementation="eager", trust_remote_code=trust_remote_code).eval()
 
 
 def count_flops(run: Callable[[], Any]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .batch import Batch, missing_column
 
@@ -30,7 +31,7 @@ def read_column(batch: Batch, path: str) -> Any:
         if not pa.types.is_struct(values.type) or values.type.get_field_index(field) < 0:
             there = [f.name for f in values.type] if pa.types.is_struct(values.type) else []
             raise missing_column(path, [*batch, *(f"{name}.{f}" for f in there)], batch.who)
-        values = values.field(field) if values.null_count == 0 else pa.compute.struct_field(values, field)
+        values = pc.struct_field(values, field)
     return values
 
 

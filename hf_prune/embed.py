@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ from .models import Model
 from .scorer import Scorer
 
 if TYPE_CHECKING:
-    from ._embed_text import TextPlan
+    from ._embed_plan import TextPlan
 
 _KINDS = ("auto", "text", "image")
 _POOLINGS = ("auto", "mean", "cls", "pooler", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -205,7 +206,7 @@ class Embedder(Scorer):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
             from ._embed_image import has_image_processor
-            from ._embed_text import has_tokenizer
+            from ._embed_plan import has_tokenizer
 
             folder = self.model.folder()
             readers = (has_tokenizer(folder), has_image_processor(folder))
@@ -222,7 +223,7 @@ class Embedder(Scorer):
             return "text" if kind == "auto" else kind
         if kind == "auto":
             return held
-        if held != kind:
+        if held != kind and not (kind == "image" and _paths(batch, str(self.column))):
             names = {"text": "texts", "image": "pictures"}
             raise TypeError(
                 f"column {self.column!r} holds {names[held]}, but {self.model.label} embeds {names[kind]} here; "
@@ -234,7 +235,7 @@ class Embedder(Scorer):
         return kind == "text" and self.model.kind in ("hub", "folder")
 
     def _plan(self) -> TextPlan:
-        from ._embed_text import text_plan
+        from ._embed_plan import text_plan
 
         return text_plan(self.model, self.pooling, self.normalize, self.max_length, self.prompt_name)
 
@@ -270,6 +271,14 @@ class Embedder(Scorer):
     def _pictures(self, batch: Batch) -> list[Any]:
         values = read_column(batch, str(self.column))
         return values.to_pylist() if isinstance(values, pa.Array) else list(values)
+
+
+def _paths(batch: Batch, path: str) -> bool:
+    """Whether the strings of a column are places of files."""
+    values = read_column(batch, path)
+    values = values.to_pylist() if isinstance(values, pa.Array) else values
+    first = next((v for v in values if isinstance(v, str)), "")
+    return "://" in first or os.path.isfile(first)
 
 
 def _held(batch: Batch, path: str) -> str | None:

@@ -7,6 +7,7 @@ bytes. Weights are loaded by the process that computes, once, outside of any sco
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import json
@@ -205,9 +206,8 @@ class Model(Value):
             FileNotFoundError: this machine has no folder with that content.
         """
         if self.kind == "hub":
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(self.source, revision=self.revision, ignore_patterns=_NOT_NEEDED))
+            # once per process: each call asks the Hub, even for a commit that is here
+            return cached(("hub folder", self.source, self.revision), self._download, light=True)
         if self.kind == "factory":
             raise ValueError(f"{self.source} is a function, it has no folder")
         pointer = _pointer(str(self.revision))
@@ -219,18 +219,23 @@ class Model(Value):
             )
         return path
 
-    def load(self, rank: int | None = None, head: str = "AutoModel", subfolder: str = "") -> torch.nn.Module:
+    def load(
+        self, rank: int | None = None, head: str = "AutoModel", subfolder: str = "", device: Any = None
+    ) -> torch.nn.Module:
         """Network in eval mode on the device of the rank, from the per-process cache.
 
         Args:
             rank: of the worker; None for the process itself.
             head: class of `transformers` that loads a Hub name or folder, `AutoModelForCausalLM` for example.
             subfolder: where in the folder the network is.
+            device: instead of the rank's; "cpu" for a look at the network from a parent, which must not start CUDA.
 
         Raises:
             ValueError: the files lack weights that `head` needs; filled at random they would differ in every worker.
         """
-        device = device_for(rank)
+        import torch
+
+        device = device_for(rank) if device is None else torch.device(device)
         # a forked worker inherits the cache: what lies on the CPU is of use to it, what lies on a GPU is not
         owner = 0 if device.type == "cpu" else os.getpid()
         key = ("model", self.digest, head, subfolder, str(device), owner)
@@ -254,6 +259,11 @@ class Model(Value):
                 f"{self.label} names no preprocessing; pass Model(..., preprocess='package.module:function')"
             )
         return import_name(self.preprocess)  # type: ignore[no-any-return]
+
+    def _download(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(self.source, revision=self.revision, ignore_patterns=_NOT_NEEDED))
 
     def _load(self, head: str, subfolder: str = "") -> torch.nn.Module:
         import torch
@@ -434,7 +444,9 @@ def _store_live(module: torch.nn.Module) -> str:
         import dill
 
         with open(temporary / "module.pkl", "wb") as stream:
-            dill.dump(module.cpu() if next(module.parameters(), torch.empty(0)).is_cuda else module, stream)
+            on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
+            # a copy: `module.cpu()` would take the caller's network off its GPU
+            dill.dump(module if on_cpu else copy.deepcopy(module).cpu(), stream)
         try:
             temporary.rename(target)
         except OSError:  # another process was first

@@ -16,6 +16,7 @@ from tiny_models import save_image_processor
 
 from hf_prune import Embedder
 from hf_prune._embed_image import decode_image
+from hf_prune.testing import CHECKS, check_scorer
 
 
 def pictures(n: int = 5, mode: str = "RGB") -> list[PIL.Image.Image]:
@@ -54,6 +55,7 @@ def test_every_form_gives_the_same(tiny_resnet_folder: Path, tmp_path: Path) -> 
         "pil": images,
         "bytes": [png(i) for i in images],
         "dict": [{"bytes": png(i), "path": None} for i in images],
+        "names": paths,
         "path": [{"bytes": None, "path": p} for p in paths],
         "array": [np.asarray(i) for i in images],
         "lists": [np.asarray(i).tolist() for i in images],
@@ -167,6 +169,11 @@ def test_clip_reads_both(tmp_path: Path, tiny_bert_folder: Path) -> None:
     ids = torch.tensor([[2, *([7] * 3), 3]])
     assert np.isfinite(both[1]).all() and network.get_text_features(ids) is not None
     np.testing.assert_allclose(embedder({"x": ["the cat"]})["embedding"][0], both[1][0], atol=1e-6)
+
+
+def test_conforms(tiny_resnet_folder: Path) -> None:
+    ds = Dataset.from_dict({"image": pictures(9)}, Features({"image": Image()}))
+    assert check_scorer(Embedder(tiny_resnet_folder, "image"), ds) == list(CHECKS)
 
 
 def test_flops(tiny_resnet_folder: Path) -> None:

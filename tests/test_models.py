@@ -60,14 +60,10 @@ def test_a_hub_name_is_pinned_to_its_commit(
     (repo / "refs" / "main").write_text(commit)
     (repo / "snapshots").mkdir()
     shutil.copytree(tiny_bert_folder, repo / "snapshots" / commit)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for function in ("snapshot_download",):  # the default of its argument was read at import
-        import huggingface_hub
+    import huggingface_hub
 
-        real = getattr(huggingface_hub, function)
-        monkeypatch.setattr(
-            huggingface_hub, function, lambda *a, real=real, **k: real(*a, **{**k, "cache_dir": str(tmp_path)})
-        )
+    real = huggingface_hub.snapshot_download  # its own default for the cache was read at import
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, **k, cache_dir=str(tmp_path)))
     model = Model("org/tiny")
     assert model.revision == commit and model.kind == "hub"
     assert model == Model("org/tiny", revision=commit) == Model("org/tiny", revision="main")
@@ -75,7 +71,8 @@ def test_a_hub_name_is_pinned_to_its_commit(
     assert embedder.columns() == {"embedding": "float32[32]"}
     same = Embedder(tiny_bert_folder)({"text": ["the cat"]})["embedding"]
     np.testing.assert_allclose(embedder({"text": ["the cat"]})["embedding"], same, atol=1e-6)
-    assert embedder.describe().model is not None and embedder.describe().model["revision"] == commit  # type: ignore[index]
+    facts = embedder.describe().model
+    assert facts is not None and facts["revision"] == commit and facts["name"] == "org/tiny"
 
 
 def test_weights_that_are_missing_are_an_error(tiny_bert_folder: Path) -> None:
