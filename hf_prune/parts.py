@@ -35,7 +35,8 @@ class Plan:
         scorers: (class, digest) of each scorer, in their order.
         columns: the columns they write, with their types.
 
-    >>> Plan(rows=2500, shard_rows=1000, scorers=(), columns={}).shards
+    >>> plan = Plan(rows=2500, shard_rows=1000, scorers=(), columns={})
+    >>> [plan.shard(i) for i in range(plan.shards)]
     [(0, 1000), (1000, 2000), (2000, 2500)]
     """
 
@@ -45,10 +46,14 @@ class Plan:
     columns: Mapping[str, str]
 
     @property
-    def shards(self) -> list[tuple[int, int]]:
-        """First row and row after the last, of every shard."""
-        size = self.shard_rows
-        return [(first, min(first + size, self.rows)) for first in range(0, self.rows, size)]
+    def shards(self) -> int:
+        """How many there are."""
+        return -(-self.rows // self.shard_rows)
+
+    def shard(self, index: int) -> tuple[int, int]:
+        """First row of a shard, and the row after its last."""
+        first = index * self.shard_rows
+        return first, min(first + self.shard_rows, self.rows)
 
     @property
     def digest(self) -> str:
@@ -147,7 +152,7 @@ def clear(folder: Path) -> None:
 def read_facts(folder: Path, index: int, plan: Plan) -> dict[str, Any] | None:
     """The JSON of a part, if the part is finished, of this plan, and undamaged; None where it must be computed."""
     part, facts_path = part_paths(folder, index)
-    first, stop = plan.shards[index]
+    first, stop = plan.shard(index)
     try:
         facts = json.loads(facts_path.read_text(encoding="utf-8"))
         sound = (

@@ -13,6 +13,7 @@ from uuid import uuid4
 import xxhash
 
 from ._join import join, written_schema
+from ._score_args import check_rows, columns_of, splits_of
 from ._shard import Reader, Rows, input_digest, score_rows, score_shard
 from ._world import Outcomes, World
 from .columns import SIDECAR, write_sidecar
@@ -38,7 +39,8 @@ def score(
     Scores go to part files of fixed shards in a folder, memory-mapped afterwards. What is there and sound is not
     computed again: call it again after a crash, with any number of processes. A part is redone if it is damaged, or if
     the content of a column that the scorers read has changed in its rows (an image stored as a path is its path).
-    Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result.
+    Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result; call
+    it on all of them, not on the main process alone.
 
     Args:
         ds: a `Dataset` of n rows, or a `DatasetDict`.
@@ -81,10 +83,10 @@ def score(
     for name, value in (("batch_size", batch_size), ("shard_rows", 1 if shard_rows is None else shard_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not a number of rows; give 1 or more")
-    columns = _columns(scorers)
-    chosen = _splits(ds, splits)
+    columns = columns_of(scorers)
+    chosen = splits_of(ds, splits)
     for split, part in chosen.items():
-        _check_rows(part, split, scorers, columns)
+        check_rows(part, split, scorers)
     world = World()
     done = {}
     for split, part in chosen.items():
@@ -134,7 +136,7 @@ def _score(
     from datasets.fingerprint import Hasher
 
     fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
-    parts = [part_paths(at, i)[0] for i in range(len(plan.shards))]
+    parts = [part_paths(at, i)[0] for i in range(plan.shards)]
     if world.size > 1:  # one process writes the layout, if one is needed, the others find it
         world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, facts)))
     return join(ds, parts, columns, fingerprint, at, facts)
@@ -158,19 +160,19 @@ def _score_shards(
     """Compute those shards of this process that are not there."""
     from datasets.utils import tqdm
 
-    mine = world.mine(len(plan.shards))
+    mine = world.mine(plan.shards)
     todo = [i for i in mine if not _is_done(reader, plan, folder, i, known)]
     if not todo:
         return
-    rows = {i: plan.shards[i][1] - plan.shards[i][0] for i in mine}
+    rows = {i: stop - first for i in mine for first, stop in [plan.shard(i)]}
     total, left = sum(rows.values()), sum(rows[i] for i in todo)
     schema = written_schema(dict(plan.columns))
     if world.size > 1:
         desc = f"{desc} (process {world.index} of {world.size})"
-    with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main or None) as bar:
+    with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main) as bar:
         for i in todo:
             outcomes.check()
-            facts = score_shard(reader, scorers, schema, folder, i, plan.shards[i], batch_size, world.rank, bar.update)
+            facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
             write_text(part_paths(folder, i)[1], json.dumps({**facts, "plan": plan.digest}, sort_keys=True))
 
 
@@ -182,14 +184,14 @@ def _is_done(
         return False
     key = (index, tuple(facts["reads"]))
     if key not in known:
-        known[key] = input_digest(reader, facts["reads"], *plan.shards[index])
+        known[key] = input_digest(reader, facts["reads"], *plan.shard(index))
     return bool(known[key] == facts["input"])
 
 
 def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[str, Any]]:
     """Write the sidecar, where it is not there as it should be; return the parts' facts."""
     facts = []
-    for i in range(len(plan.shards)):
+    for i in range(plan.shards):
         text = part_paths(folder, i)[1].read_text(encoding="utf-8")
         facts.append(json.loads(text))
     extra = {
@@ -241,7 +243,7 @@ def _default_folder(
     reads = world.from_main(lambda: _probe(reader, scorers, world.rank))
 
     def digest_mine() -> dict[int, str]:
-        return {i: input_digest(reader, reads, *plan.shards[i]) for i in world.mine(len(plan.shards))}
+        return {i: input_digest(reader, reads, *plan.shard(i)) for i in world.mine(plan.shards)}
 
     digests = {i: text for own in world.each(digest_mine) for i, text in own.items()}
     known.update({(i, reads): text for i, text in digests.items()})
@@ -269,70 +271,3 @@ def _strings(item: Any) -> list[str]:
     if isinstance(item, Mapping):
         item = list(item.values())
     return [text for part in item for text in _strings(part)] if isinstance(item, list) else []
-
-
-def _columns(scorers: Sequence[Any]) -> dict[str, str]:
-    """All columns to be written, with their types."""
-    if not scorers:
-        raise ValueError("score(ds) got no scorers; pass at least one, as in score(ds, Random())")
-    columns: dict[str, str] = {}
-    writers: dict[str, str] = {}
-    for scorer in scorers:
-        if not isinstance(scorer, Scorer):
-            raise TypeError(_no_scorer(scorer))
-        who = type(scorer).__name__
-        for name, dtype in scorer.columns().items():
-            if name in columns:
-                raise ValueError(
-                    f"{writers[name]} and {who} both write column {name!r}; give one of them another name=..."
-                )
-            columns[name], writers[name] = dtype, who
-    return columns
-
-
-def _no_scorer(item: Any) -> str:
-    if isinstance(item, type) and issubclass(item, Scorer):
-        how = "fit(ds)" if hasattr(item, "fit") else "from_log(log)" if hasattr(item, "from_log") else ""
-        call = f"{item.__name__}.{how}" if how else f"{item.__name__}(...)"
-        return f"{item.__name__} is a class, not a scorer; pass {call}"
-    if isinstance(item, (list, tuple)):
-        return f"scorers came as a {type(item).__name__}; pass them one by one: score(ds, *scorers)"
-    name = getattr(item, "__name__", type(item).__name__)
-    return (
-        f"{name} is no Scorer but a {type(item).__name__}; use ds.map for a function, or make it a Scorer: a frozen "
-        "dataclass with a field `name` and a method score(self, batch, rank)"
-    )
-
-
-def _splits(ds: Any, splits: str | Sequence[str] | None) -> dict[str, Any]:
-    """The datasets to score by name of split; "" for a dataset by itself."""
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-
-    if isinstance(ds, (IterableDataset, IterableDatasetDict)):
-        raise TypeError(
-            f"score needs a Dataset, which has a length, not a {type(ds).__name__}; "
-            "use stream.map(scorer, batched=True)"
-        )
-    if isinstance(ds, Dataset):
-        if splits is not None:
-            raise ValueError(f"splits={splits!r} is for a DatasetDict, this is one Dataset; leave it out")
-        return {"": ds}
-    if not isinstance(ds, DatasetDict):
-        raise TypeError(f"score needs a Dataset or a DatasetDict, not a {type(ds).__name__}; see Dataset.from_dict")
-    chosen = ["train"] if splits is None else [splits] if isinstance(splits, str) else list(splits)
-    missing = [name for name in chosen if name not in ds]
-    if missing or not chosen:
-        raise ValueError(
-            f"there is no split {missing[0]!r}; there are {list(ds)}: name those to score with splits=[...]"
-            if missing
-            else f"splits={splits!r} names no split; there are {list(ds)}"
-        )
-    return {name: ds[name] for name in chosen}
-
-
-def _check_rows(ds: Any, split: str, scorers: Sequence[Scorer], columns: Mapping[str, str]) -> None:
-    if len(ds) == 0:
-        where = f"split {split!r}" if split else "the dataset"
-        raise ValueError(f"{where} has no rows, so there is nothing to score")
-    for scorer in scorers:
-        scorer.check_clash(ds.column_names)

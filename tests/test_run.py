@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 
 import hf_prune
-from hf_prune import Ledger, Scorer, score, training_flops
+from hf_prune import Batch, Embedder, Ledger, Scorer, SSLPrototypes, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.parts import Plan
 
@@ -172,6 +173,9 @@ def test_images_are_not_decoded_unless_read(tmp_path):
         def score(self, batch, rank):
             return [len(v["bytes"]) for v in batch.arrow("image").to_pylist()]
 
+        def flops(self, batch):
+            return float(Batch(batch).n)  # counts rows without looking at them
+
     out = score(ds, Length(), Bytes(), output_dir=tmp_path)
     assert out["size"][:] == [15.0, float(len(buffer.getvalue()))]
     assert json.loads((tmp_path / "part-00000.json").read_text())["reads"] == ["image", "text"]
@@ -197,6 +201,20 @@ def test_two_scorers_share_a_decoded_column(monkeypatch, tmp_path):
 
     out = score(ds, Area(), Area(name="again"), output_dir=tmp_path)
     assert out["again"][:] == [16.0] * 3 and len(decoded) == 3
+
+
+def test_from_texts_to_prototypes_in_one_call(tiny_bert_folder, tmp_path):
+    ds = Dataset.from_dict({"text": ["hello", "the cat sat", "my dog ran", "pay the bank"] * 10})
+    embedder = Embedder(tiny_bert_folder)
+    embedded = ds.map(embedder, batched=True, features=embedder.features(ds.features))
+    prototypes = SSLPrototypes.fit(embedded, k=3)
+    out = score(ds, embedder, prototypes, output_dir=tmp_path, shard_rows=7)
+    assert out.features["embedding"] == datasets.List(datasets.Value("float32"), length=32)
+    mapped = embedded.map(prototypes, batched=True)
+    np.testing.assert_allclose(out["ssl_proto"][:], mapped["ssl_proto"][:], atol=1e-6)
+    np.testing.assert_allclose(out["embedding"][:], embedded["embedding"][:], atol=1e-6)
+    assert Ledger.read(tmp_path).scoring > 0
+    assert json.loads((tmp_path / "part-00003.json").read_text())["reads"] == ["text"]
 
 
 def test_a_dataset_dict(stored, tmp_path):
@@ -383,6 +401,80 @@ def test_a_finished_folder_is_read_without_writing(stored, tmp_path, monkeypatch
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.int8(), pa.float16(), pa.bool_()]
+)
+def test_the_digest_of_numbers(kind):
+    from hf_prune._shard import Reader, input_digest
+
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, (40, 3) if pa.types.is_nested(kind) else 40).astype(np.float16)
+    rows = list(values) if values.ndim == 2 else (values.astype(bool) if kind == pa.bool_() else values)
+
+    def digest(rows, cuts):
+        chunks = [pa.array(list(rows[a:b]), kind) for a, b in zip([0, *cuts], [*cuts, 40], strict=True)]
+        table = datasets.table.InMemoryTable(pa.table({"x": pa.chunked_array(chunks)}))
+        return input_digest(Reader(Dataset(table), {}), ["x"], 3, 37)
+
+    want = digest(rows, [])
+    assert digest(rows, [5, 20, 21]) == want
+    assert digest([None, *rows[1:]], [7]) == want  # outside of the shard
+    for place in (3, 20, 36):
+        other = [*rows]
+        other[place] = None
+        assert digest(other, [9]) == digest(other, [2, 30]) != want
+        other[place] = rows[place] == 0 if kind == pa.bool_() else rows[place] + 1
+        assert digest(other, [9]) != want
+    if kind == pa.list_(pa.float32()):
+        ragged = [*rows]
+        ragged[10], ragged[11] = rows[10][:2], np.append(rows[10][2:], rows[11])  # the same numbers, cut elsewhere
+        assert digest(ragged, []) != want
+
+
+def test_memory_does_not_grow_with_rows(tmp_path):
+    """12.8 MB of embeddings are read and written, then 128 MB; what is held stays."""
+    bench = Path(__file__).parent / "benchmarks" / "bench_run.py"
+    spec = importlib.util.spec_from_file_location("bench_run", bench)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_run"] = module
+    spec.loader.exec_module(module)
+    held = []
+    for rows in (50_000, 500_000):
+        path = tmp_path / f"{rows}.arrow"
+        module.write_data(path, rows, 64)
+        command = [sys.executable, str(bench), "--arm", "score-write", "--path", str(path)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
+        held.append(json.loads(done.stdout.splitlines()[-1])["mb"])
+    assert max(held) < 25 and held[1] < held[0] + 12, held
+
+
+def test_the_bar(stored, tmp_path, capsys):
+    datasets.enable_progress_bars()
+    try:
+        score(stored, Length(), output_dir=tmp_path, shard_rows=1000, desc="Length of texts")
+        (tmp_path / "part-00001.json").unlink()
+        score(DatasetDict(train=stored), Length(), output_dir=tmp_path.parent / f"{tmp_path.name}-dict")
+        shown = capsys.readouterr().err
+        assert "Length of texts: 100%" in shown and "2500/2500" in shown and "rows/s" in shown
+        assert "Scoring train" in shown
+    finally:
+        datasets.disable_progress_bars()
+    score(stored, Length(), output_dir=tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("slab", [1, 100, 1 << 16])
+def test_gathering_ahead_changes_nothing(stored, tmp_path, monkeypatch, slab):
+    import hf_prune._shard as module
+
+    monkeypatch.setattr(module, "SLAB_ROWS", slab)
+    ds = stored.shuffle(seed=5)
+    out = score(ds, Length(), Many(), output_dir=tmp_path, shard_rows=600, batch_size=70)
+    assert out["length"][:] == [float(len(t)) for t in ds["text"][:]]
+    assert out["many_words"][:] == [t[:2] for t in ds["text"][:]]
+
+
 # what is refused
 
 
@@ -457,6 +549,26 @@ def test_a_folder_that_cannot_be_made(stored, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written to .*name another folder"):
         score(stored, Length(), output_dir=tmp_path / "file" / "out")
+
+
+def test_a_disk_that_is_full_indeed(tmp_path):
+    """A limit on the size of a file stands in for a full disk: the error comes from Arrow's own writes."""
+    code = f"""
+    import resource, signal
+    from datasets import Dataset
+    from hf_prune import score
+    from run_scorers import Widen
+    ds = Dataset.from_dict({{"text": ["x"] * 20_000}})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+    try:
+        score(ds, Widen(), output_dir={str(tmp_path / "out")!r}, shard_rows=15_000)
+    except OSError as error:
+        print(error)
+    """
+    said = run_python(code)
+    assert "no space left; free some" in said and str(tmp_path) in said
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json"]
 
 
 def test_errors_of_a_scorer_stay_its_own(stored, tmp_path):
