@@ -25,17 +25,12 @@ _HOMES = {
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
-    "filter_by_score": "prune",
-    "keep_mask": "prune",
     "load_scores": "hub",
     "push_scored": "hub",
     "read_released_scores": "released",
-    "sample_by_score": "prune",
     "save_scored": "hub",
     "score": "run",
-    "split_by_score": "prune",
     "training_flops": "cost",
-    "with_row_id": "rows",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -67,9 +62,6 @@ if TYPE_CHECKING:
     from .prune import split_by_score as split_by_score
     from .released import read_released_scores as read_released_scores
     from .rows import with_row_id as with_row_id
-    from .cost import Ledger as Ledger
-    from .cost import training_flops as training_flops
-    from .models import Model as Model
     from .run import score as score
     from .scorer import Scorer as Scorer
     from .scorers.random import Random as Random
