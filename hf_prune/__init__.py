@@ -12,6 +12,11 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
+    "sample_by_score": "prune",
+    "split_by_score": "prune",
+    "with_row_id": "rows",
     "Embedder": "embed",
     "Ledger": "cost",
     "Model": "models",
@@ -20,17 +25,12 @@ _HOMES = {
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
-    "filter_by_score": "prune",
-    "keep_mask": "prune",
     "load_scores": "hub",
     "push_scored": "hub",
     "read_released_scores": "released",
-    "sample_by_score": "prune",
     "save_scored": "hub",
     "score": "run",
-    "split_by_score": "prune",
     "training_flops": "cost",
-    "with_row_id": "rows",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605

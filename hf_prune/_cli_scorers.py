@@ -1,0 +1,186 @@
+"""Scorers by their names on the command line, and their options, read from the signatures."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scorer of the command line.
+
+    Args:
+        home: public name in `hf_prune`, or `package.module:Class`.
+        datasets: arguments of its `fit` that are datasets: their values on the command line are DATA.
+    """
+
+    home: str
+    datasets: tuple[str, ...] = ()
+
+
+# a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
+SCORERS: dict[str, Entry] = {
+    "random": Entry("Random"),
+    "ssl_proto": Entry("SSLPrototypes"),
+    "supervised_proto": Entry("SupervisedPrototypes"),
+}
+
+
+def find(name: str) -> tuple[Any, Entry | None]:
+    """The class (or the saved scorer) that a name means.
+
+    Raises:
+        ValueError: no such scorer; the message lists those that are.
+    """
+    import hf_prune
+
+    from .models import import_name
+    from .scorer import Scorer
+
+    folder = Path(name).expanduser()
+    if (folder / "scorer.json").is_file():
+        return Scorer.load(folder), None
+    if name in SCORERS:
+        home = SCORERS[name].home
+        return (import_name(home) if ":" in home else getattr(hf_prune, home)), SCORERS[name]
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
+        found = import_name(name)
+        if not (isinstance(found, type) and issubclass(found, Scorer)):
+            raise ValueError(f"{name} is no Scorer class")
+        return found, Entry(name)
+    raise ValueError(
+        f"there is no scorer {name!r}; choose one of {', '.join(SCORERS)}, a folder written by scorer.save(), "
+        "or package.module:Class"
+    )
+
+
+def build(
+    names: Sequence[str],
+    ds: Any,
+    options: Sequence[str],
+    flags: Mapping[str, str | None],
+    open_dataset: Callable[[str], Any],
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Any]:
+    """Fit (or make, or load) the scorers that were named.
+
+    Args:
+        names: of scorers, in the order in which they run.
+        ds: what they are fitted on.
+        options: `key=value` for every scorer that knows the key, or `scorer.key=value` for one.
+        flags: the same by name, None where it was not given.
+        open_dataset: opens DATA for arguments that are datasets.
+        say: told what is being fitted.
+
+    Raises:
+        ValueError: an unknown scorer or option, or a value of another type; the message lists what there is.
+    """
+    found = {name: find(name) for name in names}
+    if len(found) < len(names):
+        raise ValueError(f"--scorer names one scorer twice: {', '.join(names)}")
+    makers = {name: _maker(thing) for name, (thing, _) in found.items()}
+    known = {name: _parameters(maker) for name, maker in makers.items()}
+    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    pairs = [_pair(text) for text in options] + [(k, v) for k, v in flags.items() if v is not None]
+    for key, text in pairs:
+        takers, plain = _takers(key, known)
+        for name in takers:
+            entry = found[name][1]
+            if entry is not None and plain in entry.datasets:
+                given[name][plain] = open_dataset(text)
+            else:
+                given[name][plain] = parse(plain, text, str(known[name][plain].annotation))
+    made = []
+    for name, maker in makers.items():
+        if maker is None:
+            made.append(found[name][0])
+        elif "ds" in inspect.signature(maker).parameters:
+            say(f"fitting {name} on {len(ds):,} rows")
+            made.append(maker(ds, **given[name]))
+        else:
+            made.append(maker(**given[name]))
+    return made
+
+
+def _maker(thing: Any) -> Any:
+    """What makes the scorer: its `fit`, or its class; None where it is made already."""
+    if not isinstance(thing, type):
+        return None
+    return getattr(thing, "fit", thing)
+
+
+def _parameters(maker: Any) -> dict[str, inspect.Parameter]:
+    if maker is None:
+        return {}
+    there = inspect.signature(maker).parameters
+    return {
+        name: p for name, p in there.items() if name != "ds" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {text!r} is not key=value")
+    return key.strip(), value
+
+
+def _takers(key: str, known: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], str]:
+    """Scorers that an option is for, and its plain name."""
+    scorer, dot, plain = key.rpartition(".")
+    if dot and scorer not in known:
+        raise ValueError(f"option {key!r} is for {scorer!r}, which --scorer does not name; it names {', '.join(known)}")
+    takers = [name for name in ([scorer] if dot else known) if plain in known[name]]
+    if not takers:
+        there = "; ".join(f"{name} knows {', '.join(options) or 'none'}" for name, options in known.items())
+        raise ValueError(f"no scorer that was named has an option {plain!r}: {there}")
+    return takers, plain
+
+
+_NUMBERS: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
+
+
+def parse(name: str, text: str, annotation: str) -> Any:
+    """The value of an option, by the annotation of its argument.
+
+    Raises:
+        ValueError: the text is no such thing.
+
+    >>> parse("k", "100", "int | None"), parse("spherical", "false", "bool"), parse("label", "1", "str")
+    (100, False, '1')
+    >>> parse("k", "many", "int | None")
+    Traceback (most recent call last):
+    ...
+    ValueError: k='many' is not int or null
+    """
+    kinds = [part.strip() for part in annotation.split("|")]
+    plain = {"True": "true", "False": "false", "None": "null"}.get(text, text)
+    try:
+        value = json.loads(plain)
+    except json.JSONDecodeError:
+        value = text
+    for kind in kinds:
+        wanted = _NUMBERS.get(kind)
+        if wanted is not None and isinstance(value, wanted) and (kind == "bool") == isinstance(value, bool):
+            return value
+    if "str" in kinds:
+        return text
+    if all(kind in _NUMBERS for kind in kinds):
+        names = " or ".join({"bool": "true or false", "None": "null", "float": "a number"}.get(k, k) for k in kinds)
+        raise ValueError(f"{name}={text!r} is not {names}")
+    if isinstance(value, str) and any(kind.startswith(("Sequence", "tuple", "list")) for kind in kinds):
+        return tuple(part.strip() for part in value.split(","))
+    return value
+
+
+def needs_ids(scorers: Sequence[Any], there: Sequence[str]) -> bool:
+    """Whether a scorer reads a `row_id` column that is not there."""
+    return "row_id" not in there and any(
+        getattr(s, "row_id", None) == "row_id" for s in scorers if any(f.name == "row_id" for f in fields(s))
+    )

@@ -1,0 +1,79 @@
+"""What the command line says: the cost before the work, the result after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BARS = 24
+
+
+def numbers_of(ds: Any, column: str) -> np.ndarray:
+    """A column of numbers as (n,) float64, null as NaN."""
+    from ._arrow import column_array, numbers
+
+    values, null = numbers(column_array(ds, column), column)
+    return np.where(null, np.nan, values.astype(np.float64))
+
+
+def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
+    """Rows, shards and FLOPs of what is about to be done, from `flops` on the first rows."""
+    from ._shard import Reader, Rows
+    from .cost import _flop
+    from .parts import default_shard_rows
+
+    n = len(ds)
+    first = min(sample, n)
+    written = {name: dtype for s in scorers for name, dtype in s.columns().items()}
+    counts = []
+    for one in scorers:
+        try:
+            counts.append(one.flops(Rows(Reader(ds, written), 0, first)) * n / first)
+        except KeyError:  # it reads what another scorer is about to write
+            counts.append(float("nan"))
+    total = float(np.nansum(counts))
+    cost = f"about {_flop(total)}" if total else "no arithmetic to speak of"
+    cost += "" if np.isfinite(counts).all() else " (without those that read what another one writes)"
+    shards = -(-n // default_shard_rows(n))
+    return f"{', '.join(s.name for s in scorers)}: {n:,} rows, {shards:,} shard{'s' * (shards > 1)}, {cost}"
+
+
+def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
+    """Quantiles and a histogram of each score column."""
+    from .card import histogram, strange
+
+    lines = []
+    for one in scorers:
+        if "[" in one.columns()[one.name]:
+            lines.append(f"{one.name}: {one.columns()[one.name]} in every row")
+            continue
+        values = numbers_of(ds, one.name)
+        odd = strange(values)
+        lines.append(f"{one.name}: {one.meaning}" + (f"; {odd}" if odd else ""))
+        lines += [f"  {line}" for line in histogram(values, width=BARS)]
+    return "\n".join(lines)
+
+
+def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) -> str:
+    """How many rows stay and go, their scores, and the sizes of the groups."""
+    from .card import histogram
+
+    count = int(kept.sum())
+    lines = [f"{by}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
+    values = numbers_of(ds, by)
+    for name, half in (("kept", kept), ("dropped", ~kept)):
+        if np.isfinite(values[half]).any():
+            lines += [f"  {name}:", *(f"    {line}" for line in histogram(values[half], bins=6, width=BARS))]
+    for group in groups:
+        lines += [f"  {group}:", *(f"    {line}" for line in _group_lines(ds, kept, group))]
+    return "\n".join(lines)
+
+
+def _group_lines(ds: Any, kept: np.ndarray, group: str) -> list[str]:
+    from .report import class_balance
+
+    found = class_balance(ds, group, {"kept": kept})
+    lines = [f"{name}: {after} of {before}" for name, before, after in found.table()]
+    return [*lines, f"and {found.left_out} more"] if found.left_out else lines
