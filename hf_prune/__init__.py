@@ -5,18 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _fork  # noqa: F401  (registers the hook that makes forked workers safe)
+from hf_prune import _fork  # noqa: F401  (registers the hook that makes forked workers safe)
 
 __version__ = "0.1.0"
 
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
-    "filter_by_score": "prune",
-    "keep_mask": "prune",
-    "sample_by_score": "prune",
-    "split_by_score": "prune",
-    "with_row_id": "rows",
     "Embedder": "embed",
     "Ledger": "cost",
     "Model": "models",
@@ -25,12 +20,17 @@ _HOMES = {
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "filter_by_score": "prune",
+    "keep_mask": "prune",
     "load_scores": "hub",
     "push_scored": "hub",
     "read_released_scores": "released",
+    "sample_by_score": "prune",
     "save_scored": "hub",
     "score": "run",
+    "split_by_score": "prune",
     "training_flops": "cost",
+    "with_row_id": "rows",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -47,23 +47,23 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .batch import Batch as Batch
-    from .columns import ScoreColumn as ScoreColumn
-    from .cost import Ledger as Ledger
-    from .cost import training_flops as training_flops
-    from .embed import Embedder as Embedder
-    from .hub import load_scores as load_scores
-    from .hub import push_scored as push_scored
-    from .hub import save_scored as save_scored
-    from .models import Model as Model
-    from .prune import filter_by_score as filter_by_score
-    from .prune import keep_mask as keep_mask
-    from .prune import sample_by_score as sample_by_score
-    from .prune import split_by_score as split_by_score
-    from .released import read_released_scores as read_released_scores
-    from .rows import with_row_id as with_row_id
-    from .run import score as score
-    from .scorer import Scorer as Scorer
-    from .scorers.random import Random as Random
-    from .scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
-    from .scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes
+    from hf_prune.batch import Batch as Batch
+    from hf_prune.columns import ScoreColumn as ScoreColumn
+    from hf_prune.cost import Ledger as Ledger
+    from hf_prune.cost import training_flops as training_flops
+    from hf_prune.embed import Embedder as Embedder
+    from hf_prune.hub import load_scores as load_scores
+    from hf_prune.hub import push_scored as push_scored
+    from hf_prune.hub import save_scored as save_scored
+    from hf_prune.models import Model as Model
+    from hf_prune.prune import filter_by_score as filter_by_score
+    from hf_prune.prune import keep_mask as keep_mask
+    from hf_prune.prune import sample_by_score as sample_by_score
+    from hf_prune.prune import split_by_score as split_by_score
+    from hf_prune.released import read_released_scores as read_released_scores
+    from hf_prune.rows import with_row_id as with_row_id
+    from hf_prune.run import score as score
+    from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.random import Random as Random
+    from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
+    from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from ._arrow import gather, positions_of, row_bytes
+from hf_prune._arrow import gather, positions_of, row_bytes
 
 Layout = Literal["auto", "contiguous", "indices"]
 LAYOUTS = ("auto", "contiguous", "indices")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import _arrow
+from hf_prune import _arrow
 
 
 class MissingColumnError(KeyError):

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from . import __version__
-from ._cli_scorers import SCORERS
+from hf_prune import __version__
+from hf_prune._cli.scorers import SCORERS
 
 if TYPE_CHECKING:
-    from ._cli_io import Data
+    from hf_prune._cli.io import Data
 
 NAME = "hf-prune"
 ESTIMATE_ROWS = 8
@@ -171,7 +171,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Score, prune and train on 1,797 real pictures, offline, in about a minute."""
-    from . import demo as story
+    from hf_prune import demo as story
 
     typer.echo(story.run(output, seeds=seeds, overwrite=overwrite, say=say))
 
@@ -201,11 +201,11 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Add a column of embeddings."""
-    from ._cli_io import check_out, open_data
+    from hf_prune._cli.io import check_out, open_data
 
     out = check_out(output, overwrite, data)
     opened = open_data(data, split)
-    from .embed import Embedder
+    from hf_prune.embed import Embedder
 
     columns = column or ["text"]
     missing = [c for c in columns if c.split(".")[0] not in opened.main.column_names]
@@ -262,9 +262,9 @@ def score(
 
     Scorers that learn something are fitted on DATA first.
     """
-    from ._cli_io import check_out, check_replace, open_data
-    from ._cli_scorers import build, needs_ids
-    from .rows import with_row_id
+    from hf_prune._cli.io import check_out, check_replace, open_data
+    from hf_prune._cli.scorers import build, needs_ids
+    from hf_prune.rows import with_row_id
 
     out = check_out(output, overwrite, data)
     opened = open_data(data, split)
@@ -286,10 +286,10 @@ def score(
 
 def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, batch_size: int) -> None:
     """Say the cost, score, write, sum up."""
-    from ._cli_io import WRITERS, check_columns, read_provenance, write_out
-    from ._cli_show import cost_line, score_summary
-    from .columns import sidecar_text
-    from .run import score as score_rows
+    from hf_prune._cli.io import WRITERS, check_columns, read_provenance, write_out
+    from hf_prune._cli.show import cost_line, score_summary
+    from hf_prune.columns import sidecar_text
+    from hf_prune.run import score as score_rows
 
     ds = data.main
     for one in scorers:
@@ -345,11 +345,19 @@ def filter_(
     """
     import numpy as np
 
-    from ._cli_io import check_columns, check_out, check_replace, open_data, read_provenance, replacing, write_out
-    from ._cli_show import filter_summary
-    from ._layout import take_rows
-    from .columns import sidecar_text
-    from .prune import _mask, _request
+    from hf_prune._cli.io import (
+        check_columns,
+        check_out,
+        check_replace,
+        open_data,
+        read_provenance,
+        replacing,
+        write_out,
+    )
+    from hf_prune._cli.show import filter_summary
+    from hf_prune._layout import take_rows
+    from hf_prune.columns import sidecar_text
+    from hf_prune.prune import _mask, _request
 
     out = check_out(output, overwrite, data)
     if report is not None:
@@ -380,7 +388,7 @@ def filter_(
     typer.echo(filter_summary(ds, kept, by, group_by or []))
     typer.echo(f"{len(left.main):,} rows written to {out}")
     if report is not None:
-        from .report import report as render
+        from hf_prune.report import report as render
 
         words = f"{len(left.main):,} of {len(ds):,} rows, prefer {prefer}"
         text = render(ds, [known.get(by, by)], kept={words: kept}, title=f"Pruned by {by}")
@@ -427,9 +435,9 @@ def push(
 
     Without --scorers, the provenance that `hf-prune score` put into the folder DATA is used.
     """
-    from ._cli_io import open_data, read_provenance
-    from .hub import push_scored
-    from .scorer import Scorer
+    from hf_prune._cli.io import open_data, read_provenance
+    from hf_prune.hub import push_scored
+    from hf_prune.scorer import Scorer
 
     opened = open_data(data, split)
     described = [Scorer.load(f) if (f / "scorer.json").is_file() else f for f in scorers or ()]
@@ -471,7 +479,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Say what is installed, what is broken, and how to mend it; exit code 1 if something is broken."""
-    from .doctor import main as examine
+    from hf_prune.doctor import main as examine
 
     raise typer.Exit(examine(as_json, typer.echo))
 

@@ -61,7 +61,7 @@ class Ledger:
         Raises:
             FileNotFoundError: no run was finished there.
         """
-        from .columns import SIDECAR, read_sidecar
+        from hf_prune.columns import SIDECAR, read_sidecar
 
         path = Path(folder) / SIDECAR
         if not path.exists():

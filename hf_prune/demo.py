@@ -79,7 +79,7 @@ def run(
         raise ValueError(f"seeds={seeds}: an interval needs two trainings or more")
     if rows is not None and rows < 100:
         raise ValueError(f"rows={rows}: the demo needs 100 pictures or more")
-    from ._cli_io import check_replace, replacing
+    from hf_prune._cli.io import check_replace, replacing
 
     out = Path(output).expanduser()
     check_replace(out, overwrite, (REPORT,))
@@ -93,9 +93,9 @@ def run(
 
 
 def _story(train: Any, test: Any, out: Path, folder: Path, seeds: int, steps: int, say: Callable[[str], None]) -> str:
-    from .columns import sidecar_text
-    from .prune import filter_by_score
-    from .report import Table, report
+    from hf_prune.columns import sidecar_text
+    from hf_prune.prune import filter_by_score
+    from hf_prune.report import Table, report
 
     say(f"{len(train):,} pictures to learn from, {len(test):,} to test on")
     scored, scorers = score_digits(train, folder / "scores", steps)
@@ -154,7 +154,7 @@ def digits(rows: int | None = None) -> tuple[Any, Any]:
     import PIL.Image
     from datasets import ClassLabel, Dataset, Features, Image
 
-    from .rows import with_row_id
+    from hf_prune.rows import with_row_id
 
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))[:rows]
@@ -231,10 +231,10 @@ def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
     """The training rows with an embedding and two scores, and the scorers."""
-    from .embed import Embedder
-    from .run import score
-    from .scorers.ssl_prototypes import SSLPrototypes
-    from .scorers.supervised_prototypes import SupervisedPrototypes
+    from hf_prune.embed import Embedder
+    from hf_prune.run import score
+    from hf_prune.scorers.ssl_prototypes import SSLPrototypes
+    from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes
 
     net = train_network(*tensors(train), max(steps // 2, 1), seed=100)[0].eval()
     embedder = Embedder(net, column="image", kind="image", preprocess="hf_prune.demo:pixels_of", micro_batch=256)
@@ -245,8 +245,8 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
 
 def kept_rows(ds: Any, column: str, *, prefer: str, seed: int) -> np.ndarray:
     """Which rows stay, (n,) bools: 70 %, and of every class at least half of its share."""
-    from ._cli_show import numbers_of
-    from .prune import keep_mask
+    from hf_prune._cli.show import numbers_of
+    from hf_prune.prune import keep_mask
 
     return keep_mask(
         numbers_of(ds, column),

@@ -150,7 +150,7 @@ def check_packages(packages: Mapping[str, tuple[str | None, str | None, bool]]) 
             findings.append(Finding(name, "broken", text, f"pip install '{name}{wanted}'"))
         elif version is not None:
             good.append(f"{name} {version}")
-    from . import __version__
+    from hf_prune import __version__
 
     return [Finding("packages", "ok", ", ".join([f"hf_prune {__version__}", *good])), *findings]
 
@@ -218,7 +218,7 @@ def folders(datasets: Mapping[str, Any]) -> dict[str, Path]:
     """The caches by name."""
     from huggingface_hub import constants
 
-    from .models import home
+    from hf_prune.store import home
 
     found = {"HF_HUB_CACHE": Path(constants.HF_HUB_CACHE), "HF_PRUNE_HOME": home()}
     if "cache" in datasets:

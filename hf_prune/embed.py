@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from ._texts import read_column, read_texts
-from .batch import Batch
-from .columns import ScoreColumn
-from .models import Model
-from .scorer import Scorer
+from hf_prune.batch import Batch
+from hf_prune.columns import ScoreColumn
+from hf_prune.models import Model
+from hf_prune.scorer import Scorer
+from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
-    from ._embed_plan import TextPlan
+    from hf_prune._embed.plan import TextPlan
 
 _KINDS = ("auto", "text", "image")
 _POOLINGS = ("auto", "mean", "cls", "pooler", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -205,8 +205,8 @@ class Embedder(Scorer):
         if kind == "auto" and not isinstance(self.column, str):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
-            from ._embed_image import has_image_processor
-            from ._embed_plan import has_tokenizer
+            from hf_prune._embed.image import has_image_processor
+            from hf_prune._embed.plan import has_tokenizer
 
             folder = self.model.folder()
             readers = (has_tokenizer(folder), has_image_processor(folder))
@@ -235,21 +235,21 @@ class Embedder(Scorer):
         return kind == "text" and self.model.kind in ("hub", "folder")
 
     def _plan(self) -> TextPlan:
-        from ._embed_plan import text_plan
+        from hf_prune._embed.plan import text_plan
 
         return text_plan(self.model, self.pooling, self.normalize, self.max_length, self.prompt_name)
 
     def _text_encoder(self, rank: int | None) -> Any:
-        from ._embed_text import text_encoder
+        from hf_prune._embed.text import text_encoder
 
         return text_encoder(self.model, self._plan(), rank, self.micro_batch)
 
     def _encoder(self, kind: str, rank: int | None) -> Any:
         if self.model.kind in ("hub", "folder"):
-            from ._embed_image import ImageEncoder
+            from hf_prune._embed.image import ImageEncoder
 
             return ImageEncoder(self.model, self.pooling, self.normalize, rank, self.micro_batch)
-        from ._embed_module import ModuleEncoder
+        from hf_prune._embed.module import ModuleEncoder
 
         return ModuleEncoder(self.model, kind, self.pooling, self.normalize, rank, self.micro_batch)
 
@@ -261,7 +261,7 @@ class Embedder(Scorer):
         """Renders a chat by the tokenizer's template, if there is one."""
         if self.model.kind not in ("hub", "folder") or self._plan().route in ("static", "package"):
             return None
-        from ._embed_text import tokenizer_of
+        from hf_prune._embed.text import tokenizer_of
 
         tokenizer = tokenizer_of(self.model, self._plan())
         if not tokenizer.chat_template:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, load_dataset
 
-from hf_prune._hub_join import choose, find, join, pick
-from hf_prune._hub_remote import README, Remote, data_at, other_reader, retry, undeclared
-from hf_prune._hub_tables import (
+from hf_prune._hub.join import choose, find, join, pick
+from hf_prune._hub.remote import README, Remote, data_at, other_reader, retry, undeclared
+from hf_prune._hub.tables import (
     balances_of,
     check_ids,
     dtype_of,

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .store import home
-from .values import Value
+from hf_prune.store import home
+from hf_prune.values import Value
 
 if TYPE_CHECKING:
     import torch

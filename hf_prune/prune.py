@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arrow import column_array
-from ._inputs import chunked, clusters_of, costs_of, hashes_of, ids_of, keys_of, scores_of
-from ._layout import check_layout, take_rows
-from ._rule import Rule, make_rule
-from ._sample import METHODS
-from ._select import (
+from hf_prune._arrow import column_array
+from hf_prune._layout import check_layout, take_rows
+from hf_prune._prune.draw import METHODS
+from hf_prune._prune.inputs import chunked, clusters_of, costs_of, hashes_of, ids_of, keys_of, scores_of
+from hf_prune._prune.rule import Rule, make_rule
+from hf_prune._prune.select import (
     Index,
     Mask,
     Pick,
@@ -29,8 +29,8 @@ from ._select import (
     select,
     warn,
 )
-from ._stream import filter_stream
-from .rows import check_seed, uniform
+from hf_prune._prune.stream import filter_stream
+from hf_prune.rows import check_seed, uniform
 
 __all__ = [
     "CalibrationWarning",
@@ -266,7 +266,7 @@ def sample_by_score(
 
     Raises:
         ValueError: as there; an unknown method; scores that are no weights; too few rows of positive weight.
-    Reference: `hf_prune._sample` names the source of each method.
+    Reference: `hf_prune._prune.draw` names the source of each method.
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "score": [-900.0, 0.0, -900.0]})

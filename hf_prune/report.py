@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .columns import ScoreColumn
+from hf_prune.columns import ScoreColumn
 
 if TYPE_CHECKING:
     import jinja2
 
-    from .card import Balance
+    from hf_prune.card import Balance
 
 BINS = 30
 TEXT = 300  # characters of a row's text
@@ -151,8 +151,8 @@ def _template() -> jinja2.Template:
 def _section(
     ds: Any, column: ScoreColumn, masks: Mapping[str, np.ndarray], label: str | None, show: str | None, examples: int
 ) -> Section:
-    from ._cli_show import numbers_of
-    from .card import strange
+    from hf_prune._cli.show import numbers_of
+    from hf_prune.card import strange
 
     values = numbers_of(ds, column.name)
     shades = column.name if column.name in masks else next(iter(masks)) if len(masks) == 1 else ""
@@ -210,8 +210,8 @@ def class_balance(ds: Any, label: str, masks: Mapping[str, np.ndarray]) -> Balan
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from ._arrow import column_array
-    from .card import balance
+    from hf_prune._arrow import column_array
+    from hf_prune.card import balance
 
     column = column_array(ds, label)
     names = getattr(ds.features[label], "names", None)

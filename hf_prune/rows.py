@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from ._arrow import column_array, gather, positions_of
+from hf_prune._arrow import column_array, gather, positions_of
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
 SHORT = 512  # bytes; shorter values are copied rather than viewed
@@ -154,7 +154,7 @@ def with_row_id(ds: Any, column: str = "row_id") -> Any:
         return type(ds)({name: with_row_id(split, column) for name, split in ds.items()})
     from datasets.fingerprint import Hasher
 
-    from ._layout import with_column
+    from hf_prune._layout import with_column
 
     if column in ds.column_names:
         raise ValueError(

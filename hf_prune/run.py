@@ -12,14 +12,14 @@ from uuid import uuid4
 
 import xxhash
 
-from ._join import join, written_schema
-from ._score_args import check_rows, columns_of, splits_of
-from ._shard import Reader, Rows, input_digest, score_rows, score_shard
-from ._world import Outcomes, World
-from .columns import SIDECAR, write_sidecar
-from .parts import MANIFEST, Plan, default_shard_rows, open_folder, part_paths, read_facts, write_text
-from .scorer import Scorer, _packages
-from .values import pack
+from hf_prune._run.arguments import check_rows, columns_of, splits_of
+from hf_prune._run.join import join, written_schema
+from hf_prune._run.parts import MANIFEST, Plan, default_shard_rows, open_folder, part_paths, read_facts, write_text
+from hf_prune._run.shard import Reader, Rows, input_digest, score_rows, score_shard
+from hf_prune._run.world import Outcomes, World
+from hf_prune.columns import SIDECAR, write_sidecar
+from hf_prune.scorer import Scorer, _packages
+from hf_prune.values import pack
 
 STALE = 7 * 24 * 3600  # seconds after which a file that a killed run left is swept away
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from . import _arrow, rows
-from .batch import Batch, missing_column
+from hf_prune import _arrow, rows
+from hf_prune.batch import Batch, missing_column
 
 STEP = 1 << 15
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from .batch import Batch
-from .columns import ScoreColumn
-from .models import Model
-from .values import Value, pack, unpack
+from hf_prune.batch import Batch
+from hf_prune.columns import ScoreColumn
+from hf_prune.models import Model
+from hf_prune.values import Value, pack, unpack
 
 if TYPE_CHECKING:
     from datasets import Features

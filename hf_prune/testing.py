@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .scorer import Scorer
+from hf_prune.scorer import Scorer
 
 Columns = dict[str, Any]
 
@@ -280,7 +280,7 @@ def save_load(case: Case) -> None:
 
 def bad_rows(case: Case) -> None:
     """A null in a column it reads is an error or that row's NaN: never a finite score, never another row's."""
-    from .batch import Batch
+    from hf_prune.batch import Batch
 
     spy = Batch(copy.deepcopy(case.rows), "a spy")
     case.scorer(spy)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xxhash
 
-from . import store
+from hf_prune import store
 
 _PLAIN = (type(None), bool, int, float, str)
 

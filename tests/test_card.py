@@ -10,7 +10,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import DatasetCard
 
-from hf_prune._hub_tables import balances_of, table_of, values_of
+from hf_prune._hub.tables import balances_of, table_of, values_of
 from hf_prune.card import Balance, Scores, balance, code, escape, histogram, merge_readme, published, python, scrub
 from hf_prune.columns import ScoreColumn
 

@@ -16,7 +16,9 @@ import pytest
 from hub_server import IGNORED, HubServer
 from typer.testing import CliRunner
 
-from hf_prune import _cli_io, _cli_scorers, cli, doctor
+from hf_prune import cli, doctor
+from hf_prune._cli import io as _cli_io
+from hf_prune._cli import scorers as _cli_scorers
 from hf_prune.scorer import Scorer
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tiny_models import save_image_processor
 
 from hf_prune import Embedder
-from hf_prune._embed_image import decode_image
+from hf_prune._embed.image import decode_image
 from hf_prune.testing import CHECKS, check_scorer
 
 

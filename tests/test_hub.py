@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, lo
 from hub_server import IGNORED, HubServer
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_prune import _hub_remote
+from hf_prune._hub import remote as _hub_remote
 from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
 from hf_prune.hub import load_scores, push_scored
 from hf_prune.rows import with_row_id
@@ -179,7 +179,7 @@ def test_parquet_is_the_same_bytes_whatever_the_chunks(hub):
 
 
 def test_shards(hub, monkeypatch):
-    from hf_prune import _hub_tables
+    from hf_prune._hub import tables as _hub_tables
 
     monkeypatch.setattr(_hub_tables, "SHARD_BYTES", 1000)
     push(hub, rows(), what="scores")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hf_prune import _layout
-from hf_prune._sample import METHODS
+from hf_prune._prune.draw import METHODS
 from hf_prune.prune import (
     CalibrationWarning,
     ShortWarning,
@@ -83,7 +83,7 @@ def test_floor_vector():
 
 def test_floor_is_exact():
     # in floats 22 * (15 / 22) floors to 14, and the last place would go to the other group's better row
-    from hf_prune._select import count_floors
+    from hf_prune._prune.select import count_floors
 
     assert count_floors(15, 22, np.array([22]), Fraction(1)) == [15]
     assert count_floors(100, 1000, np.array([300, 700]), Fraction("0.1")) == [3, 7]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .. import rows
-from ..batch import Batch
-from ..scorer import Scorer
+from hf_prune import rows
+from hf_prune.batch import Batch
+from hf_prune.scorer import Scorer
 
 
 @dataclass(frozen=True, eq=False)

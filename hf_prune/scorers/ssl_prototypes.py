@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from .. import kmeans
-from ..batch import Batch
-from ..models import memo
-from ..sample import canonical_sample
-from ..scorer import Scorer
-from ..search import Directions, largest_cosines, largest_products
+from hf_prune import kmeans
+from hf_prune.batch import Batch
+from hf_prune.models import memo
+from hf_prune.sample import canonical_sample
+from hf_prune.scorer import Scorer
+from hf_prune.search import Directions, largest_cosines, largest_products
 
 METRICS = ("cosine", "euclidean", "margin")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .. import kmeans, rows
-from ..batch import Batch
-from ..models import memo
-from ..sample import blocks
-from ..scorer import Scorer
+from hf_prune import kmeans, rows
+from hf_prune.batch import Batch
+from hf_prune.models import memo
+from hf_prune.sample import blocks
+from hf_prune.scorer import Scorer
 
 METRICS = ("cosine", "euclidean", "margin")
 BITS = 32  # of the fraction; 2**30 rows of numbers up to 1 still fit an int64

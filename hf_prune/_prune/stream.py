@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._arrow import numbers
-from ._inputs import chunked
-from ._rule import Rule
-from ._select import passes
+from hf_prune._arrow import numbers
+from hf_prune._prune.inputs import chunked
+from hf_prune._prune.rule import Rule
+from hf_prune._prune.select import passes
 
 
 @dataclass(frozen=True)

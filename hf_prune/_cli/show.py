@@ -12,7 +12,7 @@ BARS = 24
 
 def numbers_of(ds: Any, column: str) -> np.ndarray:
     """A column of numbers as (n,) float64, null as NaN."""
-    from ._arrow import column_array, numbers
+    from hf_prune._arrow import column_array, numbers
 
     values, null = numbers(column_array(ds, column), column)
     return np.where(null, np.nan, values.astype(np.float64))
@@ -20,9 +20,9 @@ def numbers_of(ds: Any, column: str) -> np.ndarray:
 
 def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
     """Rows, shards and FLOPs of what is about to be done, from `flops` on the first rows."""
-    from ._shard import Reader, Rows
-    from .cost import _flop
-    from .parts import default_shard_rows
+    from hf_prune._run.parts import default_shard_rows
+    from hf_prune._run.shard import Reader, Rows
+    from hf_prune.cost import _flop
 
     n = len(ds)
     first = min(sample, n)
@@ -42,7 +42,7 @@ def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
 
 def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
     """Quantiles and a histogram of each score column."""
-    from .card import histogram, strange
+    from hf_prune.card import histogram, strange
 
     lines = []
     for one in scorers:
@@ -58,7 +58,7 @@ def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
 
 def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) -> str:
     """How many rows stay and go, their scores, and the sizes of the groups."""
-    from .card import histogram
+    from hf_prune.card import histogram
 
     count = int(kept.sum())
     lines = [f"{by}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
@@ -72,7 +72,7 @@ def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) ->
 
 
 def _group_lines(ds: Any, kept: np.ndarray, group: str) -> list[str]:
-    from .report import class_balance
+    from hf_prune.report import class_balance
 
     found = class_balance(ds, group, {"kept": kept})
     lines = [f"{name}: {after} of {before}" for name, before, after in found.table()]

@@ -11,10 +11,10 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from ._arrow import gather, positions_of
-from ._layout import IN_MEMORY_BYTES, like_format, merged
-from .parts import write_stream
-from .scorer import feature_of
+from hf_prune._arrow import gather, positions_of
+from hf_prune._layout import IN_MEMORY_BYTES, like_format, merged
+from hf_prune._run.parts import write_stream
+from hf_prune.scorer import feature_of
 
 
 def written_schema(columns: dict[str, str]) -> pa.Schema:
@@ -45,7 +45,7 @@ def join(
     from datasets.arrow_dataset import update_metadata_with_features
     from datasets.table import ConcatenationTable
 
-    from ._parts_table import PartsTable
+    from hf_prune._run.parts_table import PartsTable
 
     beside = PartsTable.from_files([(str(path), entry["rows"]) for path, entry in zip(parts, facts, strict=True)])
     owner = _owner(ds)

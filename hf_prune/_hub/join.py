@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 from hf_prune._arrow import take
-from hf_prune._hub_remote import Remote, retry
-from hf_prune._hub_tables import ids_of, sidecar_path, split_name, split_of, text_of
+from hf_prune._hub.remote import Remote, retry
+from hf_prune._hub.tables import ids_of, sidecar_path, split_name, split_of, text_of
 
 
 def find(

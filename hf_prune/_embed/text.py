@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._embed_plan import TextPlan, config_of, package_model, read_json
-from .models import Model, cached, device_for, import_name
+from hf_prune._embed.plan import TextPlan, config_of, package_model, read_json
+from hf_prune.models import Model, cached, device_for, import_name
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class TransformerEncoder(TextEncoder):
     def encode(self, texts: list[str], bad: dict[int, str], special: bool = True) -> np.ndarray:
         import torch
 
-        from ._embed_torch import first_tensor, forward, micro_batches, pool
+        from hf_prune._embed.torch_passes import first_tensor, forward, micro_batches, pool
 
         model, plan = self.model, self.plan
         device = device_for(self.rank)
@@ -93,7 +93,7 @@ class TransformerEncoder(TextEncoder):
         return out
 
     def flops(self, texts: list[str], special: bool = True) -> float:
-        from ._embed_torch import micro_batches
+        from hf_prune._embed.torch_passes import micro_batches
 
         device = device_for(self.rank)
         ids, _ = self._tokens(texts, special)
@@ -194,7 +194,7 @@ class PackageEncoder(TextEncoder):
         return out
 
     def flops(self, texts: list[str], special: bool = True) -> float:
-        from ._embed_torch import count_flops
+        from hf_prune._embed.torch_passes import count_flops
 
         texts = sorted((t for t in texts if t), key=len)
         if not texts:
@@ -270,7 +270,7 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
     def count() -> tuple[float, float]:
         import torch
 
-        from ._embed_torch import count_flops, without_weights
+        from hf_prune._embed.torch_passes import count_flops, without_weights
 
         whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code)
         network = whole if plan.route == "projection" else _network(whole, plan)

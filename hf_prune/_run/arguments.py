@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .scorer import Scorer
+from hf_prune.scorer import Scorer
 
 
 def columns_of(scorers: Sequence[Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .batch import Batch, missing_column
+from hf_prune.batch import Batch, missing_column
 
 EMPTY = "is empty"
 NULL = "is null"

@@ -306,7 +306,7 @@ def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
         ValueError: several splits for one file, or columns that the format cannot hold.
         OSError: the disk is full or not writable.
     """
-    from .columns import SIDECAR
+    from hf_prune.columns import SIDECAR
 
     ds = data.whole
     if out.suffix in WRITERS:
@@ -328,7 +328,7 @@ def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
 
 def read_provenance(data: Data) -> dict[str, Any]:
     """Score columns that the sidecar of a saved folder describes, by name; none where there is no sidecar."""
-    from .columns import SIDECAR, read_sidecar
+    from hf_prune.columns import SIDECAR, read_sidecar
 
     if data.folder is None or not (data.folder / SIDECAR).is_file():
         return {}

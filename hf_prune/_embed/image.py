@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._embed_plan import config_of
-from .models import Model, cached, device_for
+from hf_prune._embed.plan import config_of
+from hf_prune.models import Model, cached, device_for
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class ImageEncoder:
         """Give (n, width) float32; rows that are no pictures are left NaN and put in `bad`."""
         import torch
 
-        from ._embed_torch import forward
+        from hf_prune._embed.torch_passes import forward
 
         device = device_for(self.rank)
         network = self.model.load(self.rank)
@@ -110,7 +110,7 @@ class ImageEncoder:
         """What `encode` costs: counted on the first readable picture, times the number of pictures."""
         import torch
 
-        from ._embed_torch import count_flops
+        from hf_prune._embed.torch_passes import count_flops
 
         network = _without_weights(self.model)
         for value in values:
@@ -166,7 +166,7 @@ class ImageEncoder:
 
     def _pooled(self, network: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
         """Vectors, and how they were pooled."""
-        from ._embed_torch import first_tensor, flat
+        from hf_prune._embed.torch_passes import first_tensor, flat
 
         if hasattr(network, "get_image_features") and self.pooling == "auto":
             output = network.get_image_features(pixel_values=pixels)
@@ -202,7 +202,7 @@ def image_plan(model: Model, pooling: str) -> tuple[int, str]:
 
 def _without_weights(model: Model) -> Any:
     """The network's code on torch's meta device: shapes and operations, no memory."""
-    from ._embed_torch import without_weights
+    from hf_prune._embed.torch_passes import without_weights
 
     if not has_image_processor(model.folder()):
         raise ValueError(

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from hf_prune._hub_tables import sidecar_path
+from hf_prune._hub.tables import sidecar_path
 from hf_prune.columns import SIDECAR, parse_sidecar
 
 logger = logging.getLogger(__name__)

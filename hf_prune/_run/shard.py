@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from ._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of
-from ._layout import merged
-from .batch import Batch
-from .parts import write_part
-from .rows import digests
-from .scorer import feature_of
+from hf_prune._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of
+from hf_prune._layout import merged
+from hf_prune._run.parts import write_part
+from hf_prune.batch import Batch
+from hf_prune.rows import digests
+from hf_prune.scorer import feature_of
 
 if TYPE_CHECKING:
-    from .scorer import Scorer
+    from hf_prune.scorer import Scorer
 
 
 class Reader:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ._rule import Rule
+from hf_prune._prune.rule import Rule
 
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -1,0 +1,1 @@
+"""How `cli` works: data in and out, scorers by name, and what is shown."""

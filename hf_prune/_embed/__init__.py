@@ -1,0 +1,1 @@
+"""How `embed` works: one file a kind of model."""

@@ -1,0 +1,1 @@
+"""How `hub` works: tables, one repo, and the join."""

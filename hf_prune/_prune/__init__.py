@@ -1,0 +1,1 @@
+"""How `prune` decides: rules on arrays, and what they are given."""

@@ -1,0 +1,1 @@
+"""How `run` works: shards, part files, processes, and the join."""
