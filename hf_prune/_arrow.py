@@ -131,6 +131,12 @@ def numeric_column(ds: Any, name: str) -> tuple[NDArray[Any], NDArray[np.bool_]]
     return numbers(column_array(ds, name), name)
 
 
+def floats_column(ds: Any, name: str) -> NDArray[np.float64]:
+    """A column of numbers as (n,) float64, null as NaN: for sums and pictures, where 2**53 + 1 need not stay itself."""
+    values, null = numeric_column(ds, name)
+    return np.where(null, np.nan, values.astype(np.float64))
+
+
 def matrix_column(ds: Any, name: str, rows: NDArray[np.integer] | None = None) -> NDArray[Any]:
     """A column of equally long float lists as an array (n, d), in the column's own float type.
 

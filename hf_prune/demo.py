@@ -245,11 +245,11 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
 
 def kept_rows(ds: Any, column: str, *, prefer: str, seed: int) -> np.ndarray:
     """Which rows stay, (n,) bools: 70 %, and of every class at least half of its share."""
-    from hf_prune._cli.show import numbers_of
+    from hf_prune._arrow import floats_column
     from hf_prune.prune import keep_mask
 
     return keep_mask(
-        numbers_of(ds, column),
+        floats_column(ds, column),
         keep=KEEP,
         prefer=prefer,
         groups=ds["label"][:],

@@ -151,10 +151,10 @@ def _template() -> jinja2.Template:
 def _section(
     ds: Any, column: ScoreColumn, masks: Mapping[str, np.ndarray], label: str | None, show: str | None, examples: int
 ) -> Section:
-    from hf_prune._cli.show import numbers_of
+    from hf_prune._arrow import floats_column
     from hf_prune.card import strange
 
-    values = numbers_of(ds, column.name)
+    values = floats_column(ds, column.name)
     shades = column.name if column.name in masks else next(iter(masks)) if len(masks) == 1 else ""
     finite = np.flatnonzero(np.isfinite(values))
     order = finite[np.argsort(values[finite], kind="stable")]

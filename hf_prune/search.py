@@ -1,16 +1,18 @@
 """The largest cosine to a few directions: low precision finds, float64 tells.
 
 On a processor with bfloat16 tiles (AMX) the products of a block are taken in bfloat16. Every direction that the
-rounding could have hidden is then compared in float64, so that the answer does not depend on the path.
+rounding could have hidden is then compared in float32, so that the answer does not depend on the path.
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
-from collections.abc import Iterator
-from functools import cache
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +27,21 @@ class Directions:
 
     Attributes:
         exact: (k, d) float64, to tell.
-        across: (d, k) float32, to find.
+        narrow: (k, d) float32, to find.
+        across: (d, k), the same.
     """
 
     def __init__(self, vectors: np.ndarray) -> None:
         exact = np.asarray(vectors, np.float64)
         lengths = np.sqrt(np.einsum("kd,kd->k", exact, exact))
         self.exact = exact / np.where(lengths == 0, 1, lengths)[:, None]
-        self.across = np.ascontiguousarray(self.exact.T, np.float32)
-        self._screen: Screen | None = None
+        self.narrow = self.exact.astype(np.float32)
+        self.across = np.ascontiguousarray(self.narrow.T)
 
-    @property
-    def screen(self) -> Screen:
-        """Their bfloat16 form, made once."""
-        if self._screen is None:
-            self._screen = Screen(self)
-        return self._screen
+    @cached_property
+    def rounded(self) -> Any:
+        """(d, k) in bfloat16, as a tensor."""
+        return _tensor(self.across).bfloat16()
 
 
 def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -60,19 +61,21 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     """
     found = np.empty((len(x), count), np.int64)
     cosine = np.empty((len(x), count))
-    # fresh memory for each block would cost more than the sums in it
-    room = np.empty((2, min(BLOCK, len(x)), x.shape[1]))
-    with _screen(directions, len(x), count) as screen:
-        for start in range(0, len(x), BLOCK):
-            part = slice(start, start + BLOCK)
-            found[part], cosine[part] = _block(x[part], directions, count, screen, room)
+    screened = count == 1 and directions.across.shape[1] >= SCREENED and "torch" in sys.modules and _tiles()
+
+    def search(start: int) -> None:
+        part = slice(start, start + BLOCK)
+        found[part], cosine[part] = _block(x[part], directions, count, screened)
+
+    starts = range(0, len(x), BLOCK)
+    pool = _threads() if len(starts) > 1 else None
+    for _ in map(search, starts) if pool is None else pool.map(search, starts):
+        continue
     return found, cosine
 
 
-def _block(
-    x: np.ndarray, directions: Directions, count: int, screen: Screen | None, room: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    wide, near = room[:, : len(x)]
+def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
+    wide, near = _room(x.shape)
     wide[:] = x
     length = np.sqrt(np.einsum("nd,nd->n", wide, wide))
     zero = length == 0
@@ -81,7 +84,7 @@ def _block(
         wide /= length[:, None]
         x, length = wide, np.ones_like(length)
     narrow = x.astype(np.float32, copy=False)
-    found = None if screen is None else screen.find(narrow, wide, length)
+    found = _screen(narrow, length, directions) if screened else None
     if found is None:
         found = largest_products(narrow, directions.across, count)
     cosine = np.empty(found.shape)
@@ -97,7 +100,9 @@ def _block(
 
 def largest_products(x: np.ndarray, across: np.ndarray, count: int = 1) -> np.ndarray:
     """Indices of the largest float32 products of (b, d) rows with (d, k) columns, (b, count); the lowest of equals."""
-    product = x @ across
+    torch = sys.modules.get("torch")
+    # torch keeps to the threads of whoever calls it; NumPy's library would start its own in every thread of the pool
+    product = x @ across if torch is None else torch.mm(_tensor(x), _tensor(across)).numpy()
     first = product.argmax(1)
     if count == 1:
         return np.asarray(first[:, None])
@@ -105,68 +110,107 @@ def largest_products(x: np.ndarray, across: np.ndarray, count: int = 1) -> np.nd
     return np.stack([first, product.argmax(1)], axis=1)
 
 
-class Screen:
-    """Products in bfloat16 tiles, and float64 for whatever comes close to the largest.
+def _screen(x: np.ndarray, length: np.ndarray, directions: Directions) -> np.ndarray | None:
+    """Index of the largest product of each row, (n, 1), by bfloat16 tiles and float32 for what comes close.
 
-    One thread and one tile shape: a tile is done in less time than it takes to wake a second thread on a busy
-    machine, and a product of a new shape is compiled anew.
+    None where too many directions come close, or where no product is positive.
     """
+    import torch
 
-    def __init__(self, directions: Directions) -> None:
-        import torch
-
-        self.exact = directions.exact
-        self.across = torch.from_numpy(directions.across).bfloat16()
-        width, k = directions.across.shape
-        self.tile = torch.zeros(BLOCK, width, dtype=torch.bfloat16)
-        self.product = torch.empty(BLOCK, k, dtype=torch.bfloat16)
-        self.bits = self.product.view(torch.int16)  # of positive numbers in their order; read at twice the speed
-
-    def find(self, x: np.ndarray, wide: np.ndarray, length: np.ndarray) -> np.ndarray | None:
-        """Index of the largest product of each row, (n, 1); None where too many directions come close."""
-        import torch
-
-        n, k = len(x), self.product.shape[1]
-        self.tile[:n] = torch.from_numpy(x)
-        torch.mm(self.tile, self.across, out=self.product)
-        top = (self.bits[:n].amax(1).to(torch.int32) << 16).view(torch.float32).numpy()
-        # |x.v - x'.v'| <= |x| (two roundings, and the sum in float32), then the product's own; for each of two
-        bar = top - 2 * (length * (2 * ROUNDING + 1e-4) + np.abs(top) * ROUNDING * 1.01)
-        if not bar.min() > 0:
-            return None
-        low = (bar.astype(np.float32).view(np.int32) >> 16).astype(np.int16)  # rounded down
-        row, column = np.divmod(np.flatnonzero(self.bits[:n].numpy() >= low[:, None]), k)
-        if len(row) > CROWD * n:
-            return None
-        first = np.searchsorted(row, np.arange(n))
-        found = column[first]
-        several = np.repeat(np.diff(first, append=len(row)) > 1, np.diff(first, append=len(row)))
-        if several.any():
-            row, column = row[several], column[several]
-            close = np.einsum("nd,nd->n", wide[row], self.exact[column])
-            order = np.lexsort((column, -close, row))
-            lead = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
-            found[row[lead]] = column[lead]
-        return found[:, None]
+    n, k = len(x), directions.across.shape[1]
+    tile, product = _tile(x.shape[1], k)
+    tile[:n] = _tensor(x)
+    torch.mm(tile, directions.rounded, out=product)
+    bits = product.view(torch.int16)[:n]  # in the order of the numbers where they are positive, and read twice as fast
+    top = (bits.amax(1).to(torch.int32) << 16).view(torch.float32).numpy()
+    # |x.v - x'.v'| <= |x| (two roundings, and the sum in float32), then the product's own; for each of two
+    bar = top - 2 * (length * (2 * ROUNDING + 1e-4) + np.abs(top) * ROUNDING * 1.01)
+    if not bar.min() > 0:
+        return None
+    low = (bar.astype(np.float32).view(np.int32) >> 16).astype(np.int16)  # rounded down
+    row, column = np.divmod(np.flatnonzero(bits.numpy() >= low[:, None]), k)
+    if len(row) > CROWD * n:
+        return None
+    first = np.searchsorted(row, np.arange(n))
+    found = column[first]
+    counts = np.diff(first, append=len(row))
+    if counts.max() > 1:
+        several = np.repeat(counts > 1, counts)
+        row, column = row[several], column[several]
+        close = np.einsum("nd,nd->n", x[row], directions.narrow[column])
+        order = np.lexsort((column, -close, row))
+        lead = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
+        found[row[lead]] = column[lead]
+    return found[:, None]
 
 
-@contextlib.contextmanager
-def _screen(directions: Directions, n: int, count: int) -> Iterator[Screen | None]:
-    """Give a screen where it pays: many directions, a processor with tiles, and torch in use already."""
+_local = threading.local()
+_pool: ThreadPoolExecutor | None = None
+
+
+def _threads() -> ThreadPoolExecutor | None:
+    """Threads for blocks, each of which computes with one; None where torch is not in use or has one thread.
+
+    One large region for all blocks: a small one for each product costs more than the product when the machine is busy.
+    """
+    global _pool
     torch = sys.modules.get("torch")
-    if torch is None or count > 1 or n < BLOCK // 2 or directions.across.shape[1] < SCREENED or not _tiles():
-        yield None
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield directions.screen
-    finally:
-        torch.set_num_threads(threads)
+    if torch is None or torch.get_num_threads() < 2:
+        return None
+    if _pool is None:
+        count = torch.get_num_threads()
+        ready = threading.Barrier(count + 1)
+
+        def begin() -> None:
+            torch.set_num_threads(1)  # of this thread, but also what threads yet to come begin with
+            ready.wait()
+
+        _pool = ThreadPoolExecutor(count, "hf_prune", initializer=begin)
+        for _ in range(count):
+            _pool.submit(int)
+        ready.wait()
+        torch.set_num_threads(count)
+    return _pool
+
+
+def _forget_threads() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)  # a fork copies no threads
+
+
+def _room(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Two float64 blocks of this thread: fresh memory for each would cost more than the sums in it."""
+    room = getattr(_local, "room", None)
+    if room is None or room.shape[2] != shape[1]:
+        room = _local.room = np.empty((2, BLOCK, shape[1]))
+    return room[0, : shape[0]], room[1, : shape[0]]
+
+
+def _tile(width: int, k: int) -> tuple[Any, Any]:
+    """One shape of product for this thread: each new one is compiled anew."""
+    import torch
+
+    tile = getattr(_local, "tile", None)
+    if tile is None or tile[0].shape[1] != width or tile[1].shape[1] != k:
+        tile = torch.zeros(BLOCK, width, dtype=torch.bfloat16), torch.empty(BLOCK, k, dtype=torch.bfloat16)
+        _local.tile = tile
+    return tile
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """The same memory as a tensor; a copy if it cannot be written to, as torch would warn."""
+    import torch
+
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 @cache
 def _tiles() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_prune._arrow import floats_column
+
 BARS = 24
-
-
-def numbers_of(ds: Any, column: str) -> np.ndarray:
-    """A column of numbers as (n,) float64, null as NaN."""
-    from hf_prune._arrow import column_array, numbers
-
-    values, null = numbers(column_array(ds, column), column)
-    return np.where(null, np.nan, values.astype(np.float64))
 
 
 def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
@@ -49,7 +43,7 @@ def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
         if "[" in one.columns()[one.name]:
             lines.append(f"{one.name}: {one.columns()[one.name]} in every row")
             continue
-        values = numbers_of(ds, one.name)
+        values = floats_column(ds, one.name)
         odd = strange(values)
         lines.append(f"{one.name}: {one.meaning}" + (f"; {odd}" if odd else ""))
         lines += [f"  {line}" for line in histogram(values, width=BARS)]
@@ -62,7 +56,7 @@ def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) ->
 
     count = int(kept.sum())
     lines = [f"{by}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
-    values = numbers_of(ds, by)
+    values = floats_column(ds, by)
     for name, half in (("kept", kept), ("dropped", ~kept)):
         if np.isfinite(values[half]).any():
             lines += [f"  {name}:", *(f"    {line}" for line in histogram(values[half], bins=6, width=BARS))]
