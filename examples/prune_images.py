@@ -60,7 +60,8 @@ def main() -> None:
         print(f"{column}: kept {len(kept)} of {len(ds)}; rows a class {min(counts.values())} to {max(counts.values())}")
         if column == ssl.name:
             kept.remove_columns(embedder.name).save_to_disk(str(args.output / "kept"))
-    hp.save_scored(ds, args.output / "card", scorers=[ssl, supervised], label=args.label, keep=args.keep)
+    scored = ds.remove_columns(embedder.name)
+    hp.save_scored(scored, args.output / "card", scorers=[embedder, ssl, supervised], label=args.label, keep=args.keep)
     print(f"kept rows in {args.output / 'kept'}, scores and card in {args.output / 'card'}")
     print(f"{time.perf_counter() - started:.0f} s in all; share it with hp.push_scored(ds, 'you/name', scorers=[...])")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 from datasets import load_dataset
 
 import hf_prune as hp
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    state = PartialState()
+    state = Accelerator()
     if args.data.endswith(".parquet"):
         ds = load_dataset("parquet", data_files=args.data, split="train")
     else:
@@ -55,7 +55,8 @@ def main() -> None:
             ds, scorers[0].name, keep=args.keep, group_by=args.label, group_floor=0.5 if args.label else None
         )
         kept.remove_columns(embedder.name).save_to_disk(str(args.output / "kept"))
-        hp.save_scored(ds, args.output / "card", scorers=scorers, label=args.label, keep=args.keep)
+        scored = ds.remove_columns(embedder.name)
+        hp.save_scored(scored, args.output / "card", scorers=[embedder, *scorers], label=args.label, keep=args.keep)
         order = sorted(zip(ds[scorers[0].name], ds[args.column], strict=True))
         print("most typical: ", *(f"  {score:.3f}  {text}" for score, text in order[:3]), sep="\n")
         print("least typical:", *(f"  {score:.3f}  {text}" for score, text in order[-3:]), sep="\n")

@@ -84,7 +84,8 @@ def push_scored(
     Args:
         ds: the scored data, with a column of unique ids; of a `DatasetDict`, the splits that have the score columns.
         repo_id: "user/name"; made if it is missing.
-        scorers: scorers, `ScoreColumn`s, or score folders: which columns are scores, and where they come from.
+        scorers: scorers, `ScoreColumn`s, or score folders: which columns are scores, and where they come from. An
+            `Embedder` among them tells the card which model is behind the scores of its embeddings.
         columns: more score columns, whose provenance is marked unknown.
         what: "scores" leaves the data alone, "data" pushes nothing but the data and the ids.
         row_id: the column of ids.

@@ -173,7 +173,8 @@ def _score_shards(
         for i in todo:
             outcomes.check()
             facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
-            write_text(part_paths(folder, i)[1], json.dumps({**facts, "plan": plan.digest}, sort_keys=True))
+            facts |= {"plan": plan.digest, "process": world.index}
+            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True))
 
 
 def _is_done(

@@ -552,3 +552,41 @@ def test_in_a_process_of_its_own(hub, tmp_path):
     done = subprocess.run([sys.executable, "-c", PROCESS], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("[0.1, 0.2, 0.3]") and hub.token not in done.stdout + done.stderr
+
+
+def test_save_scored_writes_what_load_scores_reads(tmp_path, vectors):
+    from datasets import load_dataset
+
+    from hf_prune import SSLPrototypes, load_scores, save_scored
+
+    scorer = SSLPrototypes.fit(vectors, k=3, cluster=True)
+    scored = vectors.map(scorer, batched=True)
+    folder = tmp_path / "scores of mine"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n\nMy own words.\n")
+    assert save_scored(scored, folder, scorers=[scorer]) == folder
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "score_columns.json", "scores"]
+    text = (folder / "README.md").read_text()
+    assert "My own words." in text and "license: mit" in text and "## Scores for data selection" in text
+    back = load_scores(folder, vectors.shuffle(seed=0), split="train").sort("row_id")
+    assert back["ssl_proto"][:] == scored.sort("row_id")["ssl_proto"][:]
+    assert set(load_dataset(str(folder), "scores", split="train").column_names) >= {"row_id", "ssl_proto_cluster"}
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    save_scored(scored, folder, scorers=[scorer])
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_an_embedder_names_the_model_behind_the_scores(tmp_path, vectors, tiny_bert_folder):
+    import json
+
+    from hf_prune import Embedder, SSLPrototypes, save_scored
+
+    embedder = Embedder(tiny_bert_folder, column="text")
+    scorer = SSLPrototypes.fit(vectors, k=3)
+    scored = vectors.map(scorer, batched=True).remove_columns("embedding")
+    save_scored(scored, tmp_path / "out", scorers=[embedder, scorer])
+    (column,) = json.loads((tmp_path / "out" / "score_columns.json").read_text())["columns"]
+    assert column["name"] == "ssl_proto" and column["model"]["revision"] == embedder.model.revision
+    assert str(tiny_bert_folder) not in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(KeyError, match="no column 'embedding' to push"):
+        save_scored(scored, tmp_path / "out", scorers=[embedder])

@@ -42,7 +42,10 @@ def split_name(ds: Dataset) -> str | None:
 def score_columns(
     splits: Mapping[str, Dataset], scorers: Any, columns: Any, needed: bool = True
 ) -> dict[str, ScoreColumn]:
-    """Provenance of each main score column, companions that the data have included in it."""
+    """Provenance of each main score column, companions that the data have included in it.
+
+    An Embedder whose column is not among the data is no score to push, but tells the model behind those that are.
+    """
     there = list(dict.fromkeys(c for d in splits.values() for c in d.column_names))
     found: dict[str, ScoreColumn] = {}
     for one in [scorers] if isinstance(scorers, (str, Path, ScoreColumn)) or hasattr(scorers, "describe") else scorers:
@@ -56,13 +59,24 @@ def score_columns(
         raise ValueError(
             f"no score columns named: pass scorers=[...] or columns=[...]; the data have {', '.join(map(repr, there))}"
         )
-    missing = [name for name in found if name not in there]
-    if missing:
-        raise KeyError(f"no column {missing[0]!r} to push; the data have {there}")
+    embedders = {name: c for name, c in found.items() if c.model and "[" in c.dtype}
+    missing = [name for name in found if name not in there and name not in embedders]
+    if missing or not set(found) & set(there) and needed:
+        raise KeyError(f"no column {(missing or list(found))[0]!r} to push; the data have {there}")
     return {
-        name: replace(c, companions={k: v for k, v in c.companions.items() if k in there and k not in found})
+        name: replace(
+            _with_model(c, embedders),
+            companions={k: v for k, v in c.companions.items() if k in there and k not in found},
+        )
         for name, c in found.items()
+        if name in there
     }
+
+
+def _with_model(column: ScoreColumn, embedders: Mapping[str, ScoreColumn]) -> ScoreColumn:
+    """The model behind a score of embeddings is that of the Embedder which wrote them, if it was named too."""
+    source = embedders.get(str(column.params.get("embedding")))
+    return column if column.model or source is None else replace(column, model=source.model)
 
 
 def _described(one: Any) -> list[ScoreColumn]:

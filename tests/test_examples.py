@@ -1,0 +1,105 @@
+"""Each example runs as a user would run it, on a slice; the text job also in two real processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
+
+import hf_prune
+
+ROOT = Path(hf_prune.__file__).parents[1]
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples come with the repository, not with the package")
+
+
+def run(command: list[str], tmp_path: Path, **more: str) -> str:
+    environment = os.environ | {
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "HF_PRUNE_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        **more,
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    from PIL import Image as Picture
+
+    def png(pixels):
+        stream = io.BytesIO()
+        Picture.fromarray((pixels * 15).astype(np.uint8)).save(stream, "png")
+        return {"bytes": stream.getvalue(), "path": None}
+
+    rows = {"image": [png(p) for p in digits.images[:120]], "label": digits.target[:120].tolist()}
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
+    path = tmp_path_factory.mktemp("pictures") / "train.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    words = "the card pay bank when how my is not why cat dog sat mat ran far".split()
+    rng = np.random.default_rng(0)
+    rows = {
+        "text": [" ".join(rng.choice(words, rng.integers(3, 12))) for _ in range(400)],
+        "label": [i % 4 for i in range(400)],
+    }
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list("abcd"))})
+    path = tmp_path_factory.mktemp("texts") / "train.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
+def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLES / "prune_images.py"), "--data", str(pictures)]
+    said = run([*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out)], tmp_path)
+    assert "120 pictures embedded" in said and said.count("kept 84 of 120") == 2
+    kept = load_from_disk(str(out / "kept"))
+    counts = np.bincount(kept["label"][:], minlength=10)
+    assert len(kept) == 84 and (counts >= 3).all()  # half of what each class of 12 would keep: 4.2, rounded down
+    card = (out / "card" / "README.md").read_text()
+    assert "ssl_proto" in card and "Class balance" in card or "class" in card.lower()
+    assert str(tmp_path) not in card
+    # again: nothing is computed, and the result is the same
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("part-*.arrow")}
+    run([*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out)], tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("part-*.arrow")} == before
+
+
+def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_path):
+    options = [str(EXAMPLES / "prune_texts.py"), "--data", str(texts), "--model", str(tiny_bert_folder)]
+    options += ["--label", "label", "--k", "6", "--shard-rows", "50"]
+    run([sys.executable, *options, "--output", str(tmp_path / "one")], tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    said = run(
+        [*launch, *options, "--output", str(tmp_path / "two")], tmp_path, ACCELERATE_USE_CPU="1", OMP_NUM_THREADS="1"
+    )
+    assert set(re.findall(r"process (\d) of (\d) is done", said)) == {("0", "2"), ("1", "2")}
+    facts = [json.loads(p.read_text()) for p in (tmp_path / "two" / "embedding").glob("part-*.json")]
+    assert {f["process"] for f in facts} == {0, 1} and sum(f["rows"] for f in facts) == 400
+
+    one, two = (load_from_disk(str(tmp_path / name / "kept")) for name in ("one", "two"))
+    assert one["row_id"][:] == two["row_id"][:]
+    for column in ("ssl_proto", "supervised_proto", "supervised_proto_margin"):
+        assert np.abs(np.array(one[column][:]) - two[column][:]).max() <= 1e-6
