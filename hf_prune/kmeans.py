@@ -1,7 +1,8 @@
 """K-means for prototypes and semantic deduplication: seeded, independent of row order, on the unit sphere.
 
 Lloyd's loop is ours, so that initial rows, empty clusters and the stop are the same whoever computes the
-nearest centroids: faiss (CPU or GPU), or torch where faiss is missing or has no GPU and torch has one.
+nearest centroids: faiss (CPU or GPU), or torch where faiss is missing or where torch has something that faiss has
+not: a GPU, or a processor with bfloat16 tiles.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from hf_prune.search import Directions, largest_cosines, tiles
 
 BLOCK = 1 << 14
 STEP = 1 << 11
@@ -60,13 +63,13 @@ def kmeans(
         niter: iterations at most.
         tolerance: stop when a smaller share of the rows changed cluster.
         start: (k, d) centroids to start from; None: k-means++.
-        engine: "faiss" or "torch"; None takes what is there.
+        engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
 
     Raises:
         ValueError: k is larger than the number of distinct rows.
         ModuleNotFoundError: faiss was asked for and is not installed.
     """
-    engine, assign = _engine(engine)
+    engine, assign = _engine(engine, spherical)
     centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
     labels = np.full(len(x), -1, np.int64)
     similarity = np.empty(len(x), np.float32)
@@ -167,7 +170,7 @@ def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarra
 Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray]]
 
 
-def _engine(name: str | None) -> tuple[str, Assign]:
+def _engine(name: str | None, spherical: bool) -> tuple[str, Assign]:
     if name not in (None, "faiss", "torch"):
         raise ValueError(f"engine={name!r} is neither 'faiss' nor 'torch'")
     installed = importlib.util.find_spec("faiss") is not None
@@ -178,8 +181,12 @@ def _engine(name: str | None) -> tuple[str, Assign]:
 
         if faiss.get_num_gpus() > 0:
             return "faiss-gpu", _assign_faiss_gpu
-        if name == "faiss" or not _torch_accelerator():
+        if name == "faiss" or not (_torch_accelerator() or (spherical and tiles())):
             return "faiss-cpu", _assign_faiss
+    if _torch_accelerator() is None and spherical:
+        import torch  # noqa: F401  (the search takes its fast path where torch is in use)
+
+        return "torch-cpu", _assign_search
     return f"torch-{_torch_accelerator() or 'cpu'}", _assign_torch
 
 
@@ -204,6 +211,11 @@ def _assign_faiss_gpu(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> 
     import faiss
 
     return _assign_faiss(x, centroids, spherical, faiss.index_cpu_to_all_gpus)
+
+
+def _assign_search(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
+    found, cosine = largest_cosines(x, Directions(centroids))
+    return found[:, 0], cosine[:, 0].astype(np.float32)
 
 
 def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     """
     found = np.empty((len(x), count), np.int64)
     cosine = np.empty((len(x), count))
-    screened = count == 1 and directions.across.shape[1] >= SCREENED and "torch" in sys.modules and _tiles()
+    screened = count == 1 and directions.across.shape[1] >= SCREENED and "torch" in sys.modules and tiles()
 
     def search(start: int) -> None:
         part = slice(start, start + BLOCK)
@@ -209,7 +209,7 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 @cache
-def _tiles() -> bool:
+def tiles() -> bool:
     """Whether the processor multiplies bfloat16 in tiles."""
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ def path(request, monkeypatch):
     """Both paths, wherever the test runs: without tiles a bfloat16 product is slow, but right."""
     import torch  # noqa: F401
 
-    monkeypatch.setattr(search, "_tiles", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(search, "tiles", lambda: request.param == "bfloat16")
     return request.param
 
 

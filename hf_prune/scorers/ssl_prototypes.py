@@ -143,7 +143,7 @@ class SSLPrototypes(Scorer):
             normalize: scale rows to length 1 first; False needs `spherical=False`.
             niter: Lloyd iterations at most.
             sample: rows to learn on; None: 256 a centre, and 65 536 at least. Memory: two such samples.
-            engine: "faiss" or "torch"; None takes faiss where it is, on the GPU if it has one.
+            engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
             cluster: the scorer writes the cluster as well.
             name: the scorer's column.
 

@@ -45,11 +45,11 @@ def bench_score(x: np.ndarray, k: int, repeats: int, batch: int) -> None:
         return np.concatenate(parts)
 
     def plain() -> np.ndarray:
-        tiles, search._tiles = search._tiles, lambda: False
+        tiles, search.tiles = search.tiles, lambda: False
         try:
             return ours()
         finally:
-            search._tiles = tiles
+            search.tiles = tiles
 
     def peer() -> np.ndarray:
         return 1 - index.search(unit, 1)[0][:, 0]  # its rows are scaled beforehand, ours in the call
