@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import Directions, largest_cosines, tiles
+from hf_prune.search import SCREENED, Directions, largest_cosines, tiles
 
-BLOCK = 1 << 14
+BLOCK = 1 << 12
 STEP = 1 << 11
 POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
 
@@ -69,7 +69,7 @@ def kmeans(
         ValueError: k is larger than the number of distinct rows.
         ModuleNotFoundError: faiss was asked for and is not installed.
     """
-    engine, assign = _engine(engine, spherical)
+    engine, assign = _engine(engine, k, spherical)
     centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
     labels = np.full(len(x), -1, np.int64)
     similarity = np.empty(len(x), np.float32)
@@ -130,20 +130,27 @@ def _squared(x: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _move(
     sums: np.ndarray, counts: np.ndarray, x: np.ndarray, old: np.ndarray, new: np.ndarray, moved: np.ndarray
 ) -> None:
-    """Bring sums and counts up to date for the rows that changed cluster (in place).
+    """Bring sums and counts up to date for the rows that changed cluster (in place)."""
+    if 2 * len(moved) > len(x):  # less to add up anew than to move
+        sums[:], counts[:] = 0, 0
+        _add(sums, counts, x, new, np.arange(len(x)), 1)
+    else:
+        _add(sums, counts, x, old, moved, -1)
+        _add(sums, counts, x, new, moved, 1)
 
-    Few rows are added up in float32 at a time, and those sums in float64.
-    """
-    for labels, sign in ((old, -1), (new, 1)):
-        rows = moved[labels[moved] >= 0]
-        rows = rows[np.argsort(labels[rows], kind="stable")]
-        groups = labels[rows]
-        step = max(STEP, 8 * len(counts))
-        for begin in range(0, len(rows), step):
-            part, group = rows[begin : begin + step], groups[begin : begin + step]
-            edges = np.flatnonzero(np.diff(group, prepend=-1))
-            sums[group[edges]] += sign * np.add.reduceat(x[part], edges, axis=0)
-        counts += sign * np.bincount(groups, minlength=len(counts))
+
+def _add(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, rows: np.ndarray, sign: int) -> None:
+    """Add rows to the sums of their clusters: few at a time in float32, and those sums in float64."""
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    groups = labels[rows]
+    step = min(max(STEP, 8 * len(counts)), max(len(rows), 1))
+    room = np.empty((step, x.shape[1]), x.dtype)
+    for begin in range(0, len(rows), step):
+        part, group = rows[begin : begin + step], groups[begin : begin + step]
+        edges = np.flatnonzero(np.diff(group, prepend=-1))
+        np.take(x, part, axis=0, out=room[: len(part)], mode="clip")
+        sums[group[edges]] += sign * np.add.reduceat(room[: len(part)], edges, axis=0)
+    counts += sign * np.bincount(groups, minlength=len(counts))
 
 
 def _reseed(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> None:
@@ -170,7 +177,7 @@ def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarra
 Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray]]
 
 
-def _engine(name: str | None, spherical: bool) -> tuple[str, Assign]:
+def _engine(name: str | None, k: int, spherical: bool) -> tuple[str, Assign]:
     if name not in (None, "faiss", "torch"):
         raise ValueError(f"engine={name!r} is neither 'faiss' nor 'torch'")
     installed = importlib.util.find_spec("faiss") is not None
@@ -181,7 +188,7 @@ def _engine(name: str | None, spherical: bool) -> tuple[str, Assign]:
 
         if faiss.get_num_gpus() > 0:
             return "faiss-gpu", _assign_faiss_gpu
-        if name == "faiss" or not (_torch_accelerator() or (spherical and tiles())):
+        if name == "faiss" or not (_torch_accelerator() or (spherical and k >= SCREENED and tiles())):
             return "faiss-cpu", _assign_faiss
     if _torch_accelerator() is None and spherical:
         import torch  # noqa: F401  (the search takes its fast path where torch is in use)
@@ -230,7 +237,12 @@ def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tupl
         product = rows @ across
         if not spherical:  # minus the squared distance, as the faiss path gives it
             product = 2 * product - lengths - (rows * rows).sum(1, keepdim=True)
-        value, label = product.max(1)
-        labels.append(label.cpu().numpy())
-        values.append(value.cpu().numpy())
+        if device == "cpu":  # NumPy's argmax is several times as fast as torch's
+            table = product.numpy()
+            label = table.argmax(1)
+            value = table[np.arange(len(table)), label]
+        else:
+            value, label = (part.cpu().numpy() for part in product.max(1))
+        labels.append(label)
+        values.append(value)
     return np.concatenate(labels), np.concatenate(values)

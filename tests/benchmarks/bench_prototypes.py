@@ -108,7 +108,8 @@ def main() -> None:
     n, d, k = (20_000, 64, 128) if args.small else (200_000, 384, 1000)
     centres = rng.standard_normal((k, d))
     x = (centres[rng.integers(0, k, n)] + 1.5 * rng.standard_normal((n, d))).astype(np.float32)
-    bench_score(x, k, args.repeats, batch=1000)
+    for batch in (1000, 10_000):
+        bench_score(x, k, args.repeats, batch)
     for part, clusters in ((x[: n // 12], max(k // 10, 8)), (x[: n // 12], k)):
         bench_kmeans(part, clusters, args.repeats, niter=10)
 
