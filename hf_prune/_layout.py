@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune._arrow import gather, positions_of, row_bytes
+from hf_prune._files import write_stream
 
 Layout = Literal["auto", "contiguous", "indices"]
 LAYOUTS = ("auto", "contiguous", "indices")
@@ -72,7 +73,7 @@ def _contiguous(ds: Any, rows: NDArray[np.int64], fingerprint: str) -> Any:
     path = _cache_path(ds, fingerprint)
     table = _complete(path, ds.data.schema, len(rows))
     if table is None:
-        write_stream(path, merged(gather(ds.data.table, where), ds.data.schema), ds.data.schema)
+        write_stream(path, ds.data.schema, merged(gather(ds.data.table, where), ds.data.schema), _explained)
         table = MemoryMappedTable.from_file(str(path))
     return _dataset(ds, table, fingerprint)
 
@@ -133,41 +134,19 @@ def _joined(held: list[pa.RecordBatch], schema: pa.Schema) -> list[pa.RecordBatc
     return joined
 
 
-def write_stream(path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> None:
-    """Write an Arrow IPC stream under a temporary name, sync it, and rename it to `path`.
-
-    Raises:
-        OSError: the disk is full or the folder may not be written; nothing is left behind.
-    """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink:
-            with pa.ipc.new_stream(sink, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _explained(error, path.parent) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _explained(error: OSError, folder: Path) -> OSError:
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     hint = 'or pass layout="indices", which writes nothing'
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(error.errno, f"no space left in {folder} for the kept rows; free some, {hint}")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionError(error.errno, f"the cache folder {folder} is not writable; make it so, {hint}")
-    return error
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"no space left in {folder} for the kept rows; free some, {hint}"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"the cache folder {folder} is not writable; make it so, {hint}"
+        else:
+            raise
+        raise OSError(error.errno, reason) from error
 
 
 def with_column(ds: Any, name: str, values: pa.Array, fingerprint: str) -> Any:

@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import xxhash
 
+from hf_prune._files import write_text
 from hf_prune._run.arguments import check_rows, columns_of, splits_of
 from hf_prune._run.join import join, written_schema
-from hf_prune._run.parts import MANIFEST, Plan, default_shard_rows, open_folder, part_paths, read_facts, write_text
+from hf_prune._run.parts import MANIFEST, Plan, default_shard_rows, explained, open_folder, part_paths, read_facts
 from hf_prune._run.shard import Reader, Rows, input_digest, score_rows, score_shard
 from hf_prune._run.world import Outcomes, World
 from hf_prune.columns import SIDECAR, write_sidecar
@@ -174,7 +175,7 @@ def _score_shards(
             outcomes.check()
             facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
             facts |= {"plan": plan.digest, "process": world.index}
-            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True))
+            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True), explained)
 
 
 def _is_done(
@@ -203,7 +204,7 @@ def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[st
     path = folder / SIDECAR
     text = write_sidecar([s.describe() for s in scorers], os.devnull, **extra)
     if not path.exists() or path.read_text(encoding="utf-8") != text:  # a folder that is finished may be read-only
-        write_text(path, text, sync=True)
+        write_text(path, text, explained, sync=True)
     return facts
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_prune import _layout
+from hf_prune import _files, _layout
 from hf_prune._prune.draw import METHODS
 from hf_prune.prune import (
     CalibrationWarning,
@@ -592,7 +592,7 @@ def test_full_disk(disk, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_layout, "_sync", full)
+    monkeypatch.setattr(_files, "_sync", full)
     with pytest.raises(OSError, match='no space left in .*layout="indices"') as caught:
         filter_by_score(disk, "score", keep=0.5)
     assert caught.value.errno == errno.ENOSPC
@@ -604,7 +604,7 @@ def test_no_permission(disk, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(_layout.pa, "OSFile", refused)
+    monkeypatch.setattr(_files.pa, "OSFile", refused)
     with pytest.raises(PermissionError, match='is not writable; make it so, or pass layout="indices"'):
         filter_by_score(disk, "score", keep=0.5)
 

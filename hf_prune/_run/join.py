@@ -12,8 +12,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune._arrow import gather, positions_of
+from hf_prune._files import write_stream
 from hf_prune._layout import IN_MEMORY_BYTES, like_format, merged
-from hf_prune._run.parts import write_stream
+from hf_prune._run.parts import explained
 from hf_prune.scorer import feature_of
 
 
@@ -86,7 +87,7 @@ def _laid_out(table: pa.Table, owner: NDArray[np.int64], folder: Path, names: Se
     state.update(owner.tobytes())
     path = folder / f"joined-{state.hexdigest()}.arrow"
     if not path.exists():  # renamed when complete, and named by its content
-        write_stream(path, table.schema, merged(_batches(table, owner), table.schema))
+        write_stream(path, table.schema, merged(_batches(table, owner), table.schema), explained)
     return MemoryMappedTable.from_file(str(path))
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 import xxhash
+
+from hf_prune._files import write_stream, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -138,7 +138,7 @@ def open_folder(folder: Path, plan: Plan, *, exact: bool, overwrite: bool, versi
                 )
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(manifest, plan.to_json(versions), sync=True)
+        write_text(manifest, plan.to_json(versions), explained, sync=True)
     return plan
 
 
@@ -180,48 +180,8 @@ def write_part(folder: Path, index: int, schema: pa.Schema, batches: Iterator[pa
     part, facts = part_paths(folder, index)
     with explained(folder):
         facts.unlink(missing_ok=True)
-    write_stream(part, schema, batches)
+    write_stream(part, schema, batches, explained)
     return {"bytes": part.stat().st_size, "file": file_digest(part)}
-
-
-def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write an Arrow IPC stream under a temporary name, sync it, rename it. Errors as in `write_part`."""
-    temporary = _temporary(path)
-    folder = path.parent
-    try:
-        with explained(folder):
-            sink = pa.OSFile(str(temporary), "wb")
-        try:
-            with explained(folder):
-                writer = pa.ipc.new_stream(sink, schema)
-            for batch in batches:  # errors of the scorers come from here: they are not the disk's
-                with explained(folder):
-                    writer.write_batch(batch)
-            with explained(folder):
-                writer.close()
-        finally:
-            with explained(folder):
-                sink.close()
-        with explained(folder):
-            _sync(temporary)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str, sync: bool = False) -> None:
-    """Write a small file under a temporary name and rename it; a part's JSON that was cut off is noticed, unsynced."""
-    temporary = _temporary(path)
-    try:
-        with explained(path.parent):
-            temporary.write_text(text, encoding="utf-8")
-            if sync:
-                _sync(temporary)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -247,15 +207,3 @@ def explained(folder: Path) -> Iterator[None]:
             reason, step = str(error.strerror or error), "mend it, or name another folder as output_dir"
         message = f"scores cannot be written to {folder}: {reason}; {step}. Finished shards are kept: the same call"
         raise type(error)(error.errno, f"{message} goes on from them") from error
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.hf_prune_tmp")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
