@@ -357,7 +357,7 @@ def filter_(
     from hf_prune._cli.show import filter_summary
     from hf_prune._layout import take_rows
     from hf_prune.columns import sidecar_text
-    from hf_prune.prune import _mask, _request
+    from hf_prune.prune import mask_of, request_of
 
     out = check_out(output, overwrite, data)
     if report is not None:
@@ -365,7 +365,7 @@ def filter_(
     opened = open_data(data, split)
     ds, known = opened.main, read_provenance(opened)
     check_columns(ds.features, out)
-    rule = _request(
+    rule = request_of(
         known.get(by, by),
         keep=keep,
         rows=rows,
@@ -380,7 +380,7 @@ def filter_(
         nulls=nulls,
         row_id=row_id,
     )
-    kept = _mask(ds, rule)
+    kept = mask_of(ds, rule)
     if not kept.any():
         raise ValueError(f"no row of {by!r} passes; nothing was written")
     left = opened.with_main(take_rows(ds, np.flatnonzero(kept), "indices"))

@@ -81,17 +81,22 @@ class Ledger:
         return cls(facts["rows"], facts["scoring"], facts["seconds"], facts["training"])
 
     def __str__(self) -> str:
-        text = f"scoring {self.rows:,} rows: {_flop(self.scoring)} in {self.seconds:.1f} s"
+        text = f"scoring {self.rows:,} rows: {flop_text(self.scoring)} in {self.seconds:.1f} s"
         share = self.fraction
         if self.training is None or share is None:
             return text
-        text += f" = {100 * share:.2g} % of training ({_flop(self.training)}); "
+        text += f" = {100 * share:.2g} % of training ({flop_text(self.training)}); "
         if share >= 1:
             return text + "train on all of it: that is cheaper"
         return text + f"it pays once more than {100 * share:.2g} % of the training is saved"
 
 
-def _flop(count: float) -> str:
+def flop_text(count: float) -> str:
+    """Write a number of operations for people.
+
+    >>> flop_text(1.234e13)
+    '12.3 TFLOP'
+    """
     for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if count >= 10**exponent:
             return f"{count / 10**exponent:.3g} {prefix}FLOP"

@@ -128,7 +128,7 @@ def filter_by_score(
     >>> filter_by_score(ds, "score", keep=0.5)["x"][:]
     ['b', 'd']
     """
-    request = _request(
+    request = request_of(
         column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
         group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
         calibrated_keep=calibrated_keep,
@@ -136,7 +136,7 @@ def filter_by_score(
     check_layout(layout)
     if _is_stream(ds):
         return _each(ds, splits, lambda s: filter_stream(s, request.column, request.rule, request.one_per))
-    return _each(ds, splits, lambda part: take_rows(part, np.flatnonzero(_mask(part, request)), layout))
+    return _each(ds, splits, lambda part: take_rows(part, np.flatnonzero(mask_of(part, request)), layout))
 
 
 def split_by_score(
@@ -170,7 +170,7 @@ def split_by_score(
     """
     from datasets import DatasetDict
 
-    request = _request(
+    request = request_of(
         column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
         group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
         calibrated_keep=calibrated_keep,
@@ -182,7 +182,7 @@ def split_by_score(
     if len(names) > 1:
         raise ValueError(f"splits={names}: kept and dropped are told apart in one split at a time; name one")
     part = ds[names[0]] if names else ds
-    mask = _mask(part, request)
+    mask = mask_of(part, request)
     halves = {"kept": mask, "dropped": ~mask}
     return DatasetDict({name: take_rows(part, np.flatnonzero(half), layout) for name, half in halves.items()})
 
@@ -275,7 +275,7 @@ def sample_by_score(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}")
-    request = _request(
+    request = request_of(
         column, keep=keep, rows=rows, seed=seed, group_by=group_by, group_floor=group_floor, nulls=nulls,
         row_id=row_id,
     )  # fmt: skip
@@ -289,7 +289,7 @@ def sample_by_score(
     return _each(ds, splits, sample)
 
 
-def _request(
+def request_of(
     column: Any,
     *,
     keep: Any,
@@ -306,6 +306,7 @@ def _request(
     one_per: str | None = None,
     calibrated_keep: float | None = None,
 ) -> _Request:
+    """Check the arguments of a call; errors as in `filter_by_score`."""
     name, calibrated = _named(column)
     by = () if group_by is None else (group_by,) if isinstance(group_by, str) else tuple(group_by)
     if group_by is not None and not by:
@@ -360,7 +361,8 @@ def _each(ds: Any, splits: str | Sequence[str] | None, prune: Any) -> Any:
     return type(ds)({name: prune(part) if name in names else part for name, part in ds.items()})
 
 
-def _mask(ds: Any, request: _Request) -> Mask:
+def mask_of(ds: Any, request: _Request) -> Mask:
+    """Whether each row of a dataset is kept, (n,): what `filter_by_score` selects by, for those who need both sides."""
     values, null = _column(ds, request)
     rule = request.rule
     if request.calibrated_keep is not None and (rule.keep or rule.rows):

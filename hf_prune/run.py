@@ -19,7 +19,7 @@ from hf_prune._run.parts import MANIFEST, Plan, default_shard_rows, explained, o
 from hf_prune._run.shard import Reader, Rows, input_digest, score_rows, score_shard
 from hf_prune._run.world import Outcomes, World
 from hf_prune.columns import SIDECAR, write_sidecar
-from hf_prune.scorer import Scorer, _packages
+from hf_prune.scorer import Scorer, package_versions
 from hf_prune.values import pack
 
 STALE = 7 * 24 * 3600  # seconds after which a file that a killed run left is swept away
@@ -122,7 +122,7 @@ def _score(
     at, exact = folder, shard_rows is not None
     at = world.from_main(lambda: at)
     plan = world.from_main(
-        lambda: open_folder(at, plan, exact=exact, overwrite=overwrite, versions=_packages())  # noqa: B023
+        lambda: open_folder(at, plan, exact=exact, overwrite=overwrite, versions=package_versions())  # noqa: B023
     )
     world.each(lambda: _check_shared(at, world))
     outcomes = Outcomes(world, at, world.from_main(lambda: uuid4().hex))

@@ -162,7 +162,7 @@ class Scorer(Value):
             calibrated_keep=self.calibrated_keep,
             companions=self.companions(),
             digest=self.digest,
-            packages=_packages(),
+            packages=package_versions(),
         )
 
     def save(self, folder: str | Path) -> None:
@@ -274,7 +274,8 @@ def _summary(item: Any) -> Any:
     return item
 
 
-def _packages() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the libraries that scores depend on, of those that are installed."""
     names = ("hf_prune", "datasets", "numpy", "torch", "transformers", "faiss-cpu", "faiss-gpu")
     found = {}
     for name in names:

@@ -16,7 +16,7 @@ def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
     """Rows, shards and FLOPs of what is about to be done, from `flops` on the first rows."""
     from hf_prune._run.parts import default_shard_rows
     from hf_prune._run.shard import Reader, Rows
-    from hf_prune.cost import _flop
+    from hf_prune.cost import flop_text
 
     n = len(ds)
     first = min(sample, n)
@@ -28,7 +28,7 @@ def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
         except KeyError:  # it reads what another scorer is about to write
             counts.append(float("nan"))
     total = float(np.nansum(counts))
-    cost = f"about {_flop(total)}" if total else "no arithmetic to speak of"
+    cost = f"about {flop_text(total)}" if total else "no arithmetic to speak of"
     cost += "" if np.isfinite(counts).all() else " (without those that read what another one writes)"
     shards = -(-n // default_shard_rows(n))
     return f"{', '.join(s.name for s in scorers)}: {n:,} rows, {shards:,} shard{'s' * (shards > 1)}, {cost}"
