@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 1024  # rows: a block and its products stay in the cache
+BLOCK = 1024  # rows of a product
+PIECE = 256  # rows told in float64 at a time: they stay in the cache
 SCREENED = 128  # directions: with fewer, the product is not what takes the time
 ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
@@ -75,27 +76,38 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
-    wide, near = _room(x.shape)
-    wide[:] = x
-    length = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    zero = length == 0
-    length[zero] = 1
-    if length.max() > 1e15 or length.min() < 1e-15:  # products would leave the range of float32
-        wide /= length[:, None]
-        x, length = wide, np.ones_like(length)
     narrow = x.astype(np.float32, copy=False)
-    found = _screen(narrow, length, directions) if screened else None
+    rough = np.sqrt(np.einsum("nd,nd->n", narrow, narrow))
+    if not (rough.min() > 1e-15 and rough.max() < 1e15):  # products would leave the range of float32
+        wide = x.astype(np.float64)
+        largest = np.abs(wide).max(axis=1, keepdims=True)
+        x = wide / np.where(largest == 0, 1, largest)
+        narrow = x.astype(np.float32)
+        rough = np.sqrt(np.einsum("nd,nd->n", narrow, narrow))
+    found = _screen(narrow, rough, directions) if screened else None
     if found is None:
         found = largest_products(narrow, directions.across, count)
-    cosine = np.empty(found.shape)
-    for column in range(count):
-        np.take(directions.exact, found[:, column], axis=0, out=near, mode="clip")
-        cosine[:, column] = np.einsum("nd,nd->n", wide, near) / length
+    cosine = np.concatenate(
+        [_told(x[i : i + PIECE], found[i : i + PIECE], directions.exact) for i in range(0, len(x), PIECE)]
+    )
     if count == 2:  # float32 may have put two equals the wrong way round
         turned = cosine[:, 1] > cosine[:, 0]
         cosine[turned], found[turned] = cosine[turned, ::-1], found[turned, ::-1]
-    found[zero], cosine[zero] = -1, np.nan
+    found[np.isnan(cosine[:, 0])] = -1
     return found, cosine
+
+
+def _told(x: np.ndarray, found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Cosines in float64 of a few rows to the directions found for them; NaN for zero rows."""
+    wide, near = _room(x.shape)
+    wide[:] = x
+    length = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    length[length == 0] = np.nan
+    cosine = np.empty(found.shape)
+    for column in range(found.shape[1]):
+        np.take(exact, found[:, column], axis=0, out=near, mode="clip")
+        cosine[:, column] = np.einsum("nd,nd->n", wide, near) / length
+    return cosine
 
 
 def largest_products(x: np.ndarray, across: np.ndarray, count: int = 1) -> np.ndarray:
@@ -183,10 +195,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _room(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Two float64 blocks of this thread: fresh memory for each would cost more than the sums in it."""
+    """Two float64 pieces of this thread: fresh memory for each would cost more than the sums in it."""
     room = getattr(_local, "room", None)
     if room is None or room.shape[2] != shape[1]:
-        room = _local.room = np.empty((2, BLOCK, shape[1]))
+        room = _local.room = np.empty((2, PIECE, shape[1]))
     return room[0, : shape[0]], room[1, : shape[0]]
 
 
