@@ -185,14 +185,19 @@ class Scorer(Value):
         (folder / "scorer.json").write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, *, trust_code: bool = False) -> Self:
         """Read a scorer that `save` wrote.
 
         `Scorer.load` finds the classes of this package and of modules that are imported already; for others call
         `load` on the class itself.
 
+        Args:
+            folder: what `save` was given.
+            trust_code: let a model in it name functions (`package.module:function`) that will be called.
+
         Raises:
-            ValueError: the files are missing or damaged, of another version, or of another class.
+            ValueError: the files are missing or damaged, of another version, or of another class; or they name
+                functions and `trust_code` is off.
         """
         from safetensors.numpy import load
 
@@ -210,6 +215,12 @@ class Scorer(Value):
         known = {f"{c.__module__}:{c.__qualname__}": c for c in (cls, Model)}
         classes = tuple(known.get(name) or _find_class(name) for name in names)
         found = unpack(classes, json.dumps(value), blob)
+        called = sorted(set(_functions(found)))
+        if called and not trust_code:
+            raise ValueError(
+                f"{folder} names functions that would be called: {', '.join(called)}; if you trust who wrote it, pass "
+                "trust_code=True"
+            )
         if not isinstance(found, cls):
             raise ValueError(
                 f"{folder} holds a {type(found).__name__}, not a {cls.__name__}; call {type(found).__name__}.load"
@@ -284,6 +295,17 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _functions(value: Any) -> list[str]:
+    """Functions that the models in a value name."""
+    if isinstance(value, Model):
+        return [name for name in (value.source if value.kind == "factory" else None, value.preprocess) if name]
+    if isinstance(value, Value):
+        return [name for f in fields(value) for name in _functions(getattr(value, f.name))]  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [name for item in value for name in _functions(item)] if isinstance(value, (list, tuple)) else []
 
 
 def _find_class(name: str) -> type:

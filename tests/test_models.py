@@ -135,3 +135,19 @@ def test_the_hash_does_not_read_the_weights(tmp_path: Path) -> None:
         times.append(time.perf_counter() - start)
     assert statistics.median(times) < 0.005
     assert len(pickle.dumps(embedder)) < 2000
+
+
+def test_a_saved_scorer_does_not_choose_what_is_called(tmp_path):
+    """A folder from somebody else could name any function: nothing is imported or called unless the user says so."""
+    import json
+
+    from hf_prune import Embedder, Scorer
+
+    scorer = Embedder("embed_modules:conv", preprocess="embed_modules:pixels", column="image")
+    scorer.save(tmp_path)
+    assert Scorer.load(tmp_path, trust_code=True) == scorer
+    document = json.loads((tmp_path / "scorer.json").read_text())
+    text = json.dumps(document).replace("embed_modules:pixels", "subprocess:run")
+    (tmp_path / "scorer.json").write_text(text)
+    with pytest.raises(ValueError, match="names functions that would be called: .*subprocess:run"):
+        Scorer.load(tmp_path)

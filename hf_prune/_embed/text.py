@@ -258,6 +258,8 @@ def _step(model: Model, step: tuple[str, str], device: Any) -> Callable[[torch.T
         linear = torch.nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
         linear.load_state_dict(weights)
         name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+        if not name.startswith("torch.nn."):  # a folder must not choose what else is called
+            raise ValueError(f"{model.label} wants the activation {name!r}; only those of torch.nn are known")
         activation = import_name(":".join(name.rsplit(".", 1)))()
         return torch.nn.Sequential(linear, activation).eval().to(device)
 
