@@ -131,7 +131,7 @@ class TransformerEncoder(TextEncoder):
             return self.budget or 32768, 8, 0.6
         if self.model.dtype == "float32":  # arithmetic is all: pad as little as can be
             return self.budget or 2048, 1, 0.85
-        return self.budget or 2048, 8, 0.6  # a new shape costs a kernel: few shapes
+        return self.budget or 4096, 8, 0.95  # a new shape costs a kernel: few lengths
 
 
 class StaticEncoder(TextEncoder):
