@@ -22,21 +22,21 @@ class Sample(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows that stand together in the dataset: (b, d) finite floats, their labels if asked for, the first's number."""
+    """Rows that stand together in the dataset: (b, d) finite floats, a second column if any, the first row's number."""
 
     x: np.ndarray
-    labels: pa.Array | None
+    beside: pa.Array | None
     start: int
 
 
-def blocks(ds: Any, embedding: str, who: str, label: str | None = None) -> Iterator[Block]:
-    """Read an embedding column, and a label column, in checked blocks.
+def blocks(ds: Any, embedding: str, who: str, beside: str | None = None) -> Iterator[Block]:
+    """Read an embedding column, and one beside it, in checked blocks.
 
     Args:
         ds: a `Dataset` (read through Arrow's buffers) or an `IterableDataset`.
         embedding: column of rows of floats.
         who: who reads, for the messages.
-        label: a second column to read along.
+        beside: a second column to read along.
 
     Raises:
         KeyError: no such column.
@@ -45,7 +45,7 @@ def blocks(ds: Any, embedding: str, who: str, label: str | None = None) -> Itera
     """
     if hasattr(ds, "keys"):
         raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
-    names = [embedding] if label is None else [embedding, label]
+    names = [embedding] if beside is None else [embedding, beside]
     for name in names:
         if ds.column_names is not None and name not in ds.column_names:
             raise missing_column(name, ds.column_names, f"{who}.fit")
@@ -57,16 +57,19 @@ def blocks(ds: Any, embedding: str, who: str, label: str | None = None) -> Itera
             raise ValueError(f"{who}.fit, counting rows from {start}: {error}") from error
         if width not in (None, x.shape[1]):
             raise ValueError(f"column {embedding!r} is ragged: width {width} up to row {start}, then {x.shape[1]}")
-        yield Block(x, None if label is None else columns[label], start)
+        yield Block(x, None if beside is None else columns[beside], start)
         width, start = x.shape[1], start + len(x)
     if start == 0:
         raise ValueError(f"{who}.fit got an empty dataset; there is nothing to learn from")
 
 
-def canonical_sample(ds: Any, embedding: str, who: str, size: int | None = None, seed: int = 0) -> Sample:
-    """Draw at most `size` non-zero rows by seeded hash of their content, in the order of the hash.
+def canonical_sample(
+    ds: Any, embedding: str, who: str, size: int | None = None, seed: int = 0, row_id: str | None = None
+) -> Sample:
+    """Draw at most `size` non-zero rows by seeded hash of their id, or else of their content, in the order of the hash.
 
-    Copies of a row stand together and may all be drawn: they weigh as often as they occur. Needs memory for
+    Ids are better where there are any: an embedding computed with another number of threads differs in its last bits,
+    and by content that would be another row. Copies of a row weigh as often as they occur. Needs memory for
     `2 * size` rows, whatever the dataset's length.
 
     Raises:
@@ -75,10 +78,11 @@ def canonical_sample(ds: Any, embedding: str, who: str, size: int | None = None,
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     bound, waiting, total, zeros = np.uint64(2**64 - 1), 0, 0, 0
     content = np.zeros((), np.uint64)
-    for block in blocks(ds, embedding, who):
+    by_id = row_id if ds.column_names is not None and row_id in ds.column_names else None
+    for block in blocks(ds, embedding, who, by_id):
         keys = rows.digests(block.x)
         content += rows.seeded(keys, 0).sum(dtype=np.uint64)  # wraps: a sum modulo 2**64 knows no order
-        hashes = rows.seeded(keys, seed)
+        hashes = rows.seeded(keys if block.beside is None else rows.digests(block.beside), seed)
         some = np.asarray(block.x.any(axis=1))
         total, zeros = total + len(some), zeros + int((~some).sum())
         some &= hashes <= bound
@@ -91,6 +95,7 @@ def canonical_sample(ds: Any, embedding: str, who: str, size: int | None = None,
     if not len(x):
         raise ValueError(f"{who}.fit: all {total} rows of {embedding!r} are zero vectors; embed them again")
     facts = {"rows": total, "sampled": len(x), "column": embedding, "content": f"{int(content):016x}"}
+    facts["drawn_by"] = by_id or "content"
     return Sample(x, {**facts, "zero_rows": zeros} if zeros else facts)
 
 

@@ -127,6 +127,7 @@ class SSLPrototypes(Scorer):
         normalize: bool = True,
         niter: int = 100,
         sample: int | None = None,
+        row_id: str | None = "row_id",
         engine: str | None = None,
         cluster: bool = False,
         name: str = "ssl_proto",
@@ -142,6 +143,7 @@ class SSLPrototypes(Scorer):
             spherical: k-means on the sphere; False: Euclidean.
             normalize: scale rows to length 1 first; False needs `spherical=False`.
             niter: Lloyd iterations at most.
+            row_id: column of ids to draw the sample and the start by, if there is one; else by content.
             sample: rows to learn on; None: 256 a centre, and 65 536 at least. Memory: two such samples.
             engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
             cluster: the scorer writes the cluster as well.
@@ -155,7 +157,7 @@ class SSLPrototypes(Scorer):
         if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
             raise ValueError(f"k={k} is not a number of centres; use k >= 1, or None for the root of the rows")
         size = sample if sample is not None or k is None else max(kmeans.POINTS_PER_CENTROID * k, 1 << 16)
-        drawn = canonical_sample(ds, embedding, cls.__name__, size or 1 << 18, seed)
+        drawn = canonical_sample(ds, embedding, cls.__name__, size or 1 << 18, seed, row_id)
         x, facts = drawn
         if k is None:
             k = max(1, min(round(facts["rows"] ** 0.5), len(x) // 2 or 1))

@@ -178,7 +178,7 @@ class SupervisedPrototypes(Scorer):
             sums.scale = 2.0 ** np.ceil(np.log2(largest)) if largest else 1.0
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
-            labels = _check_labels(block.labels, label, block.start)
+            labels = _check_labels(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
             content += rows.seeded(both, 0).sum(dtype=np.uint64)
