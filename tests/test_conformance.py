@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image as Picture
 
 import hf_prune as hp
 from hf_prune.testing import CHECKS, check_scorer
@@ -31,3 +34,17 @@ def rows(vectors):
 @pytest.mark.parametrize("name", SCORERS)
 def test_conforms(name, rows):
     assert check_scorer(SCORERS[name](rows), rows) == list(CHECKS)
+
+
+def test_embedder_of_texts_conforms(tiny_bert_folder, vectors):
+    texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
+    ds = vectors.select(range(12)).remove_columns("text").add_column("text", texts)
+    ds = ds.remove_columns("embedding")
+    assert check_scorer(hp.Embedder(tiny_bert_folder, column="text"), ds) == list(CHECKS)
+
+
+def test_embedder_of_pictures_conforms(tiny_resnet_folder):
+    rng = np.random.default_rng(0)
+    pictures = [Picture.fromarray(rng.integers(0, 256, (12 + i, 16, 3), np.uint8)) for i in range(9)]
+    ds = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
+    assert check_scorer(hp.Embedder(tiny_resnet_folder, column="image"), ds) == list(CHECKS)
