@@ -262,7 +262,7 @@ def score(
 
     Scorers that learn something are fitted on DATA first.
     """
-    from hf_prune._cli.io import check_out, check_replace, open_data
+    from hf_prune._cli.io import check_out, check_replace, open_data, read_provenance
     from hf_prune._cli.scorers import build, needs_ids
     from hf_prune.rows import with_row_id
 
@@ -272,10 +272,18 @@ def score(
     if not len(opened.main):
         raise ValueError(f"{data} has no rows, so there is nothing to score")
     flags = {"k": k, "label": label, "embedding": embedding, "seed": seed, "metric": metric}
-    made = build(scorer, opened.main, option or (), flags, lambda spec: open_data(spec).main, say)
-    if "row_id" not in opened.main.column_names and (row_id or needs_ids(made, opened.main.column_names)):
+
+    def with_ids(data: Data) -> Data:
+        """What scorers wrote is not the row's own: another machine's embedding differs in its last bits."""
+        own = [name for name in data.main.column_names if name not in read_provenance(data)]
         say("adding the column row_id")
-        opened = opened.with_main(with_row_id(opened.main))
+        return data.with_main(with_row_id(data.main, columns=own))
+
+    if row_id and "row_id" not in opened.main.column_names:
+        opened = with_ids(opened)  # before fitting, which draws its sample by them
+    made = build(scorer, opened.main, option or (), flags, lambda spec: open_data(spec).main, say)
+    if needs_ids(made, opened.main.column_names):
+        opened = with_ids(opened)
     if save_scorers is not None:
         for one in made:
             check_replace(save_scorers / one.name, overwrite, ("scorer.json",))

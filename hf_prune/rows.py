@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._arrow import column_array, gather, positions_of
+from hf_prune._arrow import check_column, column_array, gather, positions_of
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
 SHORT = 512  # bytes; shorter values are copied rather than viewed
@@ -130,13 +130,14 @@ def check_unique(ids: Any) -> None:
     raise ValueError(f"{what} more than once: {first}{more}; ids must tell rows apart, as those of with_row_id(ds) do")
 
 
-def with_row_id(ds: Any, column: str = "row_id") -> Any:
+def with_row_id(ds: Any, column: str = "row_id", columns: Sequence[str] | None = None) -> Any:
     """`ds` with a string column of ids: 32 hex digits of the row's content, "-", number of the copy.
 
     The digits are a 128-bit digest of the row's stored bytes, all columns in the order of their names (as
     `digests` sees them: an image is its bytes, or its path where it has none; nothing is decoded). The number
     is 0 for the first row with this content, 1 for the second. So equal content has equal ids in every
-    process, and another row order changes ids among exact copies only. Columns count: add ids before scores.
+    process, and another row order changes ids among exact copies only. Columns count: add ids before embeddings and
+    scores, or name those that are the row's own.
 
     The ids are put beside the table, which is not rewritten; a dataset with an indices mapping keeps it,
     unless it shows a row twice: then it is copied to a contiguous one first. Memory: about 150 bytes a row,
@@ -145,13 +146,15 @@ def with_row_id(ds: Any, column: str = "row_id") -> Any:
     Args:
         ds: a `Dataset`, or a `DatasetDict`, each split of which is treated apart.
         column: the name of the new column.
+        columns: those whose content counts; all by default.
 
     Raises:
-        ValueError: there is a column of that name already.
+        KeyError: one of `columns` is not there.
+        ValueError: there is a column of that name already, or no column that counts.
     Reference: xxh3_128 of Collet's xxHash.
     """
     if isinstance(ds, dict):
-        return type(ds)({name: with_row_id(split, column) for name, split in ds.items()})
+        return type(ds)({name: with_row_id(split, column, columns) for name, split in ds.items()})
     from datasets.fingerprint import Hasher
 
     from hf_prune._layout import with_column
@@ -161,11 +164,15 @@ def with_row_id(ds: Any, column: str = "row_id") -> Any:
             f"the dataset has a column {column!r} already; use it as it is, remove_columns({column!r}) first,"
             " or choose another name with column="
         )
-    names = sorted(ds.column_names)
+    names = sorted(ds.column_names if columns is None else columns)
+    for name in names:
+        check_column(ds, name)
+    if columns is not None and not names:
+        raise ValueError("columns=[] leaves nothing to tell rows apart by; name one, or leave it out")
     rows = _row_digests(ds, names)
     low = np.frombuffer(b"".join(row[8:] for row in rows), np.uint64) if rows else np.empty(0, np.uint64)
     ids = pa.array([f"{row.hex()}-{i}" for row, i in zip(rows, occurrence(low).tolist(), strict=True)], pa.string())
-    return with_column(ds, column, ids, Hasher.hash([ds._fingerprint, "hf_prune.row_id", 1, column]))
+    return with_column(ds, column, ids, Hasher.hash([ds._fingerprint, "hf_prune.row_id", 1, column, names]))
 
 
 def _row_digests(ds: Any, names: list[str]) -> list[bytes]:

@@ -508,3 +508,15 @@ def test_a_process_fails_in_one_line(tmp_path):
     done = process("filter", tmp_path / "x.parquet", "--by", "a", "--keep", "0.5", "-o", tmp_path / "out")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("hf-prune: error: ") and done.stderr.count("\n") == 1
+
+
+def test_row_ids_do_not_depend_on_what_scorers_wrote(plain, tmp_path):
+    """An embedding computed elsewhere differs in its last bits; the ids must not."""
+    from hf_prune import with_row_id
+
+    bare = plain.remove_columns("row_id")
+    bare.to_parquet(str(tmp_path / "d.parquet"))
+    network = ("--model", f"{__name__}:tiny_network", "--preprocess", f"{__name__}:lengths", "--column", "text")
+    ok("embed", tmp_path / "d.parquet", *network, "-o", tmp_path / "embedded")
+    ok("score", tmp_path / "embedded", "--scorer", "ssl_proto", "--k", 2, "--row-id", "-o", tmp_path / "scored")
+    assert written(tmp_path / "scored")["row_id"][:] == with_row_id(bare)["row_id"][:]

@@ -194,3 +194,14 @@ def test_digest_values_are_pinned():
     values = ["a", None, ""]
     digest = hashlib.sha256(digests(values).tobytes() + digests([[1, 2]]).tobytes()).hexdigest()
     assert digest[:16] == "ca1e01ed9ea491f9"  # ids on disk and in caches depend on it
+
+
+def test_ids_of_the_rows_own_columns():
+    ds = Dataset.from_dict({"text": ["a", "b", "a"], "embedding": [[0.1], [0.2], [0.3]]})
+    own = with_row_id(ds.select_columns("text"))
+    assert with_row_id(ds, columns=["text"])["row_id"][:] == own["row_id"][:]
+    assert with_row_id(ds)["row_id"][:] != own["row_id"][:]
+    with pytest.raises(KeyError, match="no column 'words'"):
+        with_row_id(ds, columns=["words"])
+    with pytest.raises(ValueError, match="nothing to tell rows apart"):
+        with_row_id(ds, columns=[])
