@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import SCREENED, Directions, largest_cosines, tiles
+from hf_prune.search import SCREENED, Directions, nearest_directions, tiles
 
 BLOCK = 1 << 12
 STEP = 1 << 11
@@ -72,7 +72,7 @@ def kmeans(
     engine, assign = _engine(engine, k, spherical)
     centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
     labels = np.full(len(x), -1, np.int64)
-    similarity = np.empty(len(x), np.float32)
+    similarity: np.ndarray | None = None
     sums, counts = np.zeros((k, x.shape[1])), np.zeros(k, np.int64)
     iterations = 0
     for _ in range(niter):
@@ -82,10 +82,12 @@ def kmeans(
         _move(sums, counts, x, labels, new, moved)
         labels = new
         if (counts == 0).any():
-            _reseed(sums, counts, x, labels, similarity)
+            _reseed(sums, counts, x, labels, _similarity(x, centroids, labels) if similarity is None else similarity)
         elif len(moved) <= tolerance * len(x):
             break
         centroids = _centres(sums, counts, spherical)
+    if similarity is None:
+        similarity = _similarity(x, centroids, labels)
     distance = 1 - similarity if spherical else -similarity
     return Clustering(centroids, labels, float(distance.sum(dtype=np.float64)), iterations, engine)
 
@@ -174,7 +176,8 @@ def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarra
     return unit_rows(means).astype(np.float32) if spherical else means.astype(np.float32)
 
 
-Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray]]
+# labels, and the similarity of each row to its centroid if that comes for nothing
+Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 
 
 def _engine(name: str | None, k: int, spherical: bool) -> tuple[str, Assign]:
@@ -220,9 +223,17 @@ def _assign_faiss_gpu(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> 
     return _assign_faiss(x, centroids, spherical, faiss.index_cpu_to_all_gpus)
 
 
-def _assign_search(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:
-    found, cosine = largest_cosines(x, Directions(centroids))
-    return found[:, 0], cosine[:, 0].astype(np.float32)
+def _assign_search(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    return nearest_directions(x, Directions(centroids)), None
+
+
+def _similarity(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cosine of unit rows to their centroids, (n,), where the engine gave none."""
+    found = np.empty(len(x), np.float32)
+    for start in range(0, len(x), STEP):
+        part = slice(start, start + STEP)
+        found[part] = np.einsum("nd,nd->n", x[part], centroids[labels[part]])
+    return found
 
 
 def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

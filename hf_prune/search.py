@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 BLOCK = 1024  # rows of a product
 PIECE = 256  # rows told in float64 at a time: they stay in the cache
-SCREENED = 128  # directions: with fewer, the product is not what takes the time
+SCREENED = 64  # directions: with fewer, the product is not what takes the time
 ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
 
@@ -62,17 +63,45 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     """
     found = np.empty((len(x), count), np.int64)
     cosine = np.empty((len(x), count))
-    screened = count == 1 and directions.across.shape[1] >= SCREENED and "torch" in sys.modules and tiles()
+    screened = count == 1 and _screens(directions)
 
     def search(start: int) -> None:
         part = slice(start, start + BLOCK)
         found[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    starts = range(0, len(x), BLOCK)
+    _each(range(0, len(x), BLOCK), search)
+    return found, cosine
+
+
+def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
+    """Find the direction with the largest cosine to each row, (n,) int64, in float32: the first half of the above.
+
+    Args:
+        x: (n, d) float32 rows of length 1.
+        directions: k of them.
+    """
+    found = np.empty((len(x), 1), np.int64)
+    ones = np.ones(min(BLOCK, len(x)), np.float32)
+    screened = _screens(directions)
+
+    def search(start: int) -> None:
+        part = x[start : start + BLOCK]
+        near = _screen(part, ones[: len(part)], directions) if screened else None
+        found[start : start + BLOCK] = largest_products(part, directions.across) if near is None else near
+
+    _each(range(0, len(x), BLOCK), search)
+    return found[:, 0]
+
+
+def _screens(directions: Directions) -> bool:
+    return directions.across.shape[1] >= SCREENED and "torch" in sys.modules and tiles()
+
+
+def _each(starts: range, search: Callable[[int], None]) -> None:
+    """Search every block, in the threads there are."""
     pool = _threads() if len(starts) > 1 else None
     for _ in map(search, starts) if pool is None else pool.map(search, starts):
         continue
-    return found, cosine
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
