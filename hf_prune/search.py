@@ -19,7 +19,7 @@ import numpy as np
 
 BLOCK = 1024  # rows of a product
 PIECE = 256  # rows told in float64 at a time: they stay in the cache
-SCREENED = 64  # directions: with fewer, the product is not what takes the time
+SCREENED = 128  # directions: with fewer, the product is not what takes the time
 ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
 
