@@ -10,8 +10,12 @@ import contextlib
 import os
 import sys
 
+in_child = False  # this process was forked from one that had imported the package
+
 
 def _one_thread() -> None:
+    global in_child
+    in_child = True
     for name, setter in (
         ("torch", "set_num_threads"),
         ("faiss", "omp_set_num_threads"),
