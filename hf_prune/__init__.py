@@ -16,10 +16,14 @@ _HOMES = {
     "Ledger": "cost",
     "Model": "models",
     "Random": "scorers.random",
+    "RecordingMixin": "dynamics.trainer",
+    "RecordingTrainer": "dynamics.trainer",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "TrainingLog": "dynamics.log",
+    "crop_and_flip": "dynamics.loop",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -29,6 +33,7 @@ _HOMES = {
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
+    "train_with_log": "dynamics.loop",
     "training_flops": "cost",
     "with_row_id": "rows",
 }
@@ -51,6 +56,11 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dynamics.log import TrainingLog as TrainingLog
+    from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
+    from hf_prune.dynamics.loop import train_with_log as train_with_log
+    from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
+    from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored
