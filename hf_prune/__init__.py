@@ -26,6 +26,7 @@ _HOMES = {
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "TDDS": "dynamics.tdds",
+    "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
     "filter_by_score": "prune",
     "keep_mask": "prune",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
     from hf_prune.dynamics.el2n import EL2N as EL2N
     from hf_prune.dynamics.forgetting import Forgetting as Forgetting
+    from hf_prune.dynamics.log import TrainingLog as TrainingLog
     from hf_prune.dynamics.tdds import TDDS as TDDS
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
