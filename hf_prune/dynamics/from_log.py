@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
+from hf_prune.columns import ScoreColumn
 from hf_prune.lookup import find_rows
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
@@ -59,15 +60,30 @@ class LoggedScorer(Scorer):
 
     logged: LoggedValues
 
+    @property
+    def row_id(self) -> str:
+        """Column of ids in the dataset that is scored."""
+        return self.logged.row_id
+
+    def describe(self) -> ScoreColumn:
+        return described(super().describe(), self.logged)
+
     def column_of(self, value: str) -> str:
         """The column that a value is written to: companions are named after the score."""
         return self.name if value == "score" else f"{self.name}_{value}"
 
     def columns(self) -> dict[str, str]:
-        return {self.column_of(name): values.dtype.name for name, values in self.logged.values.items()}
+        values = self.logged.values
+        return {self.column_of(name): values[name].dtype.name for name in ["score", *sorted(values.keys() - {"score"})]}
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         return {self.column_of(name): values for name, values in self.logged.find(batch).items()}
+
+
+def described(column: ScoreColumn, logged: LoggedValues) -> ScoreColumn:
+    """Provenance with the id column in place of the values, which `fitted_on` tells about."""
+    params = {name: value for name, value in column.params.items() if name != "logged"}
+    return replace(column, params={**params, "row_id": logged.row_id})
 
 
 class Run:

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
-from hf_prune.dynamics.from_log import LoggedValues
+from hf_prune.dynamics.from_log import LoggedValues, described
 from hf_prune.dynamics.logits import Classifier, as_models, mean_statistic, models_facts
 from hf_prune.scorer import Scorer
+
+
+_OF_MODELS = ("models", "label", "column", "task", "kind", "max_length", "micro_batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +75,11 @@ class ModelsOrLog(Scorer):
 
     def describe(self) -> ScoreColumn:
         found = super().describe()
-        facts = {} if self.logged else models_facts(self.models)
-        params = {k: v for k, v in found.params.items() if k != "models" and (v is not None or k == "column")}
-        return replace(found, model=facts or None, params=params)
+        if self.logged is not None:
+            own = {name: value for name, value in found.params.items() if name not in _OF_MODELS}
+            return described(replace(found, params=own), self.logged)
+        params = {name: value for name, value in found.params.items() if name not in ("models", "logged")}
+        return replace(found, model=models_facts(self.models), params=params)
 
     def values(self, batch: Batch, rank: int | None, statistic: str, label: str | None) -> NDArray[Any]:
         """The statistic (n,) of a batch's rows: looked up, or the mean over the models."""

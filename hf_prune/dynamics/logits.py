@@ -205,6 +205,8 @@ class Classifier:
             ValueError: a label that is null, negative, or a name that the model does not know.
         """
         values = batch.arrow(label)
+        if batch.n == 0:
+            return np.empty(0, np.int64)
         if values.null_count:
             row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
             raise ValueError(f"column {label!r} is null in row {row} of this batch; label it, or drop such rows first")
