@@ -21,6 +21,8 @@ _HOMES = {
     "Ledger": "cost",
     "Model": "models",
     "Random": "scorers.random",
+    "RecordingMixin": "dynamics.trainer",
+    "RecordingTrainer": "dynamics.trainer",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -28,6 +30,7 @@ _HOMES = {
     "TDDS": "dynamics.tdds",
     "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
+    "crop_and_flip": "dynamics.loop",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -37,6 +40,7 @@ _HOMES = {
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
+    "train_with_log": "dynamics.loop",
     "training_flops": "cost",
     "with_row_id": "rows",
     "with_threshold_samples": "dynamics.aum",
@@ -67,7 +71,11 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.el2n import EL2N as EL2N
     from hf_prune.dynamics.forgetting import Forgetting as Forgetting
     from hf_prune.dynamics.log import TrainingLog as TrainingLog
+    from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
+    from hf_prune.dynamics.loop import train_with_log as train_with_log
     from hf_prune.dynamics.tdds import TDDS as TDDS
+    from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
+    from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores

@@ -15,7 +15,6 @@ from hf_prune.dynamics.from_log import LoggedValues, described
 from hf_prune.dynamics.logits import Classifier, as_models, mean_statistic, models_facts
 from hf_prune.scorer import Scorer
 
-
 _OF_MODELS = ("models", "label", "column", "task", "kind", "max_length", "micro_batch")
 
 
