@@ -106,6 +106,10 @@ def build(
                 given[name][plain] = open_dataset(text)
             else:
                 given[name][plain] = parse(plain, text, str(known[name][plain].annotation))
+    for name, parameters in known.items():
+        missing = [p for p, facts in parameters.items() if facts.default is facts.empty and p not in given[name]]
+        if missing:
+            raise ValueError(f"{name} needs {missing[0]}: give it with --set {missing[0]}=...")
     made = []
     for name, maker in makers.items():
         if maker is None:
