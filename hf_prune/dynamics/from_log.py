@@ -154,6 +154,8 @@ def read_runs(
         values["score"] = np.where(lost, np.nan, values["score"])
     column = row_id or first.id_column
     facts: dict[str, Any] = {
+        **first.facts,
+        "label": first.label,
         "mode": first.mode,
         "task": first.task,
         "rows": len(first.keys),

@@ -7,110 +7,28 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch, missing_column
+from hf_prune.batch import Batch
+from hf_prune.dynamics.inputs import Inputs, Reader, as_list
 from hf_prune.models import Model, cached, device_for
-from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hf_prune._embed.image import ImageEncoder
-    from hf_prune._embed.text import TransformerEncoder
 
-TASKS = ("auto", "classification", "language_model")
-KINDS = ("auto", "text", "image", "vector")
-COLUMNS = {"text": "text", "image": "image", "vector": "embedding"}  # where nobody names one
-LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers of logits that a pass of a language model may give
-
-Inputs = Any  # what a network is called with: a tensor, or a dict of tensors
-
-
-class Pass(NamedTuple):
-    """Rows that go through the network together.
-
-    Attributes:
-        rows: (m,) their places in the batch.
-        inputs: gives what the network is called with for some of them, named by their places among `rows`.
-    """
-
-    rows: NDArray[np.int64]
-    inputs: Callable[[NDArray[np.int64]], Inputs]
-
-
-class Classifier:
-    """A network with its preprocessing: rows of a batch in, logits out. Made anew for each batch; weights are cached.
-
-    Args:
-        model: a folder or Hub name of `transformers` with a classification or a causal language model head, or a module
-            of your own that returns (n, C) logits; for a language model (n, t, V).
-        column: that it reads; None for `text`, `image` or `embedding`, whichever goes with the model's kind.
-        task: "classification", "language_model", or "auto" by the head that the folder names.
-        kind: of input: "text", "image", "vector" (rows of numbers, for a module of your own), or "auto".
-        max_length: tokens after which texts are cut; None for the model's own limit.
-        micro_batch: tokens (padding counted) or rows a forward pass; None for what suits the device.
-        rank: of the worker.
-
-    Raises:
-        ValueError: the folder has no such head, or does not read that kind of input.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        column: str | None = None,
-        *,
-        task: str = "auto",
-        kind: str = "auto",
-        max_length: int | None = None,
-        micro_batch: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        for what, value, allowed in (("task", task, TASKS), ("kind", kind, KINDS)):
-            if value not in allowed:
-                raise ValueError(f"{what}={value!r} is not one of {', '.join(allowed)}")
-        self.model, self.column, self.rank = model, column, rank
-        self.max_length, self.micro_batch = max_length, micro_batch
-        self.own = model.kind in ("factory", "live")
-        self.task, self.kind = task, kind
-        if self.own:
-            self.task = "classification" if task == "auto" else task
-        else:
-            self.task, self.kind = _head_of(model, task, kind)
-
-    @property
-    def head(self) -> str:
-        """Class of transformers that loads the network."""
-        if self.task == "language_model":
-            return "AutoModelForCausalLM"
-        return "AutoModelForImageClassification" if self.kind == "image" else "AutoModelForSequenceClassification"
+class Classifier(Reader):
+    """A network with its preprocessing: rows of a batch in, logits out. Made for each batch; weights are cached."""
 
     def network(self) -> torch.nn.Module:
         """The network in eval mode, on the device of the rank."""
         return self.model.load(self.rank, self.head)
-
-    def passes(self, batch: Batch) -> Iterator[Pass]:
-        """The rows of a batch in groups that fit together, each prepared as the model wants it.
-
-        Raises:
-            ValueError: a row cannot be read: an empty text, a damaged picture.
-        """
-        if batch.n == 0:
-            return
-        column, kind = self._reads(batch)
-        if self.own:
-            yield from self._items(batch, column, kind)
-        elif kind == "text":
-            yield from self._texts(batch, column)
-        else:
-            yield from self._pictures(batch, column)
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""
@@ -228,15 +146,15 @@ class Classifier:
 
         if batch.n == 0:
             return 0.0
-        column, kind = self._reads(batch)
+        column, kind = self.reads(batch)
         if self.own:
             network = self.network()
-            first = next(self._items(batch, column, kind))
+            first = next(self.items(batch, column, kind))
             return batch.n * count_flops(lambda: self.call(network, first.inputs(np.array([len(first.rows) // 2]))))
         if kind == "text":
-            encoder, texts, rendered = self._read_texts(batch, column)
+            encoder, texts, rendered = self.read_texts(batch, column)
             return encoder.flops(texts, special=not rendered)
-        return self._image_encoder().flops(_plain(batch, column))
+        return self.image_encoder().flops(as_list(batch, column))
 
     def _named(self, names: Sequence[str], label: str) -> NDArray[np.int64]:
         from hf_prune._embed.plan import config_of
@@ -250,110 +168,6 @@ class Classifier:
                 f"{self.model.label} (it knows {there}); give the classes as its integers"
             )
         return np.array([known[name] for name in names], np.int64)
-
-    def _reads(self, batch: Batch) -> tuple[str, str]:
-        """The column that is read and its kind, by the user's word, the model, and what is there."""
-        column, kind = self.column, self.kind
-        if column is None:
-            usual = [COLUMNS[kind]] if kind != "auto" else [name for name in COLUMNS.values() if name in batch]
-            if len(usual) != 1:
-                raise missing_column(" or ".join(COLUMNS.values()), list(batch), f"{batch.who} without column=...")
-            column = usual[0]
-        if kind == "auto":
-            kind = _kind_of(batch, column)
-        if self.own and kind != "vector" and self.model.preprocess is None:
-            raise ValueError(
-                f"{self.model.label} is a network alone: say how rows of {column!r} become its input with "
-                "Model(..., preprocess='package.module:function')"
-            )
-        return column, kind
-
-    def _read_texts(self, batch: Batch, column: str) -> tuple[TransformerEncoder, list[str], bool]:
-        from hf_prune._embed.plan import text_plan
-        from hf_prune._embed.text import TransformerEncoder, chat_template
-
-        plan = text_plan(self.model, "auto", None, self.max_length, None)
-        encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
-        encoder.head = self.head
-        texts, bad, rendered = read_texts(batch, [column], template=chat_template(self.model, plan))
-        _refuse(bad, column)
-        return encoder, texts, rendered
-
-    def _texts(self, batch: Batch, column: str) -> Iterator[Pass]:
-        from hf_prune._embed.plan import config_of
-        from hf_prune._embed.torch_passes import micro_batches
-
-        encoder, texts, rendered = self._read_texts(batch, column)
-        ids, types = encoder.tokens(texts, special=not rendered)
-        lengths = np.array([len(row) for row in ids], np.int64)
-        least = 2 if self.task == "language_model" else 1
-        _refuse(
-            {int(row): f"has {lengths[row]} tokens, {least} are needed" for row in np.flatnonzero(lengths < least)},
-            column,
-        )
-        device = device_for(self.rank)
-        budget, multiple, waste = encoder.limits(device)
-        config = config_of(self.model)
-        if self.task == "language_model":
-            vocabulary = int(config.get_text_config().vocab_size)
-            budget = min(budget, LOGITS["cpu" if device.type == "cpu" else "cuda"] // vocabulary)
-        elif getattr(config, "pad_token_id", None) is None:
-            budget = 1  # such a head looks for the last token before the padding, and cannot: row by row there is none
-        for rows in micro_batches(lengths, budget, multiple, waste):
-
-            def inputs(places: NDArray[np.int64], rows: Any = rows) -> Inputs:
-                return encoder.collate(rows[places], ids, types, device)
-
-            yield Pass(rows, inputs)
-
-    def _image_encoder(self) -> ImageEncoder:
-        from hf_prune._embed.image import ImageEncoder
-
-        encoder = ImageEncoder(self.model, "auto", None, self.rank, self.micro_batch)
-        encoder.head = self.head
-        return encoder
-
-    def _pictures(self, batch: Batch, column: str) -> Iterator[Pass]:
-        import torch
-
-        from hf_prune._embed.image import same_shape
-
-        device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
-        bad: dict[int, str] = {}
-        size = self.micro_batch or (16 if device.type == "cpu" else 128)
-        for rows, pixels in self._image_encoder().prepared(_plain(batch, column), bad, size):
-            _refuse(bad, column)
-            for group in same_shape(pixels):
-
-                def inputs(places: NDArray[np.int64], group: Any = group, pixels: Any = pixels) -> Inputs:
-                    block = np.stack([pixels[place] for place in group[places]])
-                    return {"pixel_values": torch.from_numpy(block).to(device, dtype)}
-
-                yield Pass(rows[group], inputs)
-
-    def _items(self, batch: Batch, column: str, kind: str) -> Iterator[Pass]:
-        """Rows for a module of your own, through its preprocessing function."""
-        import torch
-
-        from hf_prune._embed.image import decode_image
-        from hf_prune._embed.torch_passes import moved
-
-        device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
-        matrix = batch.matrix(column) if kind == "vector" else None
-        values = batch.texts(column) if kind == "text" else _plain(batch, column) if matrix is None else []
-        size = self.micro_batch or (1024 if kind == "vector" else 32 if device.type == "cpu" else 128)
-        for start in range(0, batch.n, size):
-            rows = np.arange(start, min(start + size, batch.n))
-            items: Any = values[start : start + size] if matrix is None else matrix[start : start + size]
-            if kind == "image":
-                items = _decoded(items, start, column, decode_image)
-
-            def inputs(places: NDArray[np.int64], items: Any = items) -> Inputs:
-                chosen = [items[place] for place in places] if matrix is None else items[places]
-                ready = chosen if self.model.preprocess is None else self.model.prepare()(list(chosen))
-                return moved(ready, device, dtype)
-
-            yield Pass(rows, inputs)
 
 
 def next_tokens(inputs: Inputs) -> Tensor:
@@ -418,66 +232,3 @@ def models_facts(models: Sequence[Model]) -> Mapping[str, Any]:
     """What a card says of the models."""
     first = models[0].provenance()
     return first if len(models) == 1 else {**first, "models": [model.provenance() for model in models]}
-
-
-def _head_of(model: Model, task: str, kind: str) -> tuple[str, str]:
-    """Task and kind of a transformers folder, by the head it was saved with and what it can read."""
-    from hf_prune._embed.image import has_image_processor
-    from hf_prune._embed.plan import config_of, has_tokenizer
-
-    heads = " ".join(getattr(config_of(model), "architectures", None) or [])
-    if task == "auto":
-        task = "language_model" if "ForCausalLM" in heads or "LMHeadModel" in heads else "classification"
-    if kind == "auto":
-        folder = model.folder()
-        pictures = "ForImageClassification" in heads or (has_image_processor(folder) and not has_tokenizer(folder))
-        kind = "image" if pictures else "text"
-    if kind == "vector" or (kind == "image" and task == "language_model"):
-        raise ValueError(f"{model.label} is a transformers folder, which reads no kind={kind!r} for task={task!r}")
-    return task, kind
-
-
-def _kind_of(batch: Batch, column: str) -> str:
-    """Text, image or vector, by what the column holds."""
-    from hf_prune.embed import held
-
-    values = read_column(batch, column)
-    if isinstance(values, pa.Array):
-        t, kind = pa.types, values.type
-        if (t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind)) and (
-            t.is_floating(kind.value_type) or t.is_integer(kind.value_type)
-        ):
-            return "vector"
-    else:
-        first = next((v for v in values if v is not None), None)
-        if isinstance(first, (list, tuple, np.ndarray)) and len(first) and np.ndim(first[0]) == 0:
-            if isinstance(first[0], (int, float, np.number)):
-                return "vector"
-    return held(batch, column) or "text"
-
-
-def _plain(batch: Batch, column: str) -> list[Any]:
-    values = read_column(batch, column)
-    return values.to_pylist() if isinstance(values, pa.Array) else list(values)
-
-
-def _decoded(items: Sequence[Any], start: int, column: str, decode: Callable[[Any], Any]) -> list[Any]:
-    from hf_prune._embed.image import NULL
-
-    out, bad = [], {}
-    for row, item in enumerate(items, start):
-        try:
-            if item is None:
-                raise ValueError(NULL)
-            out.append(decode(item))
-        except ValueError as error:
-            bad[row] = str(error)
-    _refuse(bad, column)
-    return out
-
-
-def _refuse(bad: Mapping[int, str], column: str) -> None:
-    if bad:
-        row = min(bad)
-        more = f", and {len(bad) - 1} more are bad" if len(bad) > 1 else ""
-        raise ValueError(f"column {column!r}: row {row} of this batch {bad[row]}{more}; drop such rows first")
