@@ -168,6 +168,32 @@ def test_language_model_does_not_cancel():
     np.testing.assert_allclose(found, [expected] * 2, rtol=1e-3)
 
 
+def test_language_model_makes_no_copy_of_its_logits(monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from hf_prune.dynamics import statistics
+
+    made, seen = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            held = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in held:  # no view
+                made.append(out.numel())
+            return out
+
+    def watched(logits, labels, inner=statistics.of_tokens):
+        seen.append(logits.numel())
+        with Watch():
+            return inner(logits, labels)
+
+    monkeypatch.setattr(statistics, "of_tokens", watched)
+    scorer = hp.EL2N(hp.Model.of(Sure(), preprocess=f"{__name__}:tokens"), task="language_model", kind="text")
+    scorer({"text": [" ".join(str(i + j) for i in range(12)) for j in range(4)]})
+    assert seen == [4 * 11 * 50_000] and max(made) <= statistics.CHUNK["cpu"] < seen[0]
+
+
 def test_batches_of_a_decoder_without_padding_are_rows(tiny_gpt2_folder, tmp_path):
     from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
