@@ -201,7 +201,8 @@ class LogWriter:
         """Keep what this process has of the epoch so far, beside a checkpoint."""
         self._work_out()
         table = self._table().append_column("step", pa.array(self._column("step")))
-        write_parquet(path, table.replace_schema_metadata({"epoch": str(self.epoch)}), _explained)
+        of = json.dumps({"epoch": self.epoch, "task": self.task, "classes": self.classes})
+        write_parquet(path, table.replace_schema_metadata({"hf_prune": of}), _explained)
 
     def load_state(self, paths: list[Path]) -> None:
         """Go on in the middle of an epoch, with what `save_state` kept.
@@ -212,8 +213,10 @@ class LogWriter:
         self._clear()
         for path in paths:
             table = pq.read_table(path)
-            if table.schema.metadata[b"epoch"] != str(self.epoch).encode():
+            of = json.loads(table.schema.metadata[b"hf_prune"])
+            if of["epoch"] != self.epoch:
                 raise ValueError(f"{path} is not of epoch {self.epoch}; go on from a checkpoint of the run of this log")
+            self.task, self.classes = of["task"], of["classes"]
             self._parts.append({name: table.column(name).to_numpy() for name in table.column_names})
             self._steps = max(self._steps, int(self._parts[-1]["step"].max(initial=-1)) + 1)
 
