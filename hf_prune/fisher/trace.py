@@ -1,0 +1,291 @@
+"""Running a network with hooks: what layers were given, where the rows of a batch lie, which layers need a fallback."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from hf_prune.fisher.layers import IMAGES, formula, is_rms_norm, rms_norm_alike
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Args:
+        module: its name.
+        given: tensors among its arguments, in order.
+        args: all its arguments, `(args, kwargs)`.
+        given_dims: for each of `given` where the rows of the batch lie; None: nowhere, it is the same for all rows.
+        out_dims: the same for each tensor that it returned.
+        versions: of `given`, counted up by changes in place.
+        grads: what came back so far, by number of the tensor that was returned.
+        awaited: how many tensors of those returned have a gradient.
+    """
+
+    module: str
+    given: list[Tensor]
+    args: Any
+    given_dims: list[int | None]
+    out_dims: list[int]
+    versions: list[int] = field(default_factory=list)
+    grads: dict[int, Tensor] = field(default_factory=dict)
+    awaited: int = 0
+
+    def __post_init__(self) -> None:
+        self.versions = [x._version for x in self.given]
+
+    def check_unchanged(self) -> None:
+        """Refuse inputs that were overwritten since."""
+        if any(x._version != version for x, version in zip(self.given, self.versions, strict=True)):
+            raise ValueError(
+                f"what {self.module} was given was changed in place afterwards, so its gradient cannot be formed; "
+                "write that operation out of place (x = x + y for x += y)"
+            )
+
+
+@dataclass
+class Probe:
+    """What a run of one row showed.
+
+    Args:
+        rows: in that run.
+        shapes: of tensors given and returned, by module and number of the call.
+        owners: for parameters that are used outside of a layer with a formula: the module to work them out at.
+    """
+
+    rows: int
+    shapes: dict[tuple[str, int], tuple[list[Shape], list[Shape]]]
+    owners: dict[int, str]
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which parameters are used by which operations, and inside of which calls."""
+
+    def __init__(self, watched: set[int]) -> None:
+        super().__init__()
+        self.watched, self.stack = watched, list[str]()
+        self.seen: set[tuple[int, tuple[str, ...]]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(x, Tensor) for x in tree_leaves(result)):  # a look at a shape or a dtype is no use
+            for x in tree_leaves((args, kwargs)):
+                if isinstance(x, Tensor) and id(x) in self.watched:
+                    self.seen.add((id(x), tuple(self.stack)))
+        return result
+
+
+def batch_size(args: Any) -> int:
+    """First dimension of the first tensor of `(args, kwargs)`."""
+    first = next((x for x in tree_leaves(args) if isinstance(x, Tensor) and x.ndim), None)
+    if first is None:
+        raise ValueError("the network is given no tensor, so there is no batch; pass tensors with rows first")
+    if not len(first):
+        raise ValueError("the batch has no rows")
+    return len(first)
+
+
+def probe(network: nn.Module, wanted: set[int], args: Any) -> Probe:
+    """Run the network on one row of the batch (on two, if there is one) and watch it.
+
+    Args:
+        network: in eval mode.
+        wanted: `id` of the parameters that count.
+        args: `(args, kwargs)`.
+    """
+    b, rows = batch_size(args), 1
+    if b == 1:
+        rows = 2
+    modules = dict(network.named_modules())
+    shapes: dict[tuple[str, int], tuple[list[Shape], list[Shape]]] = {}
+    watch, counts, not_rms = _Watch(wanted), dict.fromkeys(modules, 0), set[str]()
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: watch.stack.append(name)
+
+    def leave(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, kwargs: Any, out: Any) -> None:
+            tensors = _tensors((given, kwargs))
+            shapes[name, counts[name]] = [tuple(x.shape) for x in tensors], [tuple(x.shape) for x in _tensors(out)]
+            counts[name] += 1
+            if formula(module) is rms_norm_alike and not (len(tensors) == 1 and is_rms_norm(module, tensors[0], out)):
+                not_rms.add(name)
+            watch.stack.pop()
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(enter(name), prepend=True) for name, m in modules.items()]
+    handles += [m.register_forward_hook(leave(name), with_kwargs=True) for name, m in modules.items()]
+    try:
+        with watch, torch.no_grad(), slow_paths():
+            one_args, one_kwargs = take_rows(args, b, rows)
+            network(*one_args, **one_kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Probe(rows, shapes, _owners(modules, wanted, watch.seen, not_rms))
+
+
+def _owners(
+    modules: Mapping[str, nn.Module], wanted: set[int], seen: set[tuple[int, tuple[str, ...]]], not_rms: set[str]
+) -> dict[int, str]:
+    """Module at which to work out each parameter that its layer's formula does not cover."""
+    formulas = {name: None if name in not_rms else formula(module) for name, module in modules.items()}
+    held = {name: {id(p) for p in module.parameters()} for name, module in modules.items()}
+    inside: dict[int, set[str]] = {}
+    covered: set[int] = set()
+    for parameter, stack in seen:
+        if formulas[stack[-1]] is not None and parameter in held[stack[-1]]:
+            covered.add(parameter)
+        else:
+            inside.setdefault(parameter, set()).add(next(name for name in reversed(stack) if parameter in held[name]))
+    owners = {}
+    for parameter, names in inside.items():
+        # used in several ways: the whole network is the one place where all of them add up
+        owners[parameter] = next(iter(names)) if len(names) == 1 and parameter not in covered else ""
+    return {p: owner for p, owner in owners.items() if p in wanted}
+
+
+@contextlib.contextmanager
+def hooked(
+    network: nn.Module,
+    layers: Sequence[str],
+    known: Probe,
+    dims: dict[tuple[str, int], Any],
+    b: int,
+    calls: list[Call],
+    arrive: Callable[[Call], None],
+) -> Iterator[list[Tensor]]:
+    """Within it, calls of the named layers are noted in `calls`; gives the tensors at which the graph begins.
+
+    Args:
+        network: parameters without gradients.
+        layers: names of modules with a formula, or of owners.
+        known: what the probe showed.
+        dims: where rows lie in the tensors of each call; filled in here.
+        b: rows in the batch.
+        calls: to fill.
+        arrive: called with a call when its last gradient came back.
+    """
+    modules, counts, starts = dict(network.named_modules()), dict.fromkeys(layers, 0), list[Tensor]()
+
+    def note(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, given: Any, kwargs: Any, out: Any) -> Any:
+            key = name, counts[name]
+            counts[name] += 1
+            tensors, returned = _tensors((given, kwargs)), _tensors(out)
+            if key not in dims:
+                if key in known.shapes:
+                    before, after = known.shapes[key]
+                    dims[key] = (
+                        _dims(name, tensors, before, b, known.rows),
+                        _dims(name, returned, after, b, known.rows),
+                    )
+                else:  # a recurrent layer that is called more often than in the first batch
+                    dims[key] = dims[name, max(index for other, index in dims if other == name)]
+            given_dims, out_dims = dims[key]
+            for x, dim in zip([*tensors, *returned], [*given_dims, *out_dims], strict=True):
+                if dim is not None and x.shape[dim] != b:
+                    raise ValueError(
+                        f"{name}: dimension {dim} of {tuple(x.shape)} holds other rows than the batch of {b}"
+                    )
+            if formula(module) in IMAGES and given_dims[:1] != [0]:
+                raise ValueError(f"{name} was given {tuple(tensors[0].shape)}, in which the batch does not come first")
+            call = Call(name, tensors, (given, kwargs), given_dims, [0 if dim is None else dim for dim in out_dims])
+            calls.append(call)
+            leaves, spec = tree_flatten(out)
+            place = 0
+            for i, leaf in enumerate(leaves):
+                if not isinstance(leaf, Tensor):
+                    continue
+                number, place = place, place + 1
+                if not leaf.is_floating_point():
+                    continue
+                if not leaf.requires_grad:
+                    starts.append(leaf.detach().requires_grad_())
+                    leaf = starts[-1].clone()  # a leaf itself could not be changed in place
+                if out_dims[number] is None:
+                    leaf = leaf.expand(b, *leaf.shape[1:]) if leaf.shape[0] == 1 else leaf.expand(b, *leaf.shape)
+                leaf.register_hook(_keep(call, number, arrive))  # type: ignore[no-untyped-call]
+                call.awaited += 1
+                leaves[i] = leaf
+            return tree_unflatten(leaves, spec)
+
+        return hook
+
+    return_to = [(p, p.requires_grad) for p in network.parameters()]
+    handles = [modules[name].register_forward_hook(note(name), with_kwargs=True) for name in layers]
+    try:
+        for p, _ in return_to:
+            p.requires_grad_(False)
+        with torch.enable_grad(), slow_paths():
+            yield starts
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, before in return_to:
+            p.requires_grad_(before)
+
+
+def _keep(call: Call, number: int, arrive: Callable[[Call], None]) -> Callable[[Tensor], None]:
+    def hook(g: Tensor) -> None:
+        call.grads[number] = g
+        if len(call.grads) == call.awaited:
+            arrive(call)
+
+    return hook
+
+
+@contextlib.contextmanager
+def slow_paths() -> Iterator[None]:
+    """Keep attention layers of torch from their fused path, in which no hook fires."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def take_rows(tree: Any, b: int, rows: int) -> Any:
+    """The first row of all tensors of b rows, or (`rows` 2) each of them twice."""
+
+    def take(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.ndim or len(x) != b:
+            return x
+        return x[:1] if rows == 1 else torch.cat([x, x])
+
+    return tree_map(take, tree)
+
+
+def _dims(name: str, tensors: list[Tensor], probed: list[Shape], b: int, rows: int) -> list[int | None]:
+    """For each tensor the dimension that went from `rows` to `b`."""
+    found: list[int | None] = []
+    for x, shape in zip(tensors, probed, strict=True):
+        changed = [i for i, (now, then) in enumerate(zip(x.shape, shape, strict=False)) if now != then]
+        if (
+            len(shape) != x.ndim
+            or len(changed) > 1
+            or (changed and (x.shape[changed[0]], shape[changed[0]]) != (b, rows))
+        ):
+            raise ValueError(
+                f"{name}: shape {tuple(x.shape)} for {b} rows, {shape} for {rows}: rows and positions lie in one "
+                "dimension, or the shape depends on the data, so gradients cannot be told apart by row; leave the "
+                "layer out with skip="
+            )
+        found.append(changed[0] if changed else None)
+    return found
