@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hf_prune.fisher.layers import filter_axis, formula
@@ -117,7 +118,6 @@ class Squares:
         self.blocks, self.size = tuple(self._of.values()), start
         self._positions = positions
         self._probe: Probe | None = None
-        self._dims: dict[tuple[str, int], Any] = {}
 
     @property
     def fan_in(self) -> Tensor:
@@ -141,7 +141,7 @@ class Squares:
         assert self._probe is not None
         tap = Tap(self, b)
         layers = list(dict.fromkeys([*self._taps, *self._owned]))
-        with hooked(self.network, layers, self._probe, self._dims, b, tap._calls, tap._arrive) as starts:
+        with hooked(self.network, layers, self._probe, b, tap._calls, tap._arrive) as starts:
             tap.output = self.network(*args, **kwargs)
         tap._begin(starts)
         return tap
@@ -324,7 +324,9 @@ def per_example_grads(module: nn.Module, names: Iterable[str], call: Call, b: in
 
     dims = (None, list(call.given_dims), [call.out_dims[i] for i in numbers])
     device = backs[0].device.type
-    with torch.autocast(device, enabled=False), torch.enable_grad(), slow_paths():
+    plain = sdpa_kernel(SDPBackend.MATH)  # of the operations that attention is made of, for which vmap has rules
+    with torch.autocast(device, enabled=False), torch.enable_grad(), slow_paths(), plain, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
         try:
             return vmap(grad(inner), in_dims=dims, chunk_size=16)(parameters, given, backs)  # type: ignore[no-any-return]
         except (RuntimeError, ValueError):
