@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -95,13 +96,14 @@ class Squares:
         self._shape: dict[int, tuple[tuple[int, ...], int]] = {}
         self._layers: dict[str, dict[str, int]] = {}  # parameters that count, by layer
         self._by_position: set[int] = set()
+        self._formulas = {name: formula(modules[name]) for name in chosen}
         start, supported = 0, False
         for name in chosen:
             for own, p in modules[name].named_parameters(recurse=False):
                 if "bias" in own and not biases:
                     continue
                 self._layers.setdefault(name, {})[own] = id(p)
-                supported |= formula(modules[name]) is not None
+                supported |= self._formulas[name] is not None
                 if any(_below(name, top) for top in positions):
                     self._by_position.add(id(p))
                 if id(p) in self._of:
@@ -141,7 +143,7 @@ class Squares:
         assert self._probe is not None
         tap = Tap(self, b)
         layers = list(dict.fromkeys([*self._taps, *self._owned]))
-        with hooked(self.network, layers, self._probe, b, tap._calls, tap._arrive) as starts:
+        with hooked(self.network, layers, self._probe, b, tap._calls, WeakMethod(tap._arrive)) as starts:
             tap.output = self.network(*args, **kwargs)
         tap._begin(starts)
         return tap
@@ -264,7 +266,7 @@ class Tap:
             return
         call.check_unchanged()
         layer: Any = self._squares.modules[call.module]
-        known = formula(layer)
+        known = self._squares._formulas[call.module]
         assert known is not None
         with torch.autocast(call.grads[0].device.type, enabled=False), torch.no_grad():
             a, g = _rows_first(call.given[0], call.given_dims[0], self._b), call.grads[0].movedim(call.out_dims[0], 0)

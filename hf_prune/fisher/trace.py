@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +214,7 @@ def hooked(
     known: Probe,
     b: int,
     calls: list[Call],
-    arrive: Callable[[Call], None],
+    arrive: WeakMethod[Callable[[Call], None]],
 ) -> Iterator[list[Tensor]]:
     """Within it, calls of the named layers are noted in `calls`; gives the tensors at which the graph begins.
 
@@ -223,7 +224,7 @@ def hooked(
         known: what the probe showed.
         b: rows in the batch.
         calls: to fill.
-        arrive: called with a call when its last gradient came back.
+        arrive: called with a call when its last gradient came back; weak, since the graph is held by who is called.
     """
     modules, counts, starts = dict(network.named_modules()), dict.fromkeys(layers, 0), list[Tensor]()
 
@@ -237,7 +238,7 @@ def hooked(
                     raise ValueError(
                         f"{name}: dimension {dim} of {tuple(x.shape)} holds other rows than the batch of {b}"
                     )
-            if formula(module) in IMAGES and given_dims[:1] != [0]:
+            if given_dims[:1] != [0] and formula(module) in IMAGES:
                 raise ValueError(f"{name} was given {tuple(tensors[0].shape)}, in which the batch does not come first")
             call = Call(name, tensors, (given, kwargs), given_dims, [0 if dim is None else dim for dim in out_dims])
             calls.append(call)
@@ -275,11 +276,11 @@ def hooked(
             p.requires_grad_(before)
 
 
-def _keep(call: Call, number: int, arrive: Callable[[Call], None]) -> Callable[[Tensor], None]:
+def _keep(call: Call, number: int, arrive: WeakMethod[Callable[[Call], None]]) -> Callable[[Tensor], None]:
     def hook(g: Tensor) -> None:
         call.grads[number] = g
-        if len(call.grads) == call.awaited:
-            arrive(call)
+        if len(call.grads) == call.awaited and (function := arrive()) is not None:
+            function(call)
 
     return hook
 
