@@ -11,15 +11,26 @@ __version__ = "0.1.0"
 
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
+    "AUM": "dynamics.aum",
     "Batch": "batch",
+    "Cartography": "dynamics.cartography",
+    "DynamicUncertainty": "dynamics.dynamic_uncertainty",
+    "EL2N": "dynamics.el2n",
     "Embedder": "embed",
+    "Forgetting": "dynamics.forgetting",
     "Ledger": "cost",
     "Model": "models",
     "Random": "scorers.random",
+    "RecordingMixin": "dynamics.trainer",
+    "RecordingTrainer": "dynamics.trainer",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "TDDS": "dynamics.tdds",
+    "TrainingLog": "dynamics.log",
+    "Uncertainty": "dynamics.uncertainty",
+    "crop_and_flip": "dynamics.loop",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -29,8 +40,10 @@ _HOMES = {
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
+    "train_with_log": "dynamics.loop",
     "training_flops": "cost",
     "with_row_id": "rows",
+    "with_threshold_samples": "dynamics.aum",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -51,6 +64,19 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dynamics.aum import AUM as AUM
+    from hf_prune.dynamics.aum import with_threshold_samples as with_threshold_samples
+    from hf_prune.dynamics.cartography import Cartography as Cartography
+    from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
+    from hf_prune.dynamics.el2n import EL2N as EL2N
+    from hf_prune.dynamics.forgetting import Forgetting as Forgetting
+    from hf_prune.dynamics.log import TrainingLog as TrainingLog
+    from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
+    from hf_prune.dynamics.loop import train_with_log as train_with_log
+    from hf_prune.dynamics.tdds import TDDS as TDDS
+    from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
+    from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
+    from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored

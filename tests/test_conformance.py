@@ -36,6 +36,29 @@ def test_conforms(name, rows):
     assert check_scorer(SCORERS[name](rows), rows) == list(CHECKS)
 
 
+LOGGED = {
+    "EL2N-log": lambda log: hp.EL2N.from_log(log),
+    "Forgetting": lambda log: hp.Forgetting.from_log([log, log], never="inf", tie_break="first_learned"),
+    "AUM": lambda log: hp.AUM.from_log([log, log], threshold_seed=0),
+    "Cartography": lambda log: hp.Cartography.from_log(log),
+    "DynamicUncertainty": lambda log: hp.DynamicUncertainty.from_log(log, window=3),
+    "TDDS": lambda log: hp.TDDS.from_log(log, window=3),
+    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, measure="margin"),
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_scorers_out_of_a_log_conform(name, small_log, rows):
+    assert check_scorer(LOGGED[name](small_log), rows.select_columns(["row_id"])) == list(CHECKS)
+
+
+def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder, vectors):
+    texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
+    ds = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 for i in range(12)]})
+    for scorer in (hp.EL2N([tiny_text_classifier_folder]), hp.Uncertainty(tiny_gpt2_folder)):
+        assert check_scorer(scorer, ds, seconds=180) == list(CHECKS)
+
+
 def test_embedder_of_texts_conforms(tiny_bert_folder, vectors):
     texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
     ds = vectors.select(range(12)).remove_columns("text").add_column("text", texts)

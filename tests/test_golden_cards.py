@@ -4,21 +4,40 @@ writes them anew."""
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hf_prune as hp
+from hf_prune.dynamics.log import TrainingLog
 
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
     "random": lambda ds: hp.Random(seed=100),
+    "el2n": lambda ds: hp.EL2N.from_log(log_of(ds, "eval")),
+    "forgetting": lambda ds: hp.Forgetting.from_log(log_of(ds)),
+    "aum": lambda ds: hp.AUM.from_log(log_of(ds)),
+    "cartography": lambda ds: hp.Cartography.from_log(log_of(ds)),
+    "dyn_unc": lambda ds: hp.DynamicUncertainty.from_log(log_of(ds), window=3),
+    "tdds": lambda ds: hp.TDDS.from_log(log_of(ds), window=3),
+    "uncertainty": lambda ds: hp.Uncertainty.from_log(log_of(ds, "eval")),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")
+
+
+def log_of(ds, mode="train"):
+    """Six epochs of four classes learned at different times, the same on every machine."""
+    labels = np.array(ds["label"][:])
+    rows = np.arange(len(labels))
+    logits = np.stack([np.cos(rows[:, None] * np.arange(1, 5) + e) for e in range(6)])
+    logits[:, rows, labels] += np.linspace(0, 2, 6)[:, None] * (rows % 5 - 1)
+    return TrainingLog.from_logits(tempfile.mkdtemp(), ds["row_id"][:], logits, labels, mode=mode, divergence=True)
 
 
 @pytest.mark.parametrize("name", SCORERS)
