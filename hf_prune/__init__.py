@@ -18,6 +18,7 @@ _HOMES = {
     "EL2N": "dynamics.el2n",
     "Embedder": "embed",
     "Forgetting": "dynamics.forgetting",
+    "GraNd": "dynamics.grand",
     "Ledger": "cost",
     "Model": "models",
     "Random": "scorers.random",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
     from hf_prune.dynamics.el2n import EL2N as EL2N
     from hf_prune.dynamics.forgetting import Forgetting as Forgetting
+    from hf_prune.dynamics.grand import GraNd as GraNd
     from hf_prune.dynamics.log import TrainingLog as TrainingLog
     from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
     from hf_prune.dynamics.loop import train_with_log as train_with_log

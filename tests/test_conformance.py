@@ -55,7 +55,11 @@ def test_scorers_out_of_a_log_conform(name, small_log, rows):
 def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder, vectors):
     texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
     ds = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 for i in range(12)]})
-    for scorer in (hp.EL2N([tiny_text_classifier_folder]), hp.Uncertainty(tiny_gpt2_folder)):
+    for scorer in (
+        hp.EL2N([tiny_text_classifier_folder]),
+        hp.Uncertainty(tiny_gpt2_folder),
+        hp.GraNd(tiny_gpt2_folder),
+    ):
         assert check_scorer(scorer, ds, seconds=180) == list(CHECKS)
 
 

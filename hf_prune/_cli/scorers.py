@@ -34,6 +34,7 @@ SCORERS: dict[str, Entry] = {
     "el2n": Entry("EL2N"),
     "el2n_log": Entry("EL2N", maker="from_log"),
     "forgetting": Entry("Forgetting", maker="from_log"),
+    "grand": Entry("GraNd"),
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),

@@ -106,12 +106,7 @@ class Classifier(Reader):
 
         def of(logits: Tensor, inputs: Inputs, rows: NDArray[np.int64]) -> Tensor:
             chosen = np.zeros(len(rows), np.int64) if classes is None else classes[rows]
-            if chosen.max() >= logits.shape[1]:
-                row = int(rows[chosen.argmax()])
-                raise ValueError(
-                    f"column {label!r}: row {row} of this batch has class {int(chosen.max())}, {self.model.label} "
-                    f"knows {logits.shape[1]} classes, counted from 0; name the model's own label column"
-                )
+            self.check_classes(chosen, rows, label, logits.shape[1])
             return of_rows(logits, torch.from_numpy(chosen).to(logits.device))[name]
 
         return self.apply(batch, of, network)
@@ -139,6 +134,19 @@ class Classifier(Reader):
                 f"column {label!r}: row {row} of this batch has class {int(classes.min())}; classes count from 0"
             )
         return classes
+
+    def check_classes(self, classes: NDArray[np.int64], rows: NDArray[np.int64], label: str | None, known: int) -> None:
+        """Refuse classes that the model has no logit for.
+
+        Raises:
+            ValueError: there is one; names its row.
+        """
+        if classes.max() >= known:
+            row = int(rows[classes.argmax()])
+            raise ValueError(
+                f"column {label!r}: row {row} of this batch has class {int(classes.max())}, {self.model.label} "
+                f"knows {known} classes, counted from 0; name the model's own label column"
+            )
 
     def flops(self, batch: Batch) -> float:
         """Operations of the forward passes: counted on one row of middle size, scaled by tokens or rows."""
