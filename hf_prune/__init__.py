@@ -20,6 +20,7 @@ _HOMES = {
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "VendiContribution": "diversity.vendi_contribution",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -30,6 +31,7 @@ _HOMES = {
     "score": "run",
     "split_by_score": "prune",
     "training_flops": "cost",
+    "vendi_score": "diversity.vendi",
     "with_row_id": "rows",
 }
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.diversity.vendi import vendi_score as vendi_score
+    from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored

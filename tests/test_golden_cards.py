@@ -16,6 +16,7 @@ SCORERS = {
     "random": lambda ds: hp.Random(seed=100),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
+    "vendi": lambda ds: hp.VendiContribution.fit(ds),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")

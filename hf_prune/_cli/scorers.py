@@ -29,6 +29,7 @@ SCORERS: dict[str, Entry] = {
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
+    "vendi": Entry("VendiContribution"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Similarities for the Vendi Score: n-grams of texts, pixels of pictures, vectors of a model, a function of two items."""
+"""Similarities for the Vendi Score: n-grams of texts, pixels of pictures, a model, a function of two."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def ngram_kernel(
     short = sum(len(row) < max(ns) for row in tokens)
     if short:
         warnings.warn(
-            f"{short} of {len(tokens)} texts are shorter than {max(ns)} tokens and have no n-grams of that order; their "
-            "similarities are means over fewer orders",
+            f"{short} of {len(tokens)} texts are shorter than {max(ns)} tokens and have no n-grams of that order; "
+            "their similarities are means over fewer orders",
             stacklevel=2,
         )
     root = np.sqrt(np.diagonal(k))
@@ -92,7 +92,9 @@ def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
 def embedding_rows(items: Sequence[Any], embedder: Any, batch_size: int = 256) -> np.ndarray:
     """Vectors (n, d) of an `Embedder`."""
     if not isinstance(embedder.column, str):
-        raise ValueError(f"the embedder reads {embedder.column}; embed the dataset first, then name its embedding column")
+        raise ValueError(
+            f"the embedder reads {embedder.column}; embed the dataset first, then name its embedding column"
+        )
     parts = [
         embedder({embedder.column: list(items[i : i + batch_size])})[embedder.name]
         for i in range(0, len(items), batch_size)

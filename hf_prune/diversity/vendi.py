@@ -16,6 +16,7 @@ from hf_prune.diversity import kernels
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
 LARGEST = 16_384  # side of a matrix whose eigenvalues are still taken: 2 GB, some minutes
+EPS = float(np.finfo(np.float64).eps)
 WELL_ABOVE = 64 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: past the noise of float32 products
 WHO = "vendi_score"
 
@@ -123,7 +124,8 @@ class Gram:
     Sums over batches, shards and machines are merged by adding them.
 
     Args:
-        dtype: of the products of a block, "float64" or "float32"; blocks are summed in float64 in both cases.
+        dtype: of the products of a block, "float64" or "float32"; blocks are summed in float64 in both cases. After
+            float32 products, eigenvalues under 8e-6 of the largest count as rounding, as 0.
 
     >>> one, two = Gram(), Gram()
     >>> one.add(np.array([[1.0, 0.0]]))
@@ -174,7 +176,9 @@ class Gram:
         if other.sums is None:
             return
         if self.sums is not None and self.sums.shape != other.sums.shape:
-            raise ValueError(f"sums of width {len(self.sums)} and {len(other.sums)} do not add up; embed with one model")
+            raise ValueError(
+                f"sums of width {len(self.sums)} and {len(other.sums)} do not add up; embed with one model"
+            )
         self.sums = other.sums.copy() if self.sums is None else self.sums + other.sums
         self.weight += other.weight
         self.rows += other.rows
@@ -191,7 +195,9 @@ class Gram:
 
     def score(self, q: float = 1.0) -> float:
         """The Vendi Score of all rows added, of order q."""
-        return _of_matrix(self.matrix(), _order(q), max(self.rows, len(self.matrix())))
+        mean = self.matrix()
+        noise = WELL_ABOVE if self.dtype == np.float32 else max(self.rows, len(mean)) * EPS
+        return _of_matrix(mean, _order(q), noise)
 
 
 class _Block(NamedTuple):
@@ -224,7 +230,7 @@ def _of_rows(rows: _Rows, q: float) -> float:
         return _order_two(rows)
     if n is not None and n < d:
         unit = np.concatenate(list(_unit_blocks(rows, np.dtype(np.float64))))
-        return _of_matrix(unit @ unit.T, q, d)
+        return _of_matrix(unit @ unit.T, q, d * EPS)
     if q >= 1 and not rows.double:
         gram = _gram(rows, "float32")
         if q >= 2:
@@ -262,19 +268,24 @@ def _unit_blocks(rows: _Rows, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
             yield _unit(block.x[at : at + BLOCK], dtype, some, block.start + at)
 
 
-def _of_matrix(matrix: np.ndarray, q: float, size: int) -> float:
-    """Score from K or from a Gram matrix whose trace need not be 1; `size` sets what counts as rounding."""
+def _of_matrix(matrix: np.ndarray, q: float, noise: float) -> float:
+    """Score from a positive semidefinite matrix whose trace need not be 1.
+
+    Args:
+        matrix: (m, m).
+        q: order.
+        noise: share of the largest eigenvalue up to which others are rounding.
+    """
     if q == 2:
         return max(1.0, float(np.trace(matrix) ** 2 / np.vdot(matrix, matrix)))
-    values = np.linalg.eigvalsh(matrix)
-    noise = max(size, len(matrix)) * float(np.finfo(matrix.dtype).eps) * values[-1]
-    if values[0] < -max(noise, 1e-8 * values[-1]):
+    values = np.linalg.eigvalsh(matrix).astype(np.float64)
+    if values[0] < -max(noise, 1e-8) * values[-1]:
         warnings.warn(
-            f"the similarities are no kernel: K/n has the eigenvalue {values[0]:.3g} (largest {values[-1]:.3g}); negative "
-            "ones are left out and the others scaled to sum to 1; use a positive semidefinite similarity",
-            stacklevel=3,
+            f"the similarities are no kernel: K/n has the eigenvalue {values[0] / np.trace(matrix):.3g}; negative ones "
+            "are left out and the others scaled to sum to 1; use a positive semidefinite similarity",
+            stacklevel=4,
         )
-    return effective_number(np.where(values < noise, 0.0, values).astype(np.float64), q)
+    return effective_number(np.where(values < noise * values[-1], 0.0, values), q)
 
 
 def _of_kernel(k: Any, weights: Any, q: float) -> float:
@@ -300,7 +311,7 @@ def _of_kernel(k: Any, weights: Any, q: float) -> float:
     if p is not None:
         root = np.sqrt(p).astype(k.dtype)
         k = root[:, None] * k * root
-    return _of_matrix(k, q, len(k))
+    return _of_matrix(k, q, len(k) * float(np.finfo(k.dtype).eps))
 
 
 def _rows(x: Any, embedding: str, weights: Any) -> _Rows:
@@ -309,9 +320,7 @@ def _rows(x: Any, embedding: str, weights: Any) -> _Rows:
         return _dataset_rows(x, embedding, weights)
     x = _array(x)
     if x.ndim != 2:
-        raise ValueError(
-            f"{WHO} got an array of shape {x.shape}, not (n, d) vectors; for anything else name a kernel"
-        )
+        raise ValueError(f"{WHO} got an array of shape {x.shape}, not (n, d) vectors; for anything else name a kernel")
     p = _probabilities(weights, len(x))
     return _Rows(lambda: iter([_Block(x, p, 0)]), len(x), x.dtype == np.float64)
 
@@ -376,7 +385,7 @@ def _array(x: Any) -> np.ndarray:
         raise ValueError(f"{WHO} got rows of unequal length; all need one width") from error
     if x.dtype.kind not in "biuf":
         raise TypeError(f"{WHO} got {x.dtype}, not numbers; for texts or pictures name a kernel, as kernel='ngram'")
-    return x.astype(np.float32 if x.dtype in (np.float16, np.float32) else np.float64, copy=False)
+    return np.asarray(x, np.float32 if x.dtype in (np.float16, np.float32) else np.float64)
 
 
 def _probabilities(weights: Any, n: int) -> np.ndarray | None:
@@ -401,7 +410,8 @@ def _unit(
     Rows of length 1 already come back as they are.
     """
     x = np.asarray(x, dtype)
-    squares = np.asarray(np.vecdot(x, x), np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = np.asarray(np.vecdot(x, x), np.float64)
     if weights is None and len(x) and np.abs(squares - 1).max() < 4 * np.finfo(dtype).eps:
         return x
     if not ((squares > 1e-30) & (squares < 1e30)).all():  # a square may have overflowed where the row has not
@@ -411,12 +421,14 @@ def _unit(
             raise ValueError(f"row {row} has numbers that are not finite; embed it again, or drop such rows first")
         if not largest.all():
             row = start + int(np.flatnonzero(largest == 0)[0])
-            raise ValueError(f"row {row} is a zero vector, which is similar to nothing, itself included; drop such rows")
+            raise ValueError(
+                f"row {row} is a zero vector, which is similar to nothing, itself included; drop such rows"
+            )
         x = x / largest[:, None]
         squares = np.vecdot(x, x)
     scale = 1 / np.sqrt(squares) if weights is None else np.sqrt(weights / squares)
     out = None if space is None else space[: len(x)]
-    return np.multiply(x.astype(dtype, copy=False), scale[:, None].astype(dtype), out=out)
+    return np.asarray(np.multiply(x.astype(dtype, copy=False), scale[:, None].astype(dtype), out=out))
 
 
 def _gram_of(unit: np.ndarray) -> np.ndarray:

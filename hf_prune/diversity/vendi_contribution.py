@@ -133,8 +133,8 @@ class VendiContribution(Scorer):
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"embedding": [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 1.0]]})
-    >>> VendiContribution.fit(ds)(ds[:])["vendi"].round(4).tolist()
-    [-0.1352, -0.1352, -0.1352, 0.7548]
+    >>> VendiContribution.fit(ds)(ds[:])["vendi"].round(3)
+    array([-0.135, -0.135, -0.135,  0.755], dtype=float32)
     """
 
     paper: ClassVar[str] = "Friedman and Dieng, The Vendi Score, TMLR 2023, arXiv 2210.02410"
