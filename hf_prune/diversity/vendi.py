@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_prune import _arrow, search
-from hf_prune.batch import missing_column
+from hf_prune.batch import Batch, missing_column
 from hf_prune.diversity import kernels
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
+STEP = 4 * BLOCK  # rows read at a time
 STRIP = 96  # columns of a product
 LARGEST = 16_384  # side of a matrix whose eigenvalues are still taken: 2 GB, some minutes
 EPS = float(np.finfo(np.float64).eps)
@@ -326,8 +327,6 @@ def _rows(x: Any, embedding: str, weights: Any) -> _Rows:
 
 
 def _dataset_rows(ds: Any, embedding: str, weights: Any) -> _Rows:
-    from hf_prune.sample import _columns
-
     beside = weights if isinstance(weights, str) else None
     names = [embedding] if beside is None else [embedding, beside]
     for name in names:
@@ -344,7 +343,7 @@ def _dataset_rows(ds: Any, embedding: str, weights: Any) -> _Rows:
 
     def blocks() -> Iterator[_Block]:
         start = 0
-        for columns in _columns(ds, names, WHO):
+        for columns in _columns(ds, names):
             try:
                 x = _arrow.matrix(columns[embedding], embedding)
             except ValueError as error:
@@ -357,6 +356,22 @@ def _dataset_rows(ds: Any, embedding: str, weights: Any) -> _Rows:
 
     kind = getattr((ds.features or {}).get(embedding), "feature", None)
     return _Rows(blocks, n, getattr(kind, "dtype", None) == "float64")
+
+
+def _columns(ds: Any, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Columns as Arrow arrays of a few thousand rows; nothing of the size of the dataset is made."""
+    if not hasattr(ds, "data"):  # a stream
+        for rows in ds.select_columns(names).with_format(None).iter(STEP):
+            batch = Batch(rows, WHO)
+            yield {name: batch.arrow(name) for name in names}
+        return
+    table, where = ds.data.table.select(names), _arrow.positions_of(ds)
+    if where is not None:
+        for part in _arrow.gather(table, where):
+            yield {name: part.column(name) for name in names}
+        return
+    for start in range(0, len(ds), STEP):
+        yield {name: _arrow.one(table.column(name).slice(start, STEP)) for name in names}
 
 
 def _items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any, Any]:
