@@ -31,6 +31,7 @@ _HOMES = {
     "TDDS": "dynamics.tdds",
     "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
+    "VendiContribution": "diversity.vendi_contribution",
     "crop_and_flip": "dynamics.loop",
     "filter_by_score": "prune",
     "keep_mask": "prune",
@@ -43,6 +44,7 @@ _HOMES = {
     "split_by_score": "prune",
     "train_with_log": "dynamics.loop",
     "training_flops": "cost",
+    "vendi_score": "diversity.vendi",
     "with_row_id": "rows",
     "with_threshold_samples": "dynamics.aum",
 }
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.diversity.vendi import vendi_score as vendi_score
+    from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
     from hf_prune.dynamics.aum import AUM as AUM
     from hf_prune.dynamics.aum import with_threshold_samples as with_threshold_samples
     from hf_prune.dynamics.cartography import Cartography as Cartography

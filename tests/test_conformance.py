@@ -23,6 +23,8 @@ SCORERS = {
         ds, metric="euclidean", normalize_before_mean=False
     ),
     "SupervisedPrototypes-strings": lambda ds: hp.SupervisedPrototypes.fit(ds, label="kind", metric="margin"),
+    "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
+    "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
 }
 
 

@@ -26,6 +26,7 @@ SCORERS = {
     "uncertainty": lambda ds: hp.Uncertainty.from_log(log_of(ds, "eval")),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
+    "vendi": lambda ds: hp.VendiContribution.fit(ds),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")

@@ -41,6 +41,7 @@ SCORERS: dict[str, Entry] = {
     "tdds": Entry("TDDS", maker="from_log"),
     "uncertainty": Entry("Uncertainty"),
     "uncertainty_log": Entry("Uncertainty", maker="from_log"),
+    "vendi": Entry("VendiContribution"),
 }
 
 
