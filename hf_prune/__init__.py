@@ -19,6 +19,7 @@ _HOMES = {
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
+    "SemDeDup": "dedup.semdedup",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "filter_by_score": "prune",
     "keep_mask": "prune",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored

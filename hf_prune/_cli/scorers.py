@@ -27,6 +27,7 @@ class Entry:
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
 SCORERS: dict[str, Entry] = {
     "random": Entry("Random"),
+    "semdedup": Entry("SemDeDup"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
 }

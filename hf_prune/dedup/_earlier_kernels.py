@@ -1,0 +1,107 @@
+"""Compiled halves of `earlier`: what a tile of rough cosines leaves to be told in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune._compiled import kernel
+
+SEGMENT = 32  # columns whose maximum is kept, so that a second look passes most of them by
+
+
+@kernel
+def segment_maxima(
+    bits: NDArray[np.integer], first_row: int, first_column: int, maxima: NDArray[np.integer], top: NDArray[np.integer]
+) -> None:
+    """Largest number of each row over its segments and over all, of the columns that stand before the row.
+
+    Args:
+        bits: (t, c) floats seen as integers, which have the same order where they are positive.
+        first_row: place of row 0 in the cluster.
+        first_column: place of column 0.
+        maxima: (t, c / SEGMENT), written; 0 where nothing is positive.
+        top: (t,), written, likewise.
+    """
+    t, c = bits.shape
+    for i in range(t):
+        stop = min(c, first_row + i - first_column)
+        best = bits.dtype.type(0)
+        for segment in range(max(0, (stop + SEGMENT - 1) // SEGMENT)):
+            begin = segment * SEGMENT
+            most = bits.dtype.type(0)
+            if begin + SEGMENT <= stop:
+                for j in range(SEGMENT):
+                    most = max(most, bits[i, begin + j])
+            else:
+                for j in range(begin, stop):
+                    most = max(most, bits[i, j])
+            maxima[i, segment] = most
+            best = max(best, most)
+        top[i] = best
+
+
+@kernel
+def tell(
+    bits: NDArray[np.integer],
+    first_row: int,
+    first_column: int,
+    maxima: NDArray[np.integer],
+    low: NDArray[np.integer],
+    x: NDArray[np.floating],
+    inverse: NDArray[np.float64],
+    most: int,
+    best: NDArray[np.float64],
+) -> bool:
+    """Raise `best` (t,) to the float64 cosines of those pairs whose rough one is `low` (t,) or more.
+
+    Args:
+        bits, first_row, first_column, maxima: as `segment_maxima` had and wrote them.
+        low: 0 or less has every pair told, for what is not positive has another order.
+        x: (n, d) rows of the cluster.
+        inverse: (n,) one over their lengths.
+        most: pairs to tell.
+        best: written.
+
+    Returns:
+        False if there were more pairs than `most`: `best` is then unfinished, though nothing in it is wrong.
+    """
+    t, c = bits.shape
+    d = x.shape[1]
+    whole = d - d % 8
+    told = 0
+    for i in range(t):  # each of these segments holds a pair to be told: too many are seen before any is
+        for segment in range(max(0, (min(c, first_row + i - first_column) + SEGMENT - 1) // SEGMENT)):
+            told += maxima[i, segment] >= low[i]
+    if told > most:
+        return False
+    told = 0
+    for i in range(t):
+        row = first_row + i
+        stop = min(c, row - first_column)
+        for segment in range(max(0, (stop + SEGMENT - 1) // SEGMENT)):
+            if maxima[i, segment] < low[i]:
+                continue
+            begin = segment * SEGMENT
+            for j in range(begin, min(begin + SEGMENT, stop)):
+                if low[i] > 0 and bits[i, j] < low[i]:
+                    continue
+                if told == most:
+                    return False
+                told += 1
+                other = first_column + j
+                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+                for p in range(0, whole, 8):
+                    s0 += np.float64(x[row, p]) * np.float64(x[other, p])
+                    s1 += np.float64(x[row, p + 1]) * np.float64(x[other, p + 1])
+                    s2 += np.float64(x[row, p + 2]) * np.float64(x[other, p + 2])
+                    s3 += np.float64(x[row, p + 3]) * np.float64(x[other, p + 3])
+                    s4 += np.float64(x[row, p + 4]) * np.float64(x[other, p + 4])
+                    s5 += np.float64(x[row, p + 5]) * np.float64(x[other, p + 5])
+                    s6 += np.float64(x[row, p + 6]) * np.float64(x[other, p + 6])
+                    s7 += np.float64(x[row, p + 7]) * np.float64(x[other, p + 7])
+                for p in range(whole, d):
+                    s0 += np.float64(x[row, p]) * np.float64(x[other, p])
+                value = (((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))) * inverse[row] * inverse[other]
+                best[i] = max(best[i], value)
+    return True
