@@ -21,6 +21,7 @@ _HOMES = {
     "Scorer": "scorer",
     "SemDeDup": "dedup.semdedup",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "d4": "dedup.d4",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dedup.d4 import d4 as d4
     from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import kmeans, rows
+from hf_prune import kmeans
 from hf_prune.batch import Batch
 from hf_prune.dedup.earlier import largest_earlier_of_groups
+from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
-from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
 from hf_prune.search import Directions, largest_cosines
 
@@ -161,28 +161,28 @@ class SemDeDup(Scorer):
             raise ValueError(f"k={k} is not a number of clusters; use k >= 1, or None for the root of the rows")
         if sample is not None and sample < 1:
             raise ValueError(f"sample={sample} leaves nothing to learn clusters on; use sample >= 1, or None")
-        read = _read(ds, embedding, cls.__name__, seed, row_id)
-        centroids, facts = _clusters(read, k, seed, sample, niter, engine)
+        read = read_whole(ds, embedding, cls.__name__, seed, row_id)
+        n, some = len(read.x), read.distinct[read.x[read.distinct].any(axis=1)]
+        if not len(some):
+            raise ValueError(f"{cls.__name__}.fit: all {n} rows of {embedding!r} are zero vectors; embed them again")
+        centroids, learned = _clusters(read.x, some, k, seed, sample, niter, engine)
         several = 2 if second and len(centroids) > 1 else 1
-        clusters, similarity = _assigned(read, centroids, several)
-        wide = np.full(len(read.x), -1, np.int64), np.zeros(len(read.x))
-        members = np.full((len(read.x), several), -1, np.int64)
-        wide[0][read.distinct], wide[1][read.distinct], members[read.distinct] = clusters[:, 0], similarity, clusters
-        found, pairs = earlier_similarity(read.x, members, wide[1], read.hashes, order)
+        clusters, similarity = np.full((n, several), -1, np.int64), np.zeros(n)
+        clusters[some], similarity[some] = _assigned(read.x, some, centroids, several)
+        found, pairs = earlier_similarity(read.x, clusters, similarity, read.hashes, order)
         score = (1 - found[read.first]).astype(np.float32)
-        copy = read.first != np.arange(len(read.x))
-        if read.by_id:
-            score[copy & ~np.isnan(score)] = 0  # it stands right behind an equal one
-        keep = np.argsort(read.keys, kind="stable") if read.by_id else np.unique(read.keys, return_index=True)[1]
+        if read.by_id:  # a copy stands right behind an equal row
+            score[(read.first != np.arange(n)) & ~np.isnan(score)] = 0
+        keep, facts = read.by_key, read.facts | learned
         facts |= {"order": order, "second": second, "pairs": pairs}
         return cls(
             read.keys[keep],
             score[keep],
-            wide[0][read.first][keep].astype(np.int32),
+            clusters[read.first[keep], 0].astype(np.int32),
             _numbered(read.first[keep]),
             embedding,
             row_id if read.by_id else None,
-            round(2.0 * pairs * read.x.shape[1] / len(read.x), 1),
+            round(2.0 * pairs * read.x.shape[1] / n, 1),
             name,
             facts,
         )
@@ -208,76 +208,13 @@ class SemDeDup(Scorer):
         }
 
 
-class _Read(NamedTuple):
-    """Rows of a dataset and who they are.
-
-    Attributes:
-        x: (n, d) float32.
-        keys: (n,) digests of ids, or of the vectors.
-        hashes: (n,) seeded hashes of the keys.
-        first: (n,) for each row that of the rows with its vector whose hash is least.
-        distinct: rows that are their own `first` and not zero, by hash: canonical order.
-        by_id: whether keys are of ids.
-        facts: what was read.
-    """
-
-    x: np.ndarray
-    keys: np.ndarray
-    hashes: np.ndarray
-    first: np.ndarray
-    distinct: np.ndarray
-    by_id: bool
-    facts: dict[str, Any]
-
-
-def _read(ds: Any, embedding: str, who: str, seed: int, row_id: str | None) -> _Read:
-    by_id = row_id is not None and ds.column_names is not None and row_id in ds.column_names
-    parts, contents, ids = [], [], []
-    for block in blocks(ds, embedding, who, row_id if by_id else None):
-        parts.append(block.x.astype(np.float32, copy=False))
-        contents.append(rows.digests(block.x))
-        if block.beside is not None:
-            ids.append(rows.digests(block.beside))
-    x = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    del parts
-    content = np.concatenate(contents)
-    keys = np.concatenate(ids) if by_id else content
-    if by_id and len(np.unique(keys)) < len(keys):
-        rows.check_unique(_ids(ds, row_id))
-    hashes = rows.seeded(keys, seed)
-    by_hash = np.argsort(hashes, kind="stable")
-    _, lead, copy_of = np.unique(content[by_hash], return_index=True, return_inverse=True)
-    first = np.empty(len(x), np.int64)
-    first[by_hash] = by_hash[lead[copy_of]]
-    distinct = by_hash[np.sort(lead)]
-    some = np.asarray(x.any(axis=1))
-    nonzero = some[distinct]
-    if not nonzero.any():
-        raise ValueError(f"{who}.fit: all {len(x)} rows of {embedding!r} are zero vectors; embed them again")
-    facts = {
-        "rows": len(x),
-        "distinct": len(distinct),
-        "column": embedding,
-        "content": f"{int(rows.seeded(content, 0).sum(dtype=np.uint64)):016x}",
-        "told_apart_by": row_id if by_id else "content",
-    }
-    if not nonzero.all():
-        facts["zero_rows"] = int((~some).sum())
-    return _Read(x, keys, hashes, first, distinct[nonzero], by_id, facts)
-
-
-def _ids(ds: Any, row_id: str | None) -> list[Any]:
-    """All ids, for the message about those that occur twice."""
-    return [value for batch in ds.select_columns([row_id]).with_format(None).iter(BLOCK) for value in batch[row_id]]
-
-
 def _clusters(
-    read: _Read, k: int | None, seed: int, sample: int | None, niter: int, engine: str | None
+    x: np.ndarray, some: np.ndarray, k: int | None, seed: int, sample: int | None, niter: int, engine: str | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Centres (k, d), and how they were learned."""
-    chosen = k if k is not None else max(1, round(len(read.distinct) ** 0.5))
+    """Centres (k, d) of the rows `some`, in canonical order, and how they were learned."""
+    chosen = k if k is not None else max(1, round(len(some) ** 0.5))
     size = sample if sample is not None else max(kmeans.POINTS_PER_CENTROID * chosen, 1 << 16)
-    drawn = kmeans.unit_rows(read.x[read.distinct[:size]])
+    drawn = kmeans.unit_rows(x[some[:size]])
     if k is None:
         chosen = min(chosen, max(1, len(drawn) // 2))
     if chosen > len(drawn):
@@ -293,7 +230,6 @@ def _clusters(
             raise
         found = kmeans.kmeans(drawn, few.distinct, **how)  # type: ignore[arg-type]
     facts = {
-        **read.facts,
         "k": len(found.centroids),
         "seed": seed,
         "sampled": len(drawn),
@@ -304,13 +240,13 @@ def _clusters(
     return found.centroids, facts
 
 
-def _assigned(read: _Read, centroids: np.ndarray, several: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest centres (m, several) of the distinct rows, and the cosine (m,) to the nearest."""
+def _assigned(x: np.ndarray, some: np.ndarray, centroids: np.ndarray, several: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centres (m, several) of the rows `some` (m,), and the cosine (m,) to the nearest."""
     directions = Directions(centroids)
-    clusters, similarity = np.empty((len(read.distinct), several), np.int64), np.empty(len(read.distinct))
-    for start in range(0, len(read.distinct), BLOCK):  # in canonical order, so that the products are the same
+    clusters, similarity = np.empty((len(some), several), np.int64), np.empty(len(some))
+    for start in range(0, len(some), BLOCK):  # in canonical order, so that the products are the same
         part = slice(start, start + BLOCK)
-        clusters[part], cosine = largest_cosines(read.x[read.distinct[part]], directions, several)
+        clusters[part], cosine = largest_cosines(x[some[part]], directions, several)
         similarity[part] = cosine[:, 0]
     return clusters, similarity
 
