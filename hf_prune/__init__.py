@@ -13,8 +13,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "batch",
     "Embedder": "embed",
+    "Herding": "scorers.herding",
+    "KCenter": "scorers.k_center",
     "Ledger": "cost",
     "Model": "models",
+    "Moderate": "scorers.moderate",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.herding import Herding as Herding
+    from hf_prune.scorers.k_center import KCenter as KCenter
+    from hf_prune.scorers.moderate import Moderate as Moderate
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

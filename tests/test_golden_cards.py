@@ -13,7 +13,11 @@ import hf_prune as hp
 
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
+    "herding": lambda ds: hp.Herding.fit(ds, k=20),
+    "k_center": lambda ds: hp.KCenter.fit(ds, k=20),
+    "moderate": lambda ds: hp.Moderate.fit(ds),
     "random": lambda ds: hp.Random(seed=100),
+    "semdedup": lambda ds: hp.SemDeDup.fit(ds, k=4, engine="torch"),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
 }

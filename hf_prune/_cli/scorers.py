@@ -26,6 +26,9 @@ class Entry:
 
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
 SCORERS: dict[str, Entry] = {
+    "herding": Entry("Herding"),
+    "k_center": Entry("KCenter"),
+    "moderate": Entry("Moderate"),
     "random": Entry("Random"),
     "semdedup": Entry("SemDeDup"),
     "ssl_proto": Entry("SSLPrototypes"),
