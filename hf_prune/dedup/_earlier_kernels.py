@@ -11,6 +11,71 @@ SEGMENT = 32  # columns whose maximum is kept, so that a second look passes most
 
 
 @kernel
+def scale(x: NDArray[np.floating], members: NDArray[np.int64], inverse: NDArray[np.float64]) -> None:
+    """One over the lengths of the rows that are `members` (n,), written to `inverse`."""
+    d = x.shape[1]
+    whole = d - d % 4
+    for i in range(len(members)):
+        row = members[i]
+        s0 = s1 = s2 = s3 = 0.0
+        for p in range(0, whole, 4):
+            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
+            s1 += np.float64(x[row, p + 1]) * np.float64(x[row, p + 1])
+            s2 += np.float64(x[row, p + 2]) * np.float64(x[row, p + 2])
+            s3 += np.float64(x[row, p + 3]) * np.float64(x[row, p + 3])
+        for p in range(whole, d):
+            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
+        inverse[i] = 1.0 / np.sqrt((s0 + s1) + (s2 + s3))
+
+
+@kernel
+def unit_rows(
+    x: NDArray[np.floating], members: NDArray[np.int64], inverse: NDArray[np.float64], out: NDArray[np.float32]
+) -> None:
+    """Rows that are `members`, times `inverse`, in float32."""
+    for i in range(len(members)):
+        row = members[i]
+        for p in range(x.shape[1]):
+            out[i, p] = x[row, p] * inverse[i]
+
+
+@kernel
+def rounded_rows(
+    x: NDArray[np.floating],
+    members: NDArray[np.int64],
+    inverse: NDArray[np.float64],
+    exact: NDArray[np.float32],
+    exact_bits: NDArray[np.int32],
+    rounded: NDArray[np.float32],
+    rounded_bits: NDArray[np.int32],
+    out: NDArray[np.int16],
+) -> float:
+    """Unit rows in bfloat16, as bits, to the nearest even; returns the largest length of what rounding took.
+
+    Args:
+        x, members, inverse: as `unit_rows`.
+        exact, rounded: (d,) room for a row; `exact_bits`, `rounded_bits`: the same memory as integers.
+        out: (n, d), written.
+    """
+    d = x.shape[1]
+    most = 0.0
+    for i in range(len(members)):
+        row = members[i]
+        for p in range(d):
+            exact[p] = x[row, p] * inverse[i]
+        for p in range(d):
+            bits = exact_bits[p]
+            high = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+            out[i, p] = high
+            rounded_bits[p] = high << np.int32(16)
+        lost = 0.0
+        for p in range(d):
+            lost += (exact[p] - rounded[p]) * (exact[p] - rounded[p])
+        most = max(most, lost)
+    return float(np.sqrt(most))
+
+
+@kernel
 def segment_maxima(
     bits: NDArray[np.integer], first_row: int, first_column: int, maxima: NDArray[np.integer], top: NDArray[np.integer]
 ) -> None:
@@ -49,6 +114,7 @@ def tell(
     maxima: NDArray[np.integer],
     low: NDArray[np.integer],
     x: NDArray[np.floating],
+    members: NDArray[np.int64],
     inverse: NDArray[np.float64],
     most: int,
     best: NDArray[np.float64],
@@ -58,7 +124,8 @@ def tell(
     Args:
         bits, first_row, first_column, maxima: as `segment_maxima` had and wrote them.
         low: 0 or less has every pair told, for what is not positive has another order.
-        x: (n, d) rows of the cluster.
+        x: rows of all clusters.
+        members: (n,) those of this cluster.
         inverse: (n,) one over their lengths.
         most: pairs to tell.
         best: written.
@@ -90,18 +157,19 @@ def tell(
                     return False
                 told += 1
                 other = first_column + j
+                one, two = members[row], members[other]
                 s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
                 for p in range(0, whole, 8):
-                    s0 += np.float64(x[row, p]) * np.float64(x[other, p])
-                    s1 += np.float64(x[row, p + 1]) * np.float64(x[other, p + 1])
-                    s2 += np.float64(x[row, p + 2]) * np.float64(x[other, p + 2])
-                    s3 += np.float64(x[row, p + 3]) * np.float64(x[other, p + 3])
-                    s4 += np.float64(x[row, p + 4]) * np.float64(x[other, p + 4])
-                    s5 += np.float64(x[row, p + 5]) * np.float64(x[other, p + 5])
-                    s6 += np.float64(x[row, p + 6]) * np.float64(x[other, p + 6])
-                    s7 += np.float64(x[row, p + 7]) * np.float64(x[other, p + 7])
+                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
+                    s1 += np.float64(x[one, p + 1]) * np.float64(x[two, p + 1])
+                    s2 += np.float64(x[one, p + 2]) * np.float64(x[two, p + 2])
+                    s3 += np.float64(x[one, p + 3]) * np.float64(x[two, p + 3])
+                    s4 += np.float64(x[one, p + 4]) * np.float64(x[two, p + 4])
+                    s5 += np.float64(x[one, p + 5]) * np.float64(x[two, p + 5])
+                    s6 += np.float64(x[one, p + 6]) * np.float64(x[two, p + 6])
+                    s7 += np.float64(x[one, p + 7]) * np.float64(x[two, p + 7])
                 for p in range(whole, d):
-                    s0 += np.float64(x[row, p]) * np.float64(x[other, p])
+                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
                 value = (((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))) * inverse[row] * inverse[other]
                 best[i] = max(best[i], value)
     return True

@@ -8,6 +8,7 @@ many, as among rows that differ in their last digits only, the tile is computed 
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_prune.search import ROUNDING, _each, _tensor, tiles
 TILE = 256  # rows of a product
 WIDE = 2048  # columns of a product at most: together they stay in the cache
 CROWD = 24  # pairs a row to be told in float64, above which the next precision costs less
+SMALL = 384  # rows of a group at which making it ready for bfloat16 costs what it saves
 LARGE = 1 << 13  # rows of a cluster whose tiles, rather than the clusters, are shared out to the threads
 
 
@@ -40,7 +42,7 @@ def largest_earlier(x: np.ndarray) -> np.ndarray:
 def largest_earlier_of_groups(x: np.ndarray, members: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """`largest_earlier` within each of many groups of rows, fast.
 
-    Memory: a copy of the largest group (of as many as there are threads), and 10 MB a thread.
+    Memory: two to six bytes a number of the largest group (of as many as there are threads), and 10 MB a thread.
 
     Args:
         x: (n, d) float32 or float64 rows; none of the members is zero.
@@ -57,39 +59,53 @@ def largest_earlier_of_groups(x: np.ndarray, members: np.ndarray, starts: np.nda
 
     def one(number: int) -> None:
         part = slice(starts[small[number]], starts[small[number] + 1])
-        group = _Group(x[members[part]])
+        group = _Group(x, members[part])
         for begin in range(0, group.n, group.tile):
             group.search(begin, found[part])
 
     _each(range(len(small)), one)
     for number in np.flatnonzero(sizes > LARGE):
         part = slice(starts[number], starts[number + 1])
-        group = _Group(x[members[part]])
+        group = _Group(x, members[part])
         blocks = range((group.n - 1) // group.tile * group.tile, -1, -group.tile)  # the longest first
         _each(blocks, lambda begin, group=group, part=part: group.search(begin, found[part]))  # type: ignore[misc]
     return found.clip(0, 1)
 
 
 class _Group:
-    """(n, d) rows made ready for tiles."""
+    """Rows `members` (n,) of x, made ready for tiles."""
 
-    def __init__(self, x: np.ndarray) -> None:
-        import torch
+    def __init__(self, x: np.ndarray, members: np.ndarray) -> None:
+        from hf_prune.dedup._earlier_kernels import rounded_rows, scale
 
-        self.n, width = x.shape
-        self.x = x
-        self.inverse = 1 / np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+        self.n, width = len(members), x.shape[1]
+        self.x, self.members = x, members
+        self.inverse = np.empty(self.n)
+        scale(x, members, self.inverse)
         self.tile = min(TILE, max(64, 1 << (self.n - 1).bit_length()))
-        self.narrow = torch.zeros(-(-self.n // self.tile) * self.tile, width)
-        np.multiply(x, self.inverse[:, None], out=self.narrow.numpy()[: self.n], casting="same_kind")
+        self.shape = -(-self.n // self.tile) * self.tile, width
         # a sum of d products, and the rounding of the rows themselves
         self.error = (width + 4) * 2.0**-24
         self.rounded, self.rounded_error = None, 0.0
-        if tiles():
-            self.rounded = self.narrow.bfloat16()
-            lost = (self.rounded.float() - self.narrow).norm(dim=1).max()
+        if self.n > SMALL and tiles():
+            import torch
+
+            bits = np.zeros(self.shape, np.int16)
+            exact, rounded = np.empty((2, width), np.float32)
+            room = exact, exact.view(np.int32), rounded, rounded.view(np.int32)
+            lost = rounded_rows(x, members, self.inverse, *room, bits)
+            self.rounded = _tensor(bits).view(torch.bfloat16)
             # |u.v - u'.v'| <= |u - u'| |v'| + |u| |v - v'|, and the float32 sum
             self.rounded_error = 2.01 * float(lost) + self.error
+
+    @cached_property
+    def narrow(self) -> Any:
+        """The rows in float32, of length 1, and zeros to the end of the last tile."""
+        from hf_prune.dedup._earlier_kernels import unit_rows
+
+        unit = np.zeros(self.shape, np.float32)
+        unit_rows(self.x, self.members, self.inverse, unit)
+        return _tensor(unit)
 
     def search(self, begin: int, found: np.ndarray) -> None:
         """Write what `tile` rows from `begin` on find among all rows before them."""
@@ -124,7 +140,7 @@ class _Group:
         import torch
 
         rows, columns = slice(begin, begin + len(best)), slice(column, min(column + wide, self.n))
-        left, right = (_tensor(self.x[part] * self.inverse[part, None]) for part in (rows, columns))
+        left, right = (_tensor(self.x[self.members[part]] * self.inverse[part, None]) for part in (rows, columns))
         exact = torch.mm(left, right.T).numpy()
         if columns.stop > rows.start:
             exact[np.arange(columns.start, columns.stop) >= np.arange(rows.start, rows.stop)[:, None]] = 0
@@ -147,7 +163,7 @@ class _Group:
         bar = np.maximum(largest - 2 * (error + rough), best - error - best * (ROUNDING * 1.01 if half else 0.0))
         low = np.maximum(bar, 0).astype(np.float32).view(np.int32)
         low = (low >> 16).astype(np.int16) if half else low - 1  # rounded down
-        return bool(tell(bits, begin, column, maxima, low, self.x, self.inverse, CROWD * len(best), best))
+        return bool(tell(bits, begin, column, maxima, low, self.x, self.members, self.inverse, CROWD * len(best), best))
 
 
 _local = threading.local()

@@ -141,7 +141,7 @@ class KCenter(Scorer):
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"embedding": [[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [0.0, 3.0]]})
     >>> KCenter.fit(ds, k=4)(ds[:])["k_center"].tolist()
-    [1.0, 0.0, 3.0, 2.0]
+    [0.0, 1.0, 2.0, 3.0]
     """
 
     paper: ClassVar[str] = "Sener and Savarese, Active Learning for CNNs, ICLR 2018, arXiv 1708.00489"

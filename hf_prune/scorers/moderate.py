@@ -142,7 +142,7 @@ class Moderate(Scorer):
         return {f"{self.name}_distance": f"Euclidean distance to the {self.centre} of the own class"}
 
     def flops(self, batch: Mapping[str, Any]) -> float:
-        return 3.0 * self.class_centres[0].size * Batch(batch).n
+        return float(3 * self.class_centres.shape[1] * Batch(batch).n)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)
