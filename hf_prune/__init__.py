@@ -19,20 +19,25 @@ _HOMES = {
     "Embedder": "embed",
     "Forgetting": "dynamics.forgetting",
     "GraNd": "dynamics.grand",
+    "Herding": "scorers.herding",
+    "KCenter": "scorers.k_center",
     "Ledger": "cost",
     "Model": "models",
+    "Moderate": "scorers.moderate",
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
     "RecordingTrainer": "dynamics.trainer",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
+    "SemDeDup": "dedup.semdedup",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "TDDS": "dynamics.tdds",
     "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
     "VendiContribution": "diversity.vendi_contribution",
     "crop_and_flip": "dynamics.loop",
+    "d4": "dedup.d4",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -67,6 +72,8 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dedup.d4 import d4 as d4
+    from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
     from hf_prune.diversity.vendi import vendi_score as vendi_score
     from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
     from hf_prune.dynamics.aum import AUM as AUM
@@ -96,6 +103,9 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.herding import Herding as Herding
+    from hf_prune.scorers.k_center import KCenter as KCenter
+    from hf_prune.scorers.moderate import Moderate as Moderate
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

@@ -18,6 +18,11 @@ SCORERS = {
         ds, k=4, metric="euclidean", spherical=False, normalize=False
     ),
     "SSLPrototypes-margin": lambda ds: hp.SSLPrototypes.fit(ds, k=4, metric="margin"),
+    "Herding": lambda ds: hp.Herding.fit(ds, k=20),
+    "KCenter": lambda ds: hp.KCenter.fit(ds, k=20, row_id=None),
+    "Moderate": lambda ds: hp.Moderate.fit(ds),
+    "SemDeDup": lambda ds: hp.SemDeDup.fit(ds, k=4),
+    "SemDeDup-vectors": lambda ds: hp.SemDeDup.fit(ds, k=4, order="random", second=True, row_id=None),
     "SupervisedPrototypes": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
     "SupervisedPrototypes-euclidean": lambda ds: hp.SupervisedPrototypes.fit(
         ds, metric="euclidean", normalize_before_mean=False

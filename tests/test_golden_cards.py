@@ -16,6 +16,9 @@ from hf_prune.dynamics.log import TrainingLog
 
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
+    "herding": lambda ds: hp.Herding.fit(ds, k=20),
+    "k_center": lambda ds: hp.KCenter.fit(ds, k=20),
+    "moderate": lambda ds: hp.Moderate.fit(ds),
     "random": lambda ds: hp.Random(seed=100),
     "el2n": lambda ds: hp.EL2N.from_log(log_of(ds, "eval")),
     "forgetting": lambda ds: hp.Forgetting.from_log(log_of(ds)),
@@ -24,6 +27,7 @@ SCORERS = {
     "dyn_unc": lambda ds: hp.DynamicUncertainty.from_log(log_of(ds), window=3),
     "tdds": lambda ds: hp.TDDS.from_log(log_of(ds), window=3),
     "uncertainty": lambda ds: hp.Uncertainty.from_log(log_of(ds, "eval")),
+    "semdedup": lambda ds: hp.SemDeDup.fit(ds, k=4, engine="torch"),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
     "vendi": lambda ds: hp.VendiContribution.fit(ds),

@@ -1,0 +1,1 @@
+"""Deduplication: copies, near copies, and rows that say the same."""
