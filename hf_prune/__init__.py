@@ -11,10 +11,14 @@ __version__ = "0.1.0"
 
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
+    "AskLLM": "scorers.ask_llm",
     "Batch": "batch",
     "Embedder": "embed",
+    "KenLM": "scorers.kenlm",
     "Ledger": "cost",
     "Model": "models",
+    "Perplexity": "scorers.perplexity",
+    "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
@@ -64,6 +68,10 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.ask_llm import AskLLM as AskLLM
+    from hf_prune.scorers.kenlm import KenLM as KenLM
+    from hf_prune.scorers.perplexity import Perplexity as Perplexity
+    from hf_prune.scorers.quality import QualityClassifier as QualityClassifier
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

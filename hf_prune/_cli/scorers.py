@@ -26,6 +26,10 @@ class Entry:
 
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
 SCORERS: dict[str, Entry] = {
+    "ask_llm": Entry("AskLLM"),
+    "kenlm": Entry("KenLM"),
+    "perplexity": Entry("Perplexity"),
+    "quality": Entry("QualityClassifier", ("annotated",)),
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
