@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 
 import hf_prune as hp
@@ -14,6 +15,7 @@ import hf_prune as hp
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
     "random": lambda ds: hp.Random(seed=100),
+    "quality": lambda ds: hp.QualityClassifier.fit(ds, int_score=True),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
 }
@@ -30,7 +32,11 @@ def test_card(name, vectors, tmp_path):
     fitted = {k: v for k, v in (column.fitted_on or {}).items() if k not in ("objective", "content", "engine")}
     column = replace(column, packages={}, digest=None, fitted_on=fitted or None)
     folder = hp.save_scored(scored, tmp_path / "scored-animals", scorers=[column])
-    # sizes of compressed files are not about the scores either
+    compare(folder, name)
+
+
+def compare(folder, name):
+    # sizes of compressed files are not about the scores
     lines = (folder / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if "download_size" not in line)
     golden = CARDS / f"{name}.md"
@@ -38,3 +44,17 @@ def test_card(name, vectors, tmp_path):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8"), "HF_PRUNE_UPDATE_GOLDEN=1 writes it anew"
+
+
+def test_cards_of_language_models(tiny_gpt2_folder, tmp_path):
+    """What their cards say comes from the model and the tokenizer too."""
+    ds = datasets.Dataset.from_dict({"row_id": list("abcdefgh"), "text": ["the cat sat on the mat"] * 8})
+    for scorer in (
+        hp.Perplexity(tiny_gpt2_folder, perplexity=True, n_tokens=True),
+        hp.AskLLM(tiny_gpt2_folder, prompt="is {text} far", yes="the", no="a"),
+    ):
+        column = scorer.describe()
+        # the folder's name and the digest of its weights are those of this run
+        column = replace(column, packages={}, digest=None, model={"name": "tiny-gpt2", "kind": "folder"})
+        folder = hp.save_scored(ds.map(scorer, batched=True).remove_columns("text"), tmp_path / "s", scorers=[column])
+        compare(folder, scorer.name)

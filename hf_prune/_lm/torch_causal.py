@@ -27,7 +27,7 @@ class Network(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        return next(self.whole.parameters()).device
+        return torch.device(next(self.whole.parameters()).device)
 
 
 def network_of(model: Model, rank: int | None, vocabulary: int) -> Network:
@@ -133,7 +133,7 @@ def _log_likelihoods(network: Network, ids: Tensor, counted: Tensor, targets: Te
         rows = first_tensor(_call(network.body, ids), "last_hidden_state")[counted]
         head, width = network.head, network.head.weight.shape[0]
     step = max(1, NUMBERS.get(ids.device.type, 1 << 27) // width)
-    parts = zip(rows.split(step), targets.split(step), strict=True)
+    parts = zip(torch.split(rows, step), torch.split(targets, step), strict=True)
     return torch.cat([target_log_likelihood(head(part), wanted) for part, wanted in parts])
 
 
@@ -200,6 +200,6 @@ def _cache(network: Network, prefix: list[int]) -> Any:
         return None
     reader = network.body if network.body is not None else network.whole
     out = reader(torch.tensor([prefix], device=network.device), use_cache=True)
-    cache = getattr(out, "past_key_values", None)
+    cache: Any = getattr(out, "past_key_values", None)
     usable = hasattr(cache, "batch_repeat_interleave") and hasattr(cache, "get_seq_length")
     return cache if usable and cache.get_seq_length() == len(prefix) else None
