@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "AUM": "dynamics.aum",
+    "AskLLM": "scorers.ask_llm",
     "Batch": "batch",
     "Cartography": "dynamics.cartography",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
@@ -21,9 +22,12 @@ _HOMES = {
     "GraNd": "dynamics.grand",
     "Herding": "scorers.herding",
     "KCenter": "scorers.k_center",
+    "KenLM": "scorers.kenlm",
     "Ledger": "cost",
     "Model": "models",
     "Moderate": "scorers.moderate",
+    "Perplexity": "scorers.perplexity",
+    "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
     "RecordingTrainer": "dynamics.trainer",
@@ -103,9 +107,13 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.ask_llm import AskLLM as AskLLM
     from hf_prune.scorers.herding import Herding as Herding
     from hf_prune.scorers.k_center import KCenter as KCenter
+    from hf_prune.scorers.kenlm import KenLM as KenLM
     from hf_prune.scorers.moderate import Moderate as Moderate
+    from hf_prune.scorers.perplexity import Perplexity as Perplexity
+    from hf_prune.scorers.quality import QualityClassifier as QualityClassifier
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

@@ -27,6 +27,8 @@ SCORERS = {
     "SupervisedPrototypes-euclidean": lambda ds: hp.SupervisedPrototypes.fit(
         ds, metric="euclidean", normalize_before_mean=False
     ),
+    "QualityClassifier": lambda ds: hp.QualityClassifier.fit(ds, int_score=True),
+    "QualityClassifier-logistic": lambda ds: hp.QualityClassifier.fit(ds, head="logistic", threshold=2),
     "SupervisedPrototypes-strings": lambda ds: hp.SupervisedPrototypes.fit(ds, label="kind", metric="margin"),
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
@@ -82,3 +84,32 @@ def test_embedder_of_pictures_conforms(tiny_resnet_folder):
     pictures = [Picture.fromarray(rng.integers(0, 256, (12 + i, 16, 3), np.uint8)) for i in range(9)]
     ds = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
     assert check_scorer(hp.Embedder(tiny_resnet_folder, column="image"), ds) == list(CHECKS)
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    words = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
+    rng = np.random.default_rng(0)
+    return datasets.Dataset.from_dict({"text": [" ".join(rng.choice(words, 2 + 7 * i)) for i in range(9)]})
+
+
+def test_perplexity_conforms(tiny_gpt2_folder, sentences):
+    more = {"perplexity": True, "bits_per_byte": True, "n_tokens": True}
+    scorer = hp.Perplexity(tiny_gpt2_folder, stride=15, on_bad="nan", **more)
+    assert check_scorer(scorer, sentences) == list(CHECKS)
+
+
+def test_ask_llm_conforms(tiny_gpt2_folder, sentences):
+    scorer = hp.AskLLM(tiny_gpt2_folder, prompt="is {text} not far", yes="the", no="a", answered=True)
+    assert check_scorer(scorer, sentences) == list(CHECKS)
+
+
+def test_kenlm_conforms(tmp_path, sentences):
+    pytest.importorskip("kenlm")
+    file = tmp_path / "toy.arpa"
+    words = ["<unk>", "<s>", "</s>", "the", "cat", "bank"]
+    unigrams = "\n".join(f"{-1 - i / 8}\t{word}\t0" for i, word in enumerate(words))
+    file.write_text(
+        f"\\data\\\nngram 1=6\nngram 2=1\n\n\\1-grams:\n{unigrams}\n\n\\2-grams:\n-0.5\tthe cat\n\n\\end\\\n"
+    )
+    assert check_scorer(hp.KenLM(str(file), perplexity=True), sentences) == list(CHECKS)

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ SCORERS = {
     "tdds": lambda ds: hp.TDDS.from_log(log_of(ds), window=3),
     "uncertainty": lambda ds: hp.Uncertainty.from_log(log_of(ds, "eval")),
     "semdedup": lambda ds: hp.SemDeDup.fit(ds, k=4, engine="torch"),
+    "quality": lambda ds: hp.QualityClassifier.fit(ds, int_score=True),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
     "vendi": lambda ds: hp.VendiContribution.fit(ds),
@@ -54,7 +56,11 @@ def test_card(name, vectors, tmp_path):
     fitted = {k: v for k, v in (column.fitted_on or {}).items() if k not in ("objective", "content", "engine")}
     column = replace(column, packages={}, digest=None, fitted_on=fitted or None)
     folder = hp.save_scored(scored, tmp_path / "scored-animals", scorers=[column])
-    # sizes of compressed files are not about the scores either
+    compare(folder, name)
+
+
+def compare(folder, name):
+    # sizes of compressed files are not about the scores
     lines = (folder / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if "download_size" not in line)
     golden = CARDS / f"{name}.md"
@@ -62,3 +68,17 @@ def test_card(name, vectors, tmp_path):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8"), "HF_PRUNE_UPDATE_GOLDEN=1 writes it anew"
+
+
+def test_cards_of_language_models(tiny_gpt2_folder, tmp_path):
+    """What their cards say comes from the model and the tokenizer too."""
+    ds = datasets.Dataset.from_dict({"row_id": list("abcdefgh"), "text": ["the cat sat on the mat"] * 8})
+    for scorer in (
+        hp.Perplexity(tiny_gpt2_folder, perplexity=True, n_tokens=True),
+        hp.AskLLM(tiny_gpt2_folder, prompt="is {text} far", yes="the", no="a"),
+    ):
+        column = scorer.describe()
+        # the folder's name and the digest of its weights are those of this run
+        column = replace(column, packages={}, digest=None, model={"name": "tiny-gpt2", "kind": "folder"})
+        folder = hp.save_scored(ds.map(scorer, batched=True).remove_columns("text"), tmp_path / "s", scorers=[column])
+        compare(folder, scorer.name)
