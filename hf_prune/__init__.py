@@ -12,20 +12,25 @@ __version__ = "0.1.0"
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
     "Batch": "batch",
+    "DSIR": "scorers.dsir",
     "Embedder": "embed",
     "Ledger": "cost",
     "Model": "models",
+    "NgramCounts": "scorers.dsir",
     "Random": "scorers.random",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "TextStatistics": "scorers.heuristics",
+    "chunk_texts": "chunk",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
     "push_scored": "hub",
     "read_released_scores": "released",
     "sample_by_score": "prune",
+    "sample_by_targets": "scorers.dsir",
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
@@ -48,6 +53,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hf_prune.batch import Batch as Batch
+    from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
@@ -64,6 +70,10 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.dsir import DSIR as DSIR
+    from hf_prune.scorers.dsir import NgramCounts as NgramCounts
+    from hf_prune.scorers.dsir import sample_by_targets as sample_by_targets
+    from hf_prune.scorers.heuristics import TextStatistics as TextStatistics
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

@@ -26,9 +26,11 @@ class Entry:
 
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
 SCORERS: dict[str, Entry] = {
+    "dsir": Entry("DSIR", ("target",)),
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
+    "text_statistics": Entry("TextStatistics"),
 }
 
 
