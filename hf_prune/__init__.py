@@ -15,6 +15,7 @@ _HOMES = {
     "AskLLM": "scorers.ask_llm",
     "Batch": "batch",
     "Cartography": "dynamics.cartography",
+    "DSIR": "scorers.dsir",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
     "EL2N": "dynamics.el2n",
     "Embedder": "embed",
@@ -26,6 +27,7 @@ _HOMES = {
     "Ledger": "cost",
     "Model": "models",
     "Moderate": "scorers.moderate",
+    "NgramCounts": "scorers.dsir",
     "Perplexity": "scorers.perplexity",
     "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
@@ -37,9 +39,11 @@ _HOMES = {
     "SemDeDup": "dedup.semdedup",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "TDDS": "dynamics.tdds",
+    "TextStatistics": "scorers.heuristics",
     "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
     "VendiContribution": "diversity.vendi_contribution",
+    "chunk_texts": "chunk",
     "crop_and_flip": "dynamics.loop",
     "d4": "dedup.d4",
     "filter_by_score": "prune",
@@ -48,6 +52,7 @@ _HOMES = {
     "push_scored": "hub",
     "read_released_scores": "released",
     "sample_by_score": "prune",
+    "sample_by_targets": "scorers.dsir",
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
@@ -73,6 +78,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hf_prune.batch import Batch as Batch
+    from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
@@ -108,7 +114,11 @@ if TYPE_CHECKING:
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
     from hf_prune.scorers.ask_llm import AskLLM as AskLLM
+    from hf_prune.scorers.dsir import DSIR as DSIR
+    from hf_prune.scorers.dsir import NgramCounts as NgramCounts
+    from hf_prune.scorers.dsir import sample_by_targets as sample_by_targets
     from hf_prune.scorers.herding import Herding as Herding
+    from hf_prune.scorers.heuristics import TextStatistics as TextStatistics
     from hf_prune.scorers.k_center import KCenter as KCenter
     from hf_prune.scorers.kenlm import KenLM as KenLM
     from hf_prune.scorers.moderate import Moderate as Moderate

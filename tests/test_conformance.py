@@ -11,6 +11,10 @@ import hf_prune as hp
 from hf_prune.testing import CHECKS, check_scorer
 
 SCORERS = {
+    "DSIR": lambda ds: hp.DSIR.fit(ds, ds.select(range(24))),
+    "DSIR-targets": lambda ds: hp.DSIR.fit(
+        ds, {"a": ds.select(range(9)), "b": ds.select([9])}, hash="fast", normalize="per_ngram", tokens=True, key=1
+    ),
     "Random": lambda ds: hp.Random(seed=100),
     "SSLPrototypes": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True),
     "SSLPrototypes-torch": lambda ds: hp.SSLPrototypes.fit(ds, k=4, engine="torch"),
@@ -32,6 +36,7 @@ SCORERS = {
     "SupervisedPrototypes-strings": lambda ds: hp.SupervisedPrototypes.fit(ds, label="kind", metric="margin"),
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
+    "TextStatistics": lambda ds: hp.TextStatistics(),
 }
 
 

@@ -42,6 +42,7 @@ SCORERS: dict[str, Entry] = {
     "kenlm": Entry("KenLM"),
     "perplexity": Entry("Perplexity"),
     "quality": Entry("QualityClassifier", ("annotated",)),
+    "dsir": Entry("DSIR", ("target",)),
     "random": Entry("Random"),
     "semdedup": Entry("SemDeDup"),
     "ssl_proto": Entry("SSLPrototypes"),
@@ -50,6 +51,7 @@ SCORERS: dict[str, Entry] = {
     "uncertainty": Entry("Uncertainty"),
     "uncertainty_log": Entry("Uncertainty", maker="from_log"),
     "vendi": Entry("VendiContribution"),
+    "text_statistics": Entry("TextStatistics"),
 }
 
 
