@@ -13,13 +13,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "batch",
     "Embedder": "embed",
+    "ExactDedup": "dedup.exact",
     "Ledger": "cost",
+    "MinHashDedup": "dedup.minhash",
     "Model": "models",
     "Random": "scorers.random",
+    "RemoveRepeats": "dedup.substring",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
+    "SubstringDedup": "dedup.substring",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "duplicate_pairs": "dedup.pairs",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -51,6 +56,11 @@ if TYPE_CHECKING:
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dedup.exact import ExactDedup as ExactDedup
+    from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
+    from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
+    from hf_prune.dedup.substring import RemoveRepeats as RemoveRepeats
+    from hf_prune.dedup.substring import SubstringDedup as SubstringDedup
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored

@@ -29,6 +29,9 @@ SCORERS: dict[str, Entry] = {
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
+    "exact": Entry("ExactDedup", ("reference",)),
+    "minhash": Entry("MinHashDedup", ("reference",)),
+    "substring": Entry("SubstringDedup", ("reference",)),
 }
 
 

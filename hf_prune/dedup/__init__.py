@@ -1,0 +1,1 @@
+"""Deduplication: exact, near and partial copies, as scores and clusters; no scorer drops a row."""
