@@ -33,7 +33,7 @@ _UNKNOWN = 0xFFFD
 
 @intrinsic
 def _affine(context: Any, a: Any, x: Any, b: Any) -> Any:
-    """Give a * x + b modulo 2**32: numba's own product of 32-bit numbers is one of 64 bits, half as many to a vector."""
+    """Give a * x + b modulo 2**32: numba's own product is one of 64 bits, half as many to a vector."""
     signature = types.uint32(types.uint32, types.uint32, types.uint32)
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:

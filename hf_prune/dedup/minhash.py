@@ -230,14 +230,14 @@ class Neighbours(Value):
 
     Args:
         keys: (m,) digests.
-        nearest: (m,) similarity to the most similar other row that was compared; 0 if none was.
+        distance: (m,) 1 - similarity to the most similar other row that was compared; 1 if none was.
         leader: (m,) place of the cluster's text with the lowest digest.
         to_leader: (m,) similarity to that text.
         texts, rows: (m,) distinct texts and rows in the cluster.
     """
 
     keys: np.ndarray
-    nearest: np.ndarray
+    distance: np.ndarray
     leader: np.ndarray
     to_leader: np.ndarray
     texts: np.ndarray
@@ -284,7 +284,7 @@ def link(signed: Signed, measure: Measure, accept: float, max_cluster: int | Non
     texts = np.bincount(leader, minlength=m)[leader]
     members = np.bincount(leader, signed.copies, m)[leader]
     return Neighbours(
-        signed.digests, best.astype(np.float32), leader.astype(np.int32), to_leader.astype(np.float32),
+        signed.digests, (1 - best).astype(np.float32), leader.astype(np.int32), to_leader.astype(np.float32),
         texts.astype(np.int32), members.astype(np.int32),
     ), refused  # fmt: skip
 
@@ -474,14 +474,14 @@ class MinHashDedup(Scorer):
     def score(self, batch: Batch, rank: int | None) -> Any:
         texts = read(batch, self.text)
         if isinstance(self.found, Reference):
-            similarity, cluster, count = self._compare(texts.array, texts.digests, self.found)
+            distance, cluster, count = self._compare(texts.array, texts.digests, self.found)
         else:
             found = self.found
             at = fitted_rows(batch, texts, found.keys, self.text)
-            similarity, count = found.nearest[at], found.rows[at]
+            distance, count = found.distance[at], found.rows[at]
             cluster = cluster_ids(found.keys[found.leader[at]])
         return {
-            self.name: np.where(texts.null, np.float32(np.nan), 1 - similarity),
+            self.name: np.where(texts.null, np.nan, distance),
             f"{self.name}_cluster": np.where(texts.null, -1, cluster),
             f"{self.name}_count": np.where(texts.null, 0, count),
         }
@@ -520,7 +520,7 @@ class MinHashDedup(Scorer):
         )
 
     def _compare(self, array: pa.Array, digests: NDArray[np.uint64], reference: Reference) -> tuple[Any, Any, Any]:
-        """Similarity to the nearest reference text, cluster and count of each of n texts."""
+        """1 - similarity to the nearest reference text, cluster and count of each of n texts."""
         n = len(array)
         keys, sizes, _ = self.sketch.sign(array)
         pairs = reference.pairs(keys, np.flatnonzero(sizes))
@@ -536,11 +536,11 @@ class MinHashDedup(Scorer):
         count = np.bincount(rows[near], reference.copies[texts[near]], n)
         order = np.lexsort((texts, -measured, rows))
         first = order[np.unique(rows[order], return_index=True)[1]]
-        similarity, cluster = np.zeros(n), cluster_ids(digests)
-        similarity[rows[first]] = measured[first]
+        distance, cluster = np.ones(n), cluster_ids(digests)
+        distance[rows[first]] = 1 - measured[first]
         first = first[near[first]]
         cluster[rows[first]] = cluster_ids(reference.keys[texts[first]])
-        return similarity, cluster, count.astype(np.int32)
+        return distance, cluster, count.astype(np.int32)
 
 
 def check_threshold(threshold: Any) -> None:

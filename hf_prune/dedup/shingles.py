@@ -36,8 +36,8 @@ class Sets(NamedTuple):
 def character_table() -> NDArray[np.uint32]:
     """For each code point its lower case, times 4, plus its kind (0x110000,): 4.5 MB, made once.
 
-    Kinds: 1 letters, digits and underscore (what Python's `re` calls word characters), which form words; 2 those of scripts without spaces between
-    words, each a word of its own; 3 white space; 0 what else there is: punctuation, symbols, emoji.
+    Kinds: 1 letters, digits and underscore, which form words; 2 those of scripts without spaces between words, each a
+    word of its own; 3 white space; 0 what else there is: punctuation, symbols, emoji.
     """
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
     every = "".join(map(chr, range(0xD800))) + "\0" * 0x800 + "".join(map(chr, range(0xE000, sys.maxunicode + 1)))
@@ -83,7 +83,7 @@ def token_hash(token: str, unit: str = "word") -> int:
     """64-bit hash of a token: a multiplication and a shift for each code point; splitmix64's finalizer of a character.
 
     >>> hex(token_hash("the"))
-    '0xbbc67b7eb32ec50d'
+    '0xc08dcb944da05d36'
     """
     if unit == "char":
         return mix(ord(token) + 1)
