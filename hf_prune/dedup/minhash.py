@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hf_prune import rows as row_hashes
 from hf_prune.batch import Batch
+from hf_prune.columns import ScoreColumn
 from hf_prune.dedup._reading import blocks, cluster_ids, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.components import Forest, capped
 from hf_prune.dedup.shingles import UNITS, Sets, buffers, character_table, check_grams, gram_sets, pieces, similarities
@@ -470,6 +471,12 @@ class MinHashDedup(Scorer):
             f"{self.name}_cluster": "id of the cluster of near-copies: of its text with the lowest digest",
             f"{self.name}_count": "rows in the cluster",
         }
+
+    def describe(self) -> ScoreColumn:
+        column = super().describe()
+        told = {name: value for name, value in column.params.items() if name not in ("found", "sketch")}
+        how = {field.name: getattr(self.sketch, field.name) for field in fields(self.sketch)}
+        return replace(column, params=told | how)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         texts = read(batch, self.text)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,30 +168,52 @@ def sample_pairs(found: dict[str, np.ndarray], most: int = 4000) -> np.ndarray:
 
 
 def growth(sizes: list[int]) -> None:
-    """Each size in a process of its own, so that the peak of memory is its own."""
-    print("| documents | seconds, unverified | verified | peak over the start, bytes a document (unverified, verified) |")
-    print("| --- | --- | --- | --- |")
-    times = []
-    for n in sizes:
-        parts = []
-        for verify in ("0", "1"):
-            done = subprocess.run([sys.executable, __file__, "--one", str(n), verify], capture_output=True, text=True)
-            parts.append([float(v) for v in done.stdout.split()[-2:]])
-        times.append([p[0] for p in parts])
-        print(f"| {n} | {parts[0][0]:.2f} | {parts[1][0]:.2f} | {parts[0][1]:.0f}, {parts[1][1]:.0f} |", flush=True)
-    slope = np.polyfit(np.log(sizes), np.log(times), 1)[0]
-    print(f"exponent of time against n: {slope[0]:.2f} unverified, {slope[1]:.2f} verified")
+    """Each fit in a process of its own, so that its peak of memory is its own."""
+    print("| documents | seconds, unverified | verified | processor seconds | | peak, bytes a document | |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    busy = []
+    with tempfile.TemporaryDirectory() as folder:
+        for n in sizes:
+            Dataset.from_dict({"text": corpus(n, 45)}).save_to_disk(folder)
+            took = []
+            for verify in ("0", "1"):
+                done = subprocess.run(
+                    [sys.executable, __file__, "--one", folder, verify], capture_output=True, text=True
+                )
+                took.append([float(v) for v in done.stdout.split()[-3:]])
+            cells = [f"{took[v][i] / (n if i == 2 else 1):.{0 if i == 2 else 2}f}" for i in range(3) for v in (0, 1)]
+            print(f"| {n} | {' | '.join(cells)} |", flush=True)
+            busy.append([t[1] for t in took])
+    slope = np.polyfit(np.log(sizes), np.log(busy), 1)[0]
+    print(f"exponent of processor time against n: {slope[0]:.2f} unverified, {slope[1]:.2f} verified")
 
 
-def one(n: int, verify: bool) -> None:
-    texts = corpus(n, 45)
-    ds = Dataset.from_dict({"text": texts})
-    del texts
-    hp.MinHashDedup.fit(ds.select(range(100)), bands=BANDS, rows=ROWS, verify=verify)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+def one(folder: str, verify: bool) -> None:
+    """Wall and processor seconds of a fit, and the bytes that its memory grew by at its peak."""
+    from datasets import load_from_disk
+
+    ds = load_from_disk(folder)
+    ours(Dataset.from_dict({"text": ds[:100]["text"]}), verify)
+    peak, done, start = [0], threading.Event(), anonymous()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], anonymous() - start)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wall, busy = time.perf_counter(), time.process_time()
     hp.MinHashDedup.fit(ds, bands=BANDS, rows=ROWS, verify=verify)
-    took = time.perf_counter() - start
-    print(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / n)
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    done.set()
+    watcher.join()
+    print(wall, busy, peak[0])
+
+
+def anonymous() -> int:
+    """Bytes of memory that are not those of a mapped file (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def main() -> None:
@@ -204,7 +227,7 @@ def main() -> None:
 
     datasets.disable_progress_bars()
     if args.one:
-        one(int(args.one[0]), args.one[1] == "1")
+        one(args.one[0], args.one[1] == "1")
     elif args.growth:
         growth([10_000, 100_000, 1_000_000])
     else:

@@ -329,6 +329,15 @@ def test_a_buffer_that_is_full_is_emptied_and_filled_again(texts, monkeypatch):
     assert hp.MinHashDedup.fit(ds, threshold=0.6, ngram=2) == whole
 
 
+def test_the_card_says_how_texts_were_compared():
+    column = hp.MinHashDedup.fit(Dataset.from_dict({"text": ["a b c", "d"]}), threshold=0.7, ngram=3).describe()
+    assert column.params == {
+        "text": "text", "threshold": 0.7, "verify": True, "ngram": 3, "unit": "word", "lower": True, "bands": 20,
+        "rows": 6, "seed": 0,
+    }  # fmt: skip
+    assert column.fitted_on["rows"] == 2
+
+
 def test_all_rows_the_same():
     ds = Dataset.from_dict({"text": ["same"] * 8})
     found = hp.MinHashDedup.fit(ds)(ds[:])
