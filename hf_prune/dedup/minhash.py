@@ -1,8 +1,8 @@
 """MinHash: near-copies by Jaccard similarity of n-gram sets, found through bands of minima.
 
-Memory of a fit, in bytes for each row: 2 * (8 * bands + 24), and 4 * permutations more without verification; with it,
-8 for each distinct n-gram of each text that shares a band with another. The fitted scorer holds 28
-for each distinct text.
+Memory of a fit, in bytes for each row: 2 * (8 * bands + 24), and 8 * permutations more without verification; with it, 8
+for each distinct n-gram of each distinct text that shares a band with another. The fitted scorer holds 28 for each
+distinct text.
 """
 
 from __future__ import annotations
@@ -171,20 +171,24 @@ class Signed(NamedTuple):
             ValueError: two different texts with one digest, which takes thousands of millions of them.
         """
         digests = np.concatenate([p.digests for p in parts])
-        copies = np.concatenate([p.copies for p in parts])
-        known, first, which = np.unique(digests, return_index=True, return_inverse=True)
-        keys = np.concatenate([p.keys for p in parts])
-        if len(known) < len(digests):
-            again = np.setdiff1d(np.arange(len(digests)), first)
-            if (keys[again] != keys[first[which[again]]]).any():
+        known, which = np.unique(digests, return_inverse=True)
+        whose = np.split(which, np.cumsum([len(p.digests) for p in parts])[:-1])
+
+        def gathered(name: str) -> NDArray[Any]:
+            """One row a text, without a copy of all parts in between."""
+            values = [getattr(p, name) for p in parts]
+            if not any(len(v) for v in values):
+                return values[0]  # type: ignore[no-any-return]
+            out = np.empty((len(known), *values[0].shape[1:]), values[0].dtype)
+            for at, part in zip(whose, values, strict=True):
+                out[at] = part
+            if any((out[at] != part).any() for at, part in zip(whose, values, strict=True)):
                 raise ValueError("two different texts have the same 64-bit digest; compare the dataset in two parts")
-        total = np.bincount(which, copies, len(known)).astype(np.int64)
-        sizes = np.concatenate([p.sizes for p in parts])[first]
-        signatures = np.concatenate([p.signatures for p in parts])
-        return cls(
-            known, total, sizes, keys[first], signatures[first] if len(signatures) else signatures,
-            sum(p.nulls for p in parts),
-        )  # fmt: skip
+            return out
+
+        copies = np.bincount(which, np.concatenate([p.copies for p in parts]), len(known)).astype(np.int64)
+        kept = (gathered(name) for name in ("sizes", "keys", "signatures"))
+        return cls(known, copies, *kept, sum(p.nulls for p in parts))  # type: ignore[arg-type, call-arg]
 
     def runs(self) -> list[NDArray[np.int64]]:
         """For each band, the texts that share its key with another, those with equal keys side by side."""

@@ -212,6 +212,12 @@ def test_order_shards_and_streams_do_not_matter(texts):
         assert np.array_equal(a, b)
 
 
+def test_two_texts_with_one_digest_are_not_called_copies():
+    signed = Signed.of(Dataset.from_dict({"text": ["a b", "c d"]}), "text", Sketch(1), "x")
+    with pytest.raises(ValueError, match="two different texts have the same 64-bit digest"):
+        Signed.merge([signed._replace(digests=np.ones(2, np.uint64))])
+
+
 def test_threads_do_not_matter(texts, monkeypatch):
     ds = Dataset.from_dict({"text": texts})
     monkeypatch.setattr(shingles, "PIECE", 1000)
@@ -288,8 +294,8 @@ def test_each_dropped_row_beside_the_row_that_stands_for_it(texts):
 
 
 def chain(links):
-    """Each text shares 8 of 10 words with the next: a cluster whose ends have nothing in common."""
-    return [" ".join(f"c{i}" for i in range(k, k + 10)) for k in range(0, 1 * links, 1)]
+    """Each text shares 9 of its 10 words with the next: a cluster whose ends have nothing in common."""
+    return [" ".join(f"c{i}" for i in range(k, k + 10)) for k in range(links)]
 
 
 def test_chains_are_reported_and_capped():
@@ -332,7 +338,7 @@ def test_a_buffer_that_is_full_is_emptied_and_filled_again(texts, monkeypatch):
 def test_the_card_says_how_texts_were_compared():
     column = hp.MinHashDedup.fit(Dataset.from_dict({"text": ["a b c", "d"]}), threshold=0.7, ngram=3).describe()
     assert column.params == {
-        "text": "text", "threshold": 0.7, "verify": True, "ngram": 3, "unit": "word", "lower": True, "bands": 20,
+        "text": "text", "threshold": 0.7, "verify": True, "ngram": 3, "unit": "word", "lower": True, "bands": 21,
         "rows": 6, "seed": 0,
     }  # fmt: skip
     assert column.fitted_on["rows"] == 2
