@@ -19,12 +19,14 @@ _HOMES = {
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
     "EL2N": "dynamics.el2n",
     "Embedder": "embed",
+    "ExactDedup": "dedup.exact",
     "Forgetting": "dynamics.forgetting",
     "GraNd": "dynamics.grand",
     "Herding": "scorers.herding",
     "KCenter": "scorers.k_center",
     "KenLM": "scorers.kenlm",
     "Ledger": "cost",
+    "MinHashDedup": "dedup.minhash",
     "Model": "models",
     "Moderate": "scorers.moderate",
     "NgramCounts": "scorers.dsir",
@@ -33,10 +35,12 @@ _HOMES = {
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
     "RecordingTrainer": "dynamics.trainer",
+    "RemoveRepeats": "dedup.substring",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
     "SemDeDup": "dedup.semdedup",
+    "SubstringDedup": "dedup.substring",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "TDDS": "dynamics.tdds",
     "TextStatistics": "scorers.heuristics",
@@ -46,6 +50,7 @@ _HOMES = {
     "chunk_texts": "chunk",
     "crop_and_flip": "dynamics.loop",
     "d4": "dedup.d4",
+    "duplicate_pairs": "dedup.pairs",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
@@ -83,7 +88,12 @@ if TYPE_CHECKING:
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
     from hf_prune.dedup.d4 import d4 as d4
+    from hf_prune.dedup.exact import ExactDedup as ExactDedup
+    from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
+    from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
     from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
+    from hf_prune.dedup.substring import RemoveRepeats as RemoveRepeats
+    from hf_prune.dedup.substring import SubstringDedup as SubstringDedup
     from hf_prune.diversity.vendi import vendi_score as vendi_score
     from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
     from hf_prune.dynamics.aum import AUM as AUM

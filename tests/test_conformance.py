@@ -37,6 +37,13 @@ SCORERS = {
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
     "TextStatistics": lambda ds: hp.TextStatistics(),
+    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, normalize=("case", "space")),
+    "ExactDedup-reference": lambda ds: hp.ExactDedup.fit(ds, reference=ds.select(range(20))),
+    "MinHashDedup": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, max_cluster=3),
+    "MinHashDedup-estimated": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, verify=False),
+    "MinHashDedup-reference": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, reference=ds.select(range(20))),
+    "SubstringDedup": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
+    "SubstringDedup-reference": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=3, reference=ds.select(range(20))),
 }
 
 

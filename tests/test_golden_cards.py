@@ -33,6 +33,9 @@ SCORERS = {
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
     "vendi": lambda ds: hp.VendiContribution.fit(ds),
+    "exact": lambda ds: hp.ExactDedup.fit(ds),
+    "minhash": lambda ds: hp.MinHashDedup.fit(ds, ngram=2),
+    "substring": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")

@@ -52,6 +52,9 @@ SCORERS: dict[str, Entry] = {
     "uncertainty_log": Entry("Uncertainty", maker="from_log"),
     "vendi": Entry("VendiContribution"),
     "text_statistics": Entry("TextStatistics"),
+    "exact": Entry("ExactDedup", ("reference",)),
+    "minhash": Entry("MinHashDedup", ("reference",)),
+    "substring": Entry("SubstringDedup", ("reference",)),
 }
 
 
