@@ -6,9 +6,10 @@ import numpy as np
 from numba import njit
 
 from hf_prune._compiled import kernel, sums
+from hf_prune.search import ROUNDING
 
 PART = 64  # products whose largest is remembered
-_ROUNDING = np.float32(2.0**-9)  # relative, of one number in bfloat16
+_ROUNDING = np.float32(ROUNDING)
 
 
 @njit(inline="always")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+P = TypeVar("P")
+
 BLOCK = 1024  # rows of a product; half of that where there are too few for every thread to have one
 SCREENED = 64  # directions: with fewer, the product is not what takes the time
+ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
 
 
@@ -64,7 +67,7 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     def search(part: slice) -> None:
         found[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    _each(len(x), search)
+    _each(_parts(len(x)), search)
     return found, cosine
 
 
@@ -83,7 +86,7 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         if not (screened and _screen(x[part], ones, directions, found[part])):
             found[part] = largest_products(x[part], directions.across)[:, 0]
 
-    _each(len(x), search)
+    _each(_parts(len(x)), search)
     return found
 
 
@@ -91,11 +94,16 @@ def _screens(directions: Directions) -> bool:
     return directions.across.shape[1] >= SCREENED and "torch" in sys.modules and tiles()
 
 
-def _each(n: int, search: Callable[[slice], None]) -> None:
-    """Search every block of n rows, in the threads there are."""
+def _parts(n: int) -> list[slice]:
+    """Blocks of n rows: the size that products like, or half of it where some thread would have none."""
     pool = _threads() if n > BLOCK // 2 else None
     size = BLOCK if pool is None or n >= BLOCK * pool._max_workers else BLOCK // 2
-    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _each(parts: Sequence[P], search: Callable[[P], None]) -> None:
+    """Search every part, in the threads there are, each of which computes with one."""
+    pool = _threads() if len(parts) > 1 else None
     for _ in map(search, parts) if pool is None else pool.map(search, parts):
         continue
 

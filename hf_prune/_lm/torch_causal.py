@@ -118,7 +118,7 @@ def log_likelihood_sums(
 
     out = np.zeros(len(spans), np.float64)
     for group in micro_batches(lengths, budget, multiple):
-        forward(run, group, out)
+        out[group] = forward(run, group)
     return out
 
 
@@ -190,7 +190,7 @@ def answer_log_probabilities(
 
     out = np.zeros((len(rows), len(answers)), np.float64)
     for group in micro_batches(lengths + len(before), budget):
-        forward(run, group, out)
+        out[group] = forward(run, group)
     return out
 
 
