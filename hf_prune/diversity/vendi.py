@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from hf_prune import _arrow, search
-from hf_prune.batch import Batch, missing_column
+from hf_prune import search
 from hf_prune.diversity import kernels
+from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabilities, to_rows
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
-STEP = 4 * BLOCK  # rows read at a time
 STRIP = 96  # columns of a product
 LARGEST = 16_384  # side of a matrix whose eigenvalues are still taken: 2 GB, some minutes
 EPS = float(np.finfo(np.float64).eps)
 WELL_ABOVE = 64 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: past the noise of float32 products
-WHO = "vendi_score"
 
 
 def vendi_score(
@@ -82,16 +80,16 @@ def vendi_score(
         first = next(iter(x), "train")
         raise TypeError(f"{WHO} got a {type(x).__name__}; choose one part, as in x[{first!r}]")
     if isinstance(kernel, str) and kernel == "cosine":
-        return _of_rows(_rows(x, embedding, weights), q)
-    items, weights = _items(x, column, kernel, weights)
+        return _of_rows(to_rows(x, embedding, weights), q)
+    items, weights = to_items(x, column, kernel, weights)
     if isinstance(kernel, str) and kernel == "precomputed":
         return _of_kernel(items, weights, q)
     if isinstance(kernel, str) and kernel == "ngram":
         return _of_kernel(kernels.ngram_kernel(items), weights, q)
     if isinstance(kernel, str) and kernel == "pixel":
-        return _of_rows(_rows(kernels.pixel_rows(items), embedding, weights), q)
+        return _of_rows(to_rows(kernels.pixel_rows(items), embedding, weights), q)
     if hasattr(kernel, "width") and hasattr(kernel, "column"):
-        return _of_rows(_rows(kernels.embedding_rows(items, kernel), embedding, weights), q)
+        return _of_rows(to_rows(kernels.embedding_rows(items, kernel), embedding, weights), q)
     if not callable(kernel):
         raise ValueError(
             f"kernel={kernel!r} is none of 'cosine', 'ngram', 'pixel', 'precomputed', an Embedder or a function of two"
@@ -201,23 +199,7 @@ class Gram:
         return _of_matrix(mean, _order(q), noise)
 
 
-class _Block(NamedTuple):
-    """Rows that stand together: (b, d) vectors, their weights if any, the number of the first."""
-
-    x: np.ndarray
-    weights: np.ndarray | None
-    start: int
-
-
-class _Rows(NamedTuple):
-    """Vectors that can be read more than once, and what is known of them beforehand."""
-
-    blocks: Callable[[], Iterator[_Block]]
-    n: int | None
-    double: bool  # float64 rows, which float32 products would shorten
-
-
-def _of_rows(rows: _Rows, q: float) -> float:
+def _of_rows(rows: Rows, q: float) -> float:
     first = next((block.x for block in rows.blocks() if len(block.x)), None)
     if first is None:
         raise ValueError(f"{WHO} got no rows; there is nothing to measure")
@@ -242,14 +224,14 @@ def _of_rows(rows: _Rows, q: float) -> float:
     return _gram(rows, "float64").score(q)
 
 
-def _gram(rows: _Rows, dtype: str) -> Gram:
+def _gram(rows: Rows, dtype: str) -> Gram:
     gram = Gram(dtype)
     for block in rows.blocks():
         gram.add(block.x, block.weights)
     return gram
 
 
-def _order_two(rows: _Rows) -> float:
+def _order_two(rows: Rows) -> float:
     """1 / sum of (sqrt(p_i p_j) u_i . u_j)^2, a pair of blocks at a time."""
     dtype = np.dtype(np.float64 if rows.double else np.float32)
     total = trace = 0.0
@@ -262,7 +244,7 @@ def _order_two(rows: _Rows) -> float:
     return max(1.0, trace**2 / total)
 
 
-def _unit_blocks(rows: _Rows, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+def _unit_blocks(rows: Rows, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
     for block in rows.blocks():
         for at in range(0, len(block.x), BLOCK):
             some = None if block.weights is None else block.weights[at : at + BLOCK]
@@ -290,7 +272,7 @@ def _of_matrix(matrix: np.ndarray, q: float, noise: float) -> float:
 
 
 def _of_kernel(k: Any, weights: Any, q: float) -> float:
-    k = k.toarray() if hasattr(k, "toarray") else _array(k)
+    k = k.toarray() if hasattr(k, "toarray") else to_array(k)
     if k.ndim != 2 or k.shape[0] != k.shape[1]:
         raise ValueError(f"K has shape {k.shape}; give one similarity for each pair of rows: (n, n)")
     if not len(k):
@@ -308,113 +290,11 @@ def _of_kernel(k: Any, weights: Any, q: float) -> float:
     uneven = np.abs(k - k.T).max()
     if uneven > 1e-4:
         raise ValueError(f"K is not symmetric: K[i, j] and K[j, i] differ by up to {uneven:.3g}; use (K + K.T) / 2")
-    p = _probabilities(weights, len(k))
+    p = to_probabilities(weights, len(k))
     if p is not None:
         root = np.sqrt(p).astype(k.dtype)
         k = root[:, None] * k * root
     return _of_matrix(k, q, len(k) * float(np.finfo(k.dtype).eps))
-
-
-def _rows(x: Any, embedding: str, weights: Any) -> _Rows:
-    """What there is to read the vectors, checked as far as can be before reading them."""
-    if hasattr(x, "column_names"):
-        return _dataset_rows(x, embedding, weights)
-    x = _array(x)
-    if x.ndim != 2:
-        raise ValueError(f"{WHO} got an array of shape {x.shape}, not (n, d) vectors; for anything else name a kernel")
-    p = _probabilities(weights, len(x))
-    return _Rows(lambda: iter([_Block(x, p, 0)]), len(x), x.dtype == np.float64)
-
-
-def _dataset_rows(ds: Any, embedding: str, weights: Any) -> _Rows:
-    beside = weights if isinstance(weights, str) else None
-    names = [embedding] if beside is None else [embedding, beside]
-    for name in names:
-        if ds.column_names is not None and name not in ds.column_names:
-            raise missing_column(name, ds.column_names, WHO)
-    n = len(ds) if hasattr(ds, "data") else None
-    if n is None and weights is not None and beside is None:
-        raise ValueError("weights of a stream are read along with its rows; name their column")
-    p = None
-    if beside is not None and n is not None:
-        p = _probabilities(_arrow.floats_column(ds, beside), n)
-    elif beside is None and n is not None:
-        p = _probabilities(weights, n)
-
-    def blocks() -> Iterator[_Block]:
-        start = 0
-        for columns in _columns(ds, names):
-            try:
-                x = _arrow.matrix(columns[embedding], embedding)
-            except ValueError as error:
-                raise ValueError(f"{WHO}, counting rows from {start}: {error}") from error
-            some = None if p is None else p[start : start + len(x)]
-            if beside is not None and n is None:
-                some = np.asarray(columns[beside].to_numpy(zero_copy_only=False), np.float64)
-            yield _Block(x, some, start)
-            start += len(x)
-
-    kind = getattr((ds.features or {}).get(embedding), "feature", None)
-    return _Rows(blocks, n, getattr(kind, "dtype", None) == "float64")
-
-
-def _columns(ds: Any, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Columns as Arrow arrays of a few thousand rows; nothing of the size of the dataset is made."""
-    if not hasattr(ds, "data"):  # a stream
-        for rows in ds.select_columns(names).with_format(None).iter(STEP):
-            batch = Batch(rows, WHO)
-            yield {name: batch.arrow(name) for name in names}
-        return
-    table, where = ds.data.table.select(names), _arrow.positions_of(ds)
-    if where is not None:
-        for part in _arrow.gather(table, where):
-            yield {name: part.column(name) for name in names}
-        return
-    for start in range(0, len(ds), STEP):
-        yield {name: _arrow.one(table.column(name).slice(start, STEP)) for name in names}
-
-
-def _items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any, Any]:
-    """What a kernel other than the cosine compares, and its weights."""
-    if not hasattr(x, "column_names"):
-        return x, weights
-    column = column or {"ngram": "text", "pixel": "image"}.get(kernel if isinstance(kernel, str) else "")
-    column = column or getattr(kernel, "column", None)
-    if not isinstance(column, str):
-        raise ValueError(f"name the column={column!r} of {type(x).__name__} that the kernel compares")
-    if x.column_names is not None and column not in x.column_names:
-        raise missing_column(column, x.column_names, WHO)
-    if isinstance(weights, str):
-        weights = [row[weights] for row in x] if not hasattr(x, "data") else _arrow.floats_column(x, weights)
-    return [row[column] for row in x.select_columns(column)], weights
-
-
-def _array(x: Any) -> np.ndarray:
-    """Numbers as an array of float32 or float64."""
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        x = (x.float() if x.element_size() < 4 else x).numpy()
-    try:
-        x = np.asarray(x)
-    except ValueError as error:
-        raise ValueError(f"{WHO} got rows of unequal length; all need one width") from error
-    if x.dtype.kind not in "biuf":
-        raise TypeError(f"{WHO} got {x.dtype}, not numbers; for texts or pictures name a kernel, as kernel='ngram'")
-    return np.asarray(x, np.float32 if x.dtype in (np.float16, np.float32) else np.float64)
-
-
-def _probabilities(weights: Any, n: int) -> np.ndarray | None:
-    if weights is None:
-        return None
-    p = np.asarray(_array(weights), np.float64)
-    if p.shape != (n,):
-        raise ValueError(f"weights have shape {p.shape}, but there are {n} rows; give one weight a row")
-    if not (p >= 0).all():
-        row = int(np.flatnonzero(~(p >= 0))[0])
-        raise ValueError(f"the weight of row {row} is {p[row]:.6g}; weights are probabilities, 0 or more")
-    if abs(p.sum() - 1) > 1e-6:
-        raise ValueError(f"the weights sum to {p.sum():.9g}, not to 1; divide them by their sum")
-    return p
 
 
 def _unit(

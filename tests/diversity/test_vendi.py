@@ -100,6 +100,7 @@ def test_ngrams_equal_dense_products():
 
 @pytest.mark.parametrize("q", [0, 0.3, 0.9999, 1, 1.0001, 1.5, 2, 3.7, 500, INF])
 def test_all_forms_agree(rows, q):
+    rows = rows[:150]
     unit = rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
     p = np.linalg.eigvalsh(unit @ unit.T / len(rows))
     p = p[p > 1e-12] / p[p > 1e-12].sum()
@@ -118,7 +119,7 @@ def test_all_forms_agree(rows, q):
         "dataset": hp.vendi_score(ds, q),
         "shuffled": hp.vendi_score(ds.shuffle(seed=1), q),
         "stream": hp.vendi_score(ds.to_iterable_dataset(), q),
-        "weights": hp.vendi_score(rows, q, weights=np.full(700, 1 / 700)),
+        "weights": hp.vendi_score(rows, q, weights=np.full(150, 1 / 150)),
         "merged": parts[0].score(q),
     }
     for how, got in found.items():
