@@ -51,8 +51,8 @@ def dynamic_uncertainty(probabilities: Iterable[Any], window: int = 10) -> NDArr
 class DynamicUncertainty(LoggedScorer):
     """Standard deviation of the label's probability within sliding windows of epochs, averaged. High = keep.
 
-    Rows that are learned at once, and rows that are never learned, are low. Mislabelled rows are low, and dropped, while
-    the network withstands them; where training goes on until it memorises them they move, and may be kept.
+    Rows that are learned at once, and rows that are never learned, are low. Mislabelled rows are low, and dropped,
+    while the network withstands them; where training goes on until it memorises them they move, and may be kept.
 
     Args:
         logged: what `from_log` computed.
