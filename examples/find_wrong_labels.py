@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--label", default="label")
     parser.add_argument("--limit", type=int, help="only so many rows")
     parser.add_argument("--wrong", type=float, default=0.1, help="share of labels to spoil")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--early", type=int, default=10, help="epochs after which EL2N looks at the network")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--keep", type=float, default=0.7)

@@ -51,8 +51,8 @@ def dynamic_uncertainty(probabilities: Iterable[Any], window: int = 10) -> NDArr
 class DynamicUncertainty(LoggedScorer):
     """Standard deviation of the label's probability within sliding windows of epochs, averaged. High = keep.
 
-    Rows that are learned at once, and rows that are never learned, are low. Mislabelled rows are low while the network
-    withstands them, high once it memorises them: with long training they are kept.
+    Rows that are learned at once, and rows that are never learned, are low. Mislabelled rows are low, and dropped,
+    while the network withstands them; where training goes on until it memorises them they move, and may be kept.
 
     Args:
         logged: what `from_log` computed.
@@ -72,7 +72,9 @@ class DynamicUncertainty(LoggedScorer):
     """
 
     paper: ClassVar[str] = "He et al., Large-scale Dataset Pruning with Dynamic Uncertainty, 2023, arXiv 2306.05175"
-    meaning: ClassVar[str] = "its probability moves from epoch to epoch; mislabelled rows too, once they are memorised"
+    meaning: ClassVar[str] = (
+        "its probability moves from epoch to epoch; mislabelled rows are low until they are memorised"
+    )
 
     window: int = 10
     name: str = "dyn_unc"

@@ -53,8 +53,8 @@ def tdds(changes: Iterable[Any], window: int = 10, decay: float = 0.9) -> NDArra
 class TDDS(LoggedScorer):
     """Temporal dual-depth score: unsteadiness of a row's predictions over windows of epochs. High = keep.
 
-    Mislabelled rows are unsteady while the network is about to memorise them, so many of them are kept; take the first
-    epochs only (the paper takes 10 to 30 of 200), and drop rows with a low `AUM` first under label noise.
+    Labels are not read: mislabelled rows are spread over the whole range, and about their share of them is kept. Under
+    label noise drop rows with a low `AUM` first. The paper takes the first 10 to 30 of 200 epochs.
 
     Args:
         logged: what `from_log` computed.
@@ -76,9 +76,7 @@ class TDDS(LoggedScorer):
     """
 
     paper: ClassVar[str] = "Zhang et al., Spanning Training Progress: TDDS, CVPR 2024, arXiv 2311.13613"
-    meaning: ClassVar[str] = (
-        "predictions move unsteadily; mislabelled rows that are being memorised too (they are kept)"
-    )
+    meaning: ClassVar[str] = "predictions move unsteadily; the label plays no part, mislabelled rows are anywhere"
 
     window: int = 10
     decay: float = 0.9
