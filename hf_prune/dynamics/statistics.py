@@ -11,14 +11,14 @@ are products and sums of positive numbers: nothing cancels where the model is su
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 IGNORE = -100  # the label of tokens without a loss, in transformers and in torch
 FLOOR = -100.0  # logits this far below the largest count as this far: exp gives 4e-44
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits looked at at once: what a cache holds, what keeps a GPU busy
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # logits looked at at once: what a cache holds, what keeps a GPU busy
 FLOATS = ("p_label", "margin", "el2n", "loss", "entropy", "p_max", "gap", "p_margin")
 EPS = 1e-8  # inside the logarithms of the divergence
 
@@ -45,7 +45,8 @@ def of_rows(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tenso
     import torch
 
     step = max(1, _chunk(logits) // max(1, logits.shape[1]))
-    parts = [_block(logits[i : i + step], labels[i : i + step]) for i in range(0, len(logits), step)]
+    with torch.no_grad():
+        parts = [_block(_owned(logits[i : i + step]), labels[i : i + step]) for i in range(0, len(logits), step)]
     if len(parts) == 1:
         return parts[0]
     names = [*FLOATS, "correct"]
@@ -80,9 +81,11 @@ def of_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Ten
     row, place = labelled.nonzero(as_tuple=True)
     step = max(1, _chunk(logits) // max(1, logits.shape[2]))
     sums = torch.zeros(*labels.shape, len(FLOATS) + 1, device=logits.device)
+    wide = torch.promote_types(logits.dtype, torch.float32)
     for i in range(0, len(row), step):
         r, t = row[i : i + step], place[i : i + step]
-        part = _block(logits[r, t], labels[r, t])
+        with torch.no_grad():
+            part = _block(logits[r, t].to(wide), labels[r, t])  # an index of tensors makes a copy
         right = torch.where(part["loss"].isnan(), part["loss"], part["correct"].float())
         sums[r, t] = torch.stack([*(part[name] for name in FLOATS), right], 1)
     tokens = labelled.sum(1)
@@ -107,28 +110,26 @@ def _chunk(logits: torch.Tensor) -> int:
     return CHUNK["cpu" if logits.device.type == "cpu" else "cuda"]
 
 
-def _block(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def _block(z: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of rows of logits, which are written over: few passes, each over what the cache holds."""
     import torch
     from torch.nn.functional import logsigmoid
 
-    z = logits if logits.dtype == torch.float64 else logits.float()
     at = labels.long()[:, None]
     z_y = z.gather(1, at)[:, 0]
-    correct = z.argmax(1) == at[:, 0]
-    others = z.scatter(1, at, -torch.inf)
-    rival, where = others.max(1)
+    rival, where = z.scatter_(1, at, -torch.inf).max(1)  # of equal ones the first
     margin = z_y - rival
-    s = (others - rival[:, None]).clamp_(min=FLOOR)
-    e = s.exp()
+    s = (z - rival[:, None]).clamp_(min=FLOOR)
+    second = z.scatter_(1, where[:, None], -torch.inf).amax(1)
+    e = torch.exp(s, out=z)
     total = e.sum(1)
+    squares = (e.norm(dim=1) / total).square()
     log_total = total.log()
-    second = others.scatter_(1, where[:, None], -torch.inf).amax(1)
+    inner = log_total - s.mul_(e).sum(1) / total  # the entropy of q: two terms, neither of them negative
 
     d = log_total - margin
     right, wrong, loss = d.neg().sigmoid(), d.sigmoid(), -logsigmoid(-d)
     p_rival = wrong / total
-    squares = e.square().sum(1) / total.square()
-    inner = log_total - s.mul_(e).sum(1) / total  # the entropy of q: two terms, neither of them negative
     ahead = margin >= 0
     p_max = torch.where(ahead, right, p_rival)
     p_margin = p_max * -torch.expm1(-margin.abs()) * torch.where(ahead, 1.0, -1.0)
@@ -143,5 +144,12 @@ def _block(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor
         "p_margin": p_margin,
     }
     bad = ~margin.isfinite()
-    out: dict[str, Any] = {name: value.float().masked_fill_(bad, torch.nan) for name, value in stats.items()}
-    return {**out, "correct": correct & ~bad}
+    out = {name: value.float().masked_fill_(bad, torch.nan) for name, value in stats.items()}
+    first = (margin > 0) | ((margin == 0) & (at[:, 0] < where))
+    return {**out, "correct": first & ~bad}
+
+
+def _owned(logits: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)

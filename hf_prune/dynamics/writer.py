@@ -408,7 +408,8 @@ class LogWriter:
         at = epoch_folder(self.folder, self.epoch)
         with _explained(at):
             at.mkdir(exist_ok=True)
-        table = self._table().sort_by("row")
+        order = np.argsort(self._column("row"), kind="stable")
+        table = pa.table({name: self._column(name)[order] for name in self._table().column_names})
         write_parquet(at / f"part-{self.world.index:05d}.parquet", table, _explained)
 
     def _finish(self, padding: int) -> dict[str, Any]:

@@ -96,6 +96,13 @@ def test_nothing_cancels_where_the_model_is_sure():
         assert got[name] == pytest.approx(wide[name], rel=3e-6)
 
 
+def test_the_logits_stay_as_they_are():
+    z = torch.tensor(Z).float().requires_grad_()
+    statistics.of_rows(z, torch.tensor(Y))
+    statistics.of_tokens(z[None], torch.tensor(Y)[None])
+    assert torch.equal(z, torch.tensor(Z).float())
+
+
 def test_bfloat16_logits_are_worked_on_in_float32():
     z = torch.tensor(Z, dtype=torch.bfloat16)
     got = statistics.of_rows(z, torch.tensor(Y))
