@@ -22,6 +22,7 @@ SCORERS = {
     "moderate": lambda ds: hp.Moderate.fit(ds),
     "random": lambda ds: hp.Random(seed=100),
     "el2n": lambda ds: hp.EL2N.from_log(log_of(ds, "eval")),
+    "grand": lambda ds: hp.GraNd(one_layer(), column="embedding"),
     "forgetting": lambda ds: hp.Forgetting.from_log(log_of(ds)),
     "aum": lambda ds: hp.AUM.from_log(log_of(ds)),
     "cartography": lambda ds: hp.Cartography.from_log(log_of(ds)),
@@ -48,6 +49,16 @@ def log_of(ds, mode="train"):
     logits = np.stack([np.cos(rows[:, None] * np.arange(1, 5) + e) for e in range(6)])
     logits[:, rows, labels] += np.linspace(0, 2, 6)[:, None] * (rows % 5 - 1)
     return TrainingLog.from_logits(tempfile.mkdtemp(), ds["row_id"][:], logits, labels, mode=mode, divergence=True)
+
+
+def one_layer():
+    """A network with the same weights on every machine."""
+    import torch
+
+    network = torch.nn.Linear(16, 4)
+    torch.nn.init.eye_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    return network
 
 
 @pytest.mark.parametrize("name", SCORERS)

@@ -76,7 +76,7 @@ class GraNd(ModelsOrLog):
     >>> net.weight = torch.nn.Parameter(torch.eye(2))
     >>> ds = datasets.Dataset.from_dict({"embedding": [[2.0, 0.0], [2.0, 0.0]], "label": [0, 1]})
     >>> GraNd(models=[net])(ds[:])["grand"].round(4)
-    array([0.3371, 2.4913], dtype=float32)
+    array([0.3372, 2.4913], dtype=float32)
     """
 
     paper: ClassVar[str] = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, arXiv 2107.07075"

@@ -236,8 +236,18 @@ def product_rows(uses: Sequence[Product]) -> Tensor:
             wide(xs[0] if len(xs) == 1 else torch.cat(xs, 1))
             for xs in ([u.a[start : start + chunk] for u in uses], [u.g[start : start + chunk] for u in uses])
         )
-        parts.append((((a @ a.mT) @ g) * g).sum(1) if through_inputs else _squared_norms(g.mT @ a))
+        parts.append(quadratic(a, g) if through_inputs else _squared_norms(g.mT @ a))
     return torch.cat(parts)
+
+
+def quadratic(a: Tensor, g: Tensor) -> Tensor:
+    """Diagonal of `g' (a a') g` for (n, t, in) and (n, t, out), (n, out); half of the symmetric (t, t) is enough."""
+    half = a.shape[1] // 2
+    if half < 32:
+        return (((a @ a.mT) @ g) * g).sum(1)
+    early, late = (a[:, :half], g[:, :half]), (a[:, half:], g[:, half:])
+    between = (((early[0] @ late[0].mT) @ late[1]) * early[1]).sum(1)
+    return quadratic(*early) + quadratic(*late) + 2 * between
 
 
 def lookup_rows(use: Lookup) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -228,12 +231,12 @@ def test_both_estimators_have_the_same_mean_under_labels_of_the_model():
         p = out.detach().softmax(-1)
         generator = torch.Generator().manual_seed(0)
         total = 0
-        for _ in range(400):
+        for _ in range(150):
             drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).reshape(out.shape[:2])
             back = (p - F.one_hot(drawn, out.shape[-1])) * inputs["attention_mask"][..., None]
             total = total + tap.sums(out, back, keep=True)
         sums[bool(positions)] = total
-    assert float(sums[True].sum() / sums[False].sum()) == pytest.approx(1, abs=0.05)
+    assert float(sums[True].sum() / sums[False].sum()) == pytest.approx(1, abs=0.08)
 
 
 def test_several_backward_passes_and_a_batch_of_padding_only():
@@ -310,3 +313,16 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="Dropout '1' is in train mode, in which it may drop"):
         network[1].train()
         Squares(network).forward(torch.randn(2, 3))
+
+
+def test_a_pass_is_freed_when_nobody_holds_it():
+    squares = Squares(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).eval())
+    tap = squares.forward(torch.randn(2, 3))
+    seen = weakref.ref(tap.output)
+    tap.norms(tap.output.sum())
+    gc.disable()
+    try:
+        del tap
+        assert seen() is None
+    finally:
+        gc.enable()
