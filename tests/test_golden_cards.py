@@ -13,9 +13,11 @@ import hf_prune as hp
 
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
+    "dsir": lambda ds: hp.DSIR.fit(ds, ds.select(range(24)), smoothing=1, tokens=True),
     "random": lambda ds: hp.Random(seed=100),
     "ssl_proto": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True, engine="torch"),
     "supervised_proto": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
+    "text_rules": lambda ds: hp.TextStatistics(statistics=("n_words", "duplicate_line_fraction")),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")

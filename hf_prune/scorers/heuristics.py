@@ -211,8 +211,8 @@ class TextStatistics(Scorer):
     - "fineweb": more than 12 % of lines end in punctuation; less than 10 % of characters in duplicate lines; less than
       67 % of lines of at most 30 characters; at most 0.3 line feeds a word.
 
-    Words are parted by white space, so texts of languages without spaces fail; the authors of Gopher do not say how they cut
-    words. A duplicate is what equals an earlier one. A text without words scores 0, a null NaN.
+    Words are parted by white space, so texts of languages without spaces fail; the authors of Gopher do not say how
+    they cut words. A duplicate is what equals an earlier one. A text without words scores 0, a null NaN.
 
     Args:
         text: column, columns, nested path or chat column.
