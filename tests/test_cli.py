@@ -266,7 +266,7 @@ def test_row_ids_are_made_where_they_are_needed(plain, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--scorer", "ssl_prot"), "choose one of random, ssl_proto, supervised_proto"),
+        (("--scorer", "ssl_prot"), "no scorer 'ssl_prot'; choose one of"),
         (("--scorer", "ssl_proto", "--set", "foo=1"), "ssl_proto knows k, embedding"),
         (("--scorer", "ssl_proto", "--set", "k"), "is not key=value"),
         (("--scorer", "ssl_proto", "--k", "many"), "k='many' is not int or null"),

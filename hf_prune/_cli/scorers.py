@@ -30,7 +30,7 @@ SCORERS: dict[str, Entry] = {
     "random": Entry("Random"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
-    "text_statistics": Entry("TextStatistics"),
+    "text_rules": Entry("TextStatistics"),
 }
 
 

@@ -103,7 +103,7 @@ def hash_texts(
         who: who reads, for the message.
 
     Returns:
-        What `use` gave, in the order of the rows. A thread holds up to about `(10 + 4 * ngram)` bytes for each byte of
+        What `use` gave, in the order of the rows. A thread holds up to about `(19 + 4 * ngram)` bytes for each byte of
         its piece (half a megabyte, or one row), most of it untouched.
 
     Raises:
