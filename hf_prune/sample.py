@@ -100,8 +100,8 @@ def _lowest(parts: list[tuple[np.ndarray, np.ndarray]], size: int | None) -> tup
     return hashes[order], x[order]
 
 
-def columns(ds: Any, names: list[str], who: str) -> Iterator[dict[str, pa.Array]]:
-    """Read columns side by side in blocks of up to `STEP` rows: of a `Dataset` through Arrow's buffers, or of a stream.
+def columns(ds: Any, names: list[str], who: str, step: int = STEP) -> Iterator[dict[str, pa.Array]]:
+    """Read columns side by side in blocks of up to `step` rows: of a `Dataset` through Arrow's buffers, or of a stream.
 
     Raises:
         KeyError: no such column.
@@ -113,10 +113,10 @@ def columns(ds: Any, names: list[str], who: str) -> Iterator[dict[str, pa.Array]
         if ds.column_names is not None and name not in ds.column_names:
             raise missing_column(name, ds.column_names, f"{who}.fit")
     if not hasattr(ds, "data"):  # a stream
-        for rows_ in ds.select_columns(names).with_format(None).iter(STEP):
+        for rows_ in ds.select_columns(names).with_format(None).iter(step):
             batch = Batch(rows_, who)
             yield {name: batch.arrow(name) for name in names}
         return
     whole = {name: _arrow.column_array(ds, name) for name in names}
-    for start in range(0, len(ds), STEP):
-        yield {name: _arrow.one(column.slice(start, STEP)) for name, column in whole.items()}
+    for start in range(0, len(ds), step):
+        yield {name: _arrow.one(column.slice(start, step)) for name, column in whole.items()}

@@ -268,6 +268,7 @@ def test_row_ids_are_made_where_they_are_needed(plain, tmp_path):
     [
         (("--scorer", "ssl_prot"), "choose one of aum, cartography, "),
         (("--scorer", "ssl_prot"), "choose one of "),
+        (("--scorer", "ssl_prot"), "no scorer 'ssl_prot'; choose one of"),
         (("--scorer", "ssl_proto", "--set", "foo=1"), "ssl_proto knows k, embedding"),
         (("--scorer", "ssl_proto", "--set", "k"), "is not key=value"),
         (("--scorer", "aum"), "aum needs log: give it with --set log=..."),

@@ -20,6 +20,7 @@ SCORERS = {
     "herding": lambda ds: hp.Herding.fit(ds, k=20),
     "k_center": lambda ds: hp.KCenter.fit(ds, k=20),
     "moderate": lambda ds: hp.Moderate.fit(ds),
+    "dsir": lambda ds: hp.DSIR.fit(ds, ds.select(range(24)), smoothing=1, tokens=True),
     "random": lambda ds: hp.Random(seed=100),
     "el2n": lambda ds: hp.EL2N.from_log(log_of(ds, "eval")),
     "grand": lambda ds: hp.GraNd(one_layer(), column="embedding"),
@@ -37,6 +38,7 @@ SCORERS = {
     "exact": lambda ds: hp.ExactDedup.fit(ds),
     "minhash": lambda ds: hp.MinHashDedup.fit(ds, ngram=2),
     "substring": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
+    "text_rules": lambda ds: hp.TextStatistics(statistics=("n_words", "duplicate_line_fraction")),
 }
 
 pytestmark = pytest.mark.skipif(not CARDS.parent.is_dir(), reason="cards come with the repository")

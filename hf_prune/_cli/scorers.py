@@ -55,6 +55,7 @@ SCORERS: dict[str, Entry] = {
     "exact": Entry("ExactDedup", ("reference",)),
     "minhash": Entry("MinHashDedup", ("reference",)),
     "substring": Entry("SubstringDedup", ("reference",)),
+    "text_rules": Entry("TextStatistics"),
 }
 
 

@@ -37,7 +37,6 @@ def _sha_constants() -> tuple[np.ndarray, np.ndarray]:
 
 
 ROUNDS, START = _sha_constants()
-_FNV_START, _FNV_PRIME = uint64(0xCBF29CE484222325), uint64(0x100000001B3)
 _MIX_ADD, _MIX_1, _MIX_2 = uint64(0x9E3779B97F4A7C15), uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
 
 
@@ -218,54 +217,57 @@ def _encode(point: int, out: Any, at: int) -> int:
 
 @kernel
 def tokenise(data: Any, first: int, end: int, table: Any, text: Any, starts: Any, ends: Any) -> int:
-    """Lower-cased tokens of UTF-8 bytes data[first:end], written to `text` with one space between them.
+    """Lower-cased tokens of UTF-8 bytes data[first:end], written to `text` with one space before each.
 
     Args:
         table: (0x110000,) uint32, for each character its lower case << 2 | the class of that.
         text: room for 3 bytes a byte, and 64 more.
-        starts, ends: room for a token a byte.
+        starts, ends: room for a token a byte, and 2 more.
 
     Returns:
-        The number of tokens, token i being text[starts[i]:ends[i]]; -1 where the bytes are no UTF-8.
+        The number of tokens, token i being text[starts[i]:ends[i + 1]]; -1 where the bytes are no UTF-8.
     """
-    tokens, at, put, current = 0, first, 0, SPACE
+    tokens, put, current = 0, 0, uint32(SPACE)
+    at = first
     while at < end:
         x = data[at]
         if x < 0x80:
-            entry = int64(table[x])
-            kind = entry & 3
-            if kind == current:  # most bytes: inside a token
-                if kind != SPACE:
-                    text[put] = entry >> 2
-                    put += 1
-                at += 1
-                continue
-        point, size = _decode(data, at, end)
+            # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
+            entry = table[x]
+            kind = entry & uint32(3)
+            inside = int64(kind != SPACE)
+            begins = inside & int64(kind != current)
+            text[put] = 0x20
+            put += begins
+            starts[tokens] = put
+            tokens += begins
+            text[put] = entry >> uint32(2)
+            put += inside
+            ends[tokens] = put
+            current = kind
+            at += 1
+            continue
+        found, size = _decode(data, at, end)
         if size == 0:
             return -1
         at += size
-        entry = int64(table[point])
-        kind, point = entry & 3, entry >> 2
+        entry = table[found]
+        kind, point = entry & uint32(3), int64(entry >> uint32(2))
         parts = 1
         if kind == DOTTED_I:  # the one character whose lower case is two: i and a dot above, of two classes
-            kind, point, parts = WORD, 0x69, 2
+            kind, point, parts = uint32(WORD), int64(0x69), 2
         for part in range(parts):
             if part == 1:
-                kind, point = PUNCTUATION, 0x307
-            if kind != current:
-                if current != SPACE:
-                    ends[tokens - 1] = put
-                if kind != SPACE:
-                    if tokens > 0:
-                        text[put] = 0x20
-                        put += 1
+                kind, point = uint32(PUNCTUATION), int64(0x307)
+            if kind != SPACE:
+                if kind != current:
+                    text[put] = 0x20
+                    put += 1
                     starts[tokens] = put
                     tokens += 1
-                current = kind
-            if kind != SPACE:
                 put = _encode(point, text, put)
-    if current != SPACE:
-        ends[tokens - 1] = put
+                ends[tokens] = put
+            current = kind
     return tokens
 
 
@@ -280,7 +282,7 @@ def hash_ngrams(
         data, offsets: UTF-8 bytes and (rows + 1,) where each row begins.
         table, text, starts, ends: as in `tokenise`, with room for the longest row.
         buckets, powers: their number, and 2**(32 * (7 - j)) modulo it, uint64.
-        fast: mix 64-bit hashes of the tokens instead of SHA-256.
+        fast: the sooner hash of `_ngrams.bucket_of` instead of SHA-256.
         ids: room for the buckets, int32.
         tokens: (rows,) their numbers are written here.
         stops: (rows,) where each row's buckets end.
@@ -302,10 +304,11 @@ def hash_ngrams(
             return row
         tokens[row] = count
         for i in range(count):
-            stop = ends[i]
-            h = _FNV_START
-            for j in range(starts[i], stop):
-                h = (h ^ uint64(text[j])) * _FNV_PRIME
+            stop = ends[i + 1]
+            h = uint64(0)
+            for j in range((stop - starts[i]) // 8 + 1):
+                h = (h ^ _padded(text, starts[i], stop - starts[i], j)) * _MIX_1
+                h = h ^ (h >> uint64(32))
             for order in range(n - 1, 0, -1):
                 hashes[order] = hashes[order - 1] * _MIX_ADD + h
             hashes[0] = h

@@ -24,6 +24,7 @@ from hf_prune.scorer import Scorer
 from hf_prune.scorers._ngrams import HASHES, MOST_BUCKETS, MOST_ORDERS, Hashed, hash_texts, utf8
 from hf_prune.values import Value
 
+STEP = 1 << 11  # rows read at once: texts may be long
 EPSILON = 1e-8  # added to both probabilities by the authors' code
 NORMALIZE = ("sum", "per_ngram")
 OPERATIONS = {"sha256": 500.0, "fast": 20.0}  # integer operations for each byte of text and order of n-grams, about
@@ -116,7 +117,7 @@ class NgramCounts(Value):
             with lock:
                 _kernels.add_counts(hashed.ids, total)
 
-        for held in read_columns(ds, sorted(set(names)), who):
+        for held in read_columns(ds, sorted(set(names)), who, STEP):
             texts, _ = utf8(Batch(held, who), paths)
             hash_texts(texts, ngram, buckets, hash, count, f"{who}.fit, counting rows from {seen}")
             seen += len(texts)
