@@ -126,6 +126,13 @@ def test_every_output_holds_the_kept_rows(name, plain, tmp_path):
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+def test_filter_passes_over_the_best(tmp_path):
+    data, out = tmp_path / "data.parquet", tmp_path / "out.parquet"
+    datasets.Dataset.from_dict({"s": [5.0, 4.0, 3.0, 2.0, 1.0]}).to_parquet(str(data))
+    ok("filter", data, "--by", "s", "--keep", "0.4", "--offset", "0.2", "-o", out)
+    assert written(out)["s"][:] == [4.0, 3.0]
+
+
 def test_splits(plain, tmp_path):
     both = datasets.DatasetDict({"train": plain.select(range(60)), "test": plain.select(range(60, 96))})
     both.save_to_disk(tmp_path / "both")

@@ -5,27 +5,35 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._compiled import kernel
+from hf_prune._compiled import kernel, sums
 
 SEGMENT = 32  # columns whose maximum is kept, so that a second look passes most of them by
+
+
+@sums
+def product(x: NDArray[np.floating], one: int, two: int) -> float:
+    """Product of two rows of x, in float64."""
+    a, b = x[one], x[two]
+    total = 0.0
+    for p in range(len(a)):
+        total += np.float64(a[p]) * np.float64(b[p])
+    return total
 
 
 @kernel
 def scale(x: NDArray[np.floating], members: NDArray[np.int64], inverse: NDArray[np.float64]) -> None:
     """One over the lengths of the rows that are `members` (n,), written to `inverse`."""
-    d = x.shape[1]
-    whole = d - d % 4
     for i in range(len(members)):
-        row = members[i]
-        s0 = s1 = s2 = s3 = 0.0
-        for p in range(0, whole, 4):
-            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
-            s1 += np.float64(x[row, p + 1]) * np.float64(x[row, p + 1])
-            s2 += np.float64(x[row, p + 2]) * np.float64(x[row, p + 2])
-            s3 += np.float64(x[row, p + 3]) * np.float64(x[row, p + 3])
-        for p in range(whole, d):
-            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
-        inverse[i] = 1.0 / np.sqrt((s0 + s1) + (s2 + s3))
+        inverse[i] = 1.0 / np.sqrt(product(x, members[i], members[i]))
+
+
+@sums
+def squared_difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Squared Euclidean distance of two vectors."""
+    total = 0.0
+    for p in range(len(a)):
+        total += (a[p] - b[p]) * (a[p] - b[p])
+    return total
 
 
 @kernel
@@ -68,10 +76,7 @@ def rounded_rows(
             high = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
             out[i, p] = high
             rounded_bits[p] = high << np.int32(16)
-        lost = 0.0
-        for p in range(d):
-            lost += (exact[p] - rounded[p]) * (exact[p] - rounded[p])
-        most = max(most, lost)
+        most = max(most, squared_difference(exact, rounded))
     return float(np.sqrt(most))
 
 
@@ -134,8 +139,6 @@ def tell(
         False if there were more pairs than `most`: `best` is then unfinished, though nothing in it is wrong.
     """
     t, c = bits.shape
-    d = x.shape[1]
-    whole = d - d % 8
     told = 0
     for i in range(t):  # each of these segments holds a pair to be told: too many are seen before any is
         for segment in range(max(0, (min(c, first_row + i - first_column) + SEGMENT - 1) // SEGMENT)):
@@ -157,19 +160,6 @@ def tell(
                     return False
                 told += 1
                 other = first_column + j
-                one, two = members[row], members[other]
-                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-                for p in range(0, whole, 8):
-                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
-                    s1 += np.float64(x[one, p + 1]) * np.float64(x[two, p + 1])
-                    s2 += np.float64(x[one, p + 2]) * np.float64(x[two, p + 2])
-                    s3 += np.float64(x[one, p + 3]) * np.float64(x[two, p + 3])
-                    s4 += np.float64(x[one, p + 4]) * np.float64(x[two, p + 4])
-                    s5 += np.float64(x[one, p + 5]) * np.float64(x[two, p + 5])
-                    s6 += np.float64(x[one, p + 6]) * np.float64(x[two, p + 6])
-                    s7 += np.float64(x[one, p + 7]) * np.float64(x[two, p + 7])
-                for p in range(whole, d):
-                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
-                value = (((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))) * inverse[row] * inverse[other]
+                value = product(x, members[row], members[other]) * inverse[row] * inverse[other]
                 best[i] = max(best[i], value)
     return True

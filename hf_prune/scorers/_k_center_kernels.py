@@ -5,28 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._compiled import kernel
+from hf_prune._compiled import kernel, sums
 
 
-@kernel
+@sums
 def squared_distance(x: NDArray[np.floating], i: int, y: NDArray[np.floating], j: int) -> float:
     """Squared Euclidean distance of row i of x to row j of y: sums of differences, so that copies are 0 apart."""
-    d = x.shape[1]
-    whole = d - d % 4
-    s0 = s1 = s2 = s3 = 0.0
-    for p in range(0, whole, 4):
-        a = np.float64(x[i, p]) - np.float64(y[j, p])
-        b = np.float64(x[i, p + 1]) - np.float64(y[j, p + 1])
-        c = np.float64(x[i, p + 2]) - np.float64(y[j, p + 2])
-        e = np.float64(x[i, p + 3]) - np.float64(y[j, p + 3])
-        s0 += a * a
-        s1 += b * b
-        s2 += c * c
-        s3 += e * e
-    for p in range(whole, d):
-        a = np.float64(x[i, p]) - np.float64(y[j, p])
-        s0 += a * a
-    return (s0 + s1) + (s2 + s3)
+    a, b = x[i], y[j]
+    total = 0.0
+    for p in range(len(a)):
+        difference = np.float64(a[p]) - np.float64(b[p])
+        total += difference * difference
+    return total
 
 
 @kernel
