@@ -1,6 +1,8 @@
-"""Near-duplicates that people labelled: precision, recall and F1 of MinHash beside datasketch and rensa.
+"""Near-duplicates that people labelled: precision, recall and F1 of MinHash and SemDeDup beside datasketch and rensa.
 
-    python tests/benchmarks/real_dedup.py FOLDER        with the near_duplicates files (licences, docstrings)
+    python tests/benchmarks/real_dedup.py FOLDER [--embedder MODEL_FOLDER]
+
+FOLDER holds the near_duplicates files (licences, docstrings); with an embedder SemDeDup is measured on the same pairs.
 
 A method gives a similarity of each listed pair (those it does not propose: 0). "Pairs >= 0.8" is measured against the
 exact Jaccard similarities of word 5-grams; "labels" against the human licence labels (catch-all labels left out) or the
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +80,26 @@ def rensa(texts: list[str], left: np.ndarray, right: np.ndarray, threshold: floa
     return estimated(np.asarray(matrix.to_rows(), np.uint32), left, right, threshold)
 
 
-# a second method (of embeddings, say) is one line here: texts and pairs in, similarities out
+def semdedup(texts: list[str], left: np.ndarray, right: np.ndarray, threshold: float, embedder: str) -> np.ndarray:
+    """Cosine of the pairs that are in one cluster: what `SemDeDup.fit` compares."""
+    import datasets
+
+    import hf_prune as hp
+
+    ds = datasets.Dataset.from_dict({"text": texts, "row_id": [str(i) for i in range(len(texts))]})
+    ds = hp.score(ds, hp.Embedder(embedder, column="text"))
+    ds = hp.score(ds, hp.SemDeDup.fit(ds))
+    x, cluster = np.asarray(ds["embedding"], np.float64), np.asarray(ds["semdedup_cluster"])
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    out = np.zeros(len(left))
+    for start in range(0, len(left), 50_000):
+        part = slice(start, start + 50_000)
+        out[part] = np.einsum("nd,nd->n", x[left[part]], x[right[part]])
+    return np.where(cluster[left] == cluster[right], out.clip(0), 0)
+
+
 METHODS: dict[str, Method] = {"MinHashDedup": ours, "datasketch": datasketch, "rensa": rensa}
+DEFAULT = {"SemDeDup": 0.9}  # of similarity; 0.8 for the others
 # whether a pair that is proposed counts as found at the defaults, whatever its similarity (no verification)
 UNVERIFIED = ("datasketch", "rensa")
 
@@ -114,21 +135,26 @@ def collection(folder: Path, name: str) -> tuple[list[str], np.ndarray, np.ndarr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--embedder", help="folder or Hub name of a text encoder, for SemDeDup")
+    args = parser.parse_args()
+    folder = args.folder
+    if args.embedder:
+        METHODS["SemDeDup"] = partial(semdedup, embedder=args.embedder)
     print("| collection | against | method | threshold | precision | recall | F1 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in ("licences", "docstrings"):
         texts, left, right, exact, same, named = collection(folder, name)
         for method, run in METHODS.items():
-            at_default = run(texts, left, right, 0.8)
+            default = DEFAULT.get(method, 0.8)
+            at_default = run(texts, left, right, default)
             loose = run(texts, left, right, 0.3)  # bands that propose almost all pairs, for the best threshold
             for target, truth, some in (
                 ("pairs >= 0.8", exact >= 0.8, np.ones(len(exact), bool)),
                 ("labels", same, named),
             ):
                 line = f"| {name} | {target} | {method} |"
-                found = at_default > 0 if method in UNVERIFIED else at_default >= 0.8
-                print(f"{line} 0.8, default | {measure(found[some], truth[some])} |", flush=True)
+                found = at_default > 0 if method in UNVERIFIED else at_default >= default
+                print(f"{line} {default}, default | {measure(found[some], truth[some])} |", flush=True)
                 cut = best(loose[some], truth[some])
                 print(f"{line} {cut:.2f}, best | {measure(loose[some] >= cut, truth[some])} |", flush=True)
 
