@@ -21,7 +21,16 @@ def kernel(function: F) -> F:
 
     Never `parallel=True`: its pool does not survive the fork of a `map` worker. Threads come from `in_threads`.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    return _compile(function, {})
+
+
+def sums(function: F) -> F:
+    """`kernel` for sums of floats whose order is free, so that the processor adds several numbers at once."""
+    return _compile(function, {"fastmath": {"reassoc", "contract", "nsz"}})
+
+
+def _compile(function: F, options: dict[str, Any]) -> F:
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False, **options}
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no folder to cache in is writable

@@ -142,17 +142,15 @@ def _move(
 
 
 def _add(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, rows: np.ndarray, sign: int) -> None:
-    """Add rows to the sums of their clusters: few at a time in float32, and those sums in float64."""
-    rows = rows[np.argsort(labels[rows], kind="stable")]
-    groups = labels[rows]
-    step = min(max(STEP, 8 * len(counts)), max(len(rows), 1))
-    room = np.empty((step, x.shape[1]), x.dtype)
-    for begin in range(0, len(rows), step):
-        part, group = rows[begin : begin + step], groups[begin : begin + step]
-        edges = np.flatnonzero(np.diff(group, prepend=-1))
-        np.take(x, part, axis=0, out=room[: len(part)], mode="clip")
-        sums[group[edges]] += sign * np.add.reduceat(room[: len(part)], edges, axis=0)
-    counts += sign * np.bincount(groups, minlength=len(counts))
+    """Add rows to the sums of their clusters; each thread has some of the columns, so the order is that of the rows."""
+    from hf_prune import _kernels
+    from hf_prune._compiled import in_threads, thread_count
+
+    edges = np.linspace(0, x.shape[1], 1 + min(thread_count(), -(-x.shape[1] // 64))).astype(int)
+    in_threads(
+        lambda part: _kernels.add_rows(sums, x, labels, rows, float(sign), *part), zip(edges, edges[1:], strict=False)
+    )
+    counts += sign * np.bincount(labels[rows], minlength=len(counts))
 
 
 def _reseed(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> None:

@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 1024  # rows of a product
-PIECE = 256  # rows told in float64 at a time: they stay in the cache
-SCREENED = 128  # directions: with fewer, the product is not what takes the time
-ROUNDING = 2.0**-9  # relative, of one number in bfloat16
+BLOCK = 1024  # rows of a product; half of that where there are too few for every thread to have one
+SCREENED = 64  # directions: with fewer, the product is not what takes the time
 CROWD = 16  # candidates a row at which comparing them costs more than a float32 product
 
 
@@ -29,16 +27,14 @@ class Directions:
 
     Attributes:
         exact: (k, d) float64, to tell.
-        narrow: (k, d) float32, to find.
-        across: (d, k), the same.
+        across: (d, k) float32, to find.
     """
 
     def __init__(self, vectors: np.ndarray) -> None:
         exact = np.asarray(vectors, np.float64)
         lengths = np.sqrt(np.einsum("kd,kd->k", exact, exact))
         self.exact = exact / np.where(lengths == 0, 1, lengths)[:, None]
-        self.narrow = self.exact.astype(np.float32)
-        self.across = np.ascontiguousarray(self.narrow.T)
+        self.across = np.ascontiguousarray(self.exact.T, np.float32)
 
     @cached_property
     def rounded(self) -> Any:
@@ -65,11 +61,10 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     cosine = np.empty((len(x), count))
     screened = count == 1 and _screens(directions)
 
-    def search(start: int) -> None:
-        part = slice(start, start + BLOCK)
+    def search(part: slice) -> None:
         found[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    _each(range(0, len(x), BLOCK), search)
+    _each(len(x), search)
     return found, cosine
 
 
@@ -80,45 +75,51 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         x: (n, d) float32 rows of length 1.
         directions: k of them.
     """
-    found = np.empty((len(x), 1), np.int64)
-    ones = np.ones(min(BLOCK, len(x)), np.float32)
+    found = np.empty(len(x), np.int64)
     screened = _screens(directions)
 
-    def search(start: int) -> None:
-        part = x[start : start + BLOCK]
-        near = _screen(part, ones[: len(part)], directions) if screened else None
-        found[start : start + BLOCK] = largest_products(part, directions.across) if near is None else near
+    def search(part: slice) -> None:
+        ones = np.ones(len(x[part]), np.float32)
+        if not (screened and _screen(x[part], ones, directions, found[part])):
+            found[part] = largest_products(x[part], directions.across)[:, 0]
 
-    _each(range(0, len(x), BLOCK), search)
-    return found[:, 0]
+    _each(len(x), search)
+    return found
 
 
 def _screens(directions: Directions) -> bool:
     return directions.across.shape[1] >= SCREENED and "torch" in sys.modules and tiles()
 
 
-def _each(starts: range, search: Callable[[int], None]) -> None:
-    """Search every block, in the threads there are."""
-    pool = _threads() if len(starts) > 1 else None
-    for _ in map(search, starts) if pool is None else pool.map(search, starts):
+def _each(n: int, search: Callable[[slice], None]) -> None:
+    """Search every block of n rows, in the threads there are."""
+    pool = _threads() if n > BLOCK // 2 else None
+    size = BLOCK if pool is None or n >= BLOCK * pool._max_workers else BLOCK // 2
+    parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    for _ in map(search, parts) if pool is None else pool.map(search, parts):
         continue
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
+    from hf_prune import _kernels
+
+    x = np.ascontiguousarray(x)
     narrow = x.astype(np.float32, copy=False)
-    rough = np.sqrt(np.einsum("nd,nd->n", narrow, narrow))
+    rough = np.empty(len(x), np.float32)
+    _kernels.lengths(narrow, rough)
     if not (rough.min() > 1e-15 and rough.max() < 1e15):  # products would leave the range of float32
         wide = x.astype(np.float64)
         largest = np.abs(wide).max(axis=1, keepdims=True)
         x = wide / np.where(largest == 0, 1, largest)
         narrow = x.astype(np.float32)
-        rough = np.sqrt(np.einsum("nd,nd->n", narrow, narrow))
-    found = _screen(narrow, rough, directions) if screened else None
-    if found is None:
+        _kernels.lengths(narrow, rough)
+    found = np.empty((len(x), count), np.int64)
+    if not (screened and _screen(narrow, rough, directions, found[:, 0])):
         found = largest_products(narrow, directions.across, count)
-    cosine = np.concatenate(
-        [_told(x[i : i + PIECE], found[i : i + PIECE], directions.exact) for i in range(0, len(x), PIECE)]
-    )
+    cosine = np.empty((count, len(x)))
+    for column in range(count):
+        _kernels.cosines(x, found[:, column].copy(), directions.exact, cosine[column])
+    cosine = cosine.T
     if count == 2:  # float32 may have put two equals the wrong way round
         turned = cosine[:, 1] > cosine[:, 0]
         cosine[turned], found[turned] = cosine[turned, ::-1], found[turned, ::-1]
@@ -126,63 +127,40 @@ def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) ->
     return found, cosine
 
 
-def _told(x: np.ndarray, found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Cosines in float64 of a few rows to the directions found for them; NaN for zero rows."""
-    wide, near = _room(x.shape)
-    wide[:] = x
-    length = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    length[length == 0] = np.nan
-    cosine = np.empty(found.shape)
-    for column in range(found.shape[1]):
-        np.take(exact, found[:, column], axis=0, out=near, mode="clip")
-        cosine[:, column] = np.einsum("nd,nd->n", wide, near) / length
-    return cosine
-
-
 def largest_products(x: np.ndarray, across: np.ndarray, count: int = 1) -> np.ndarray:
     """Indices of the largest float32 products of (b, d) rows with (d, k) columns, (b, count); the lowest of equals."""
     torch = sys.modules.get("torch")
-    # torch keeps to the threads of whoever calls it; NumPy's library would start its own in every thread of the pool
-    product = x @ across if torch is None else torch.mm(_tensor(x), _tensor(across)).numpy()
-    first = product.argmax(1)
-    if count == 1:
-        return np.asarray(first[:, None])
-    product[np.arange(len(x)), first] = -np.inf
-    return np.stack([first, product.argmax(1)], axis=1)
+    if torch is None:
+        product = x @ across
+    else:  # it keeps to the threads of whoever calls it; NumPy's library would start its own in every thread
+        product = _room(len(x), across.shape[1])
+        torch.mm(_tensor(x), _tensor(across), out=torch.from_numpy(product))
+    if count > 1:
+        first = product.argmax(1)
+        product[np.arange(len(x)), first] = -np.inf
+        return np.stack([first, product.argmax(1)], axis=1)
+    from hf_prune import _kernels
+
+    found = np.empty(len(x), np.int64)
+    _kernels.largest(product.view(np.int32), found)
+    return found[:, None]
 
 
-def _screen(x: np.ndarray, length: np.ndarray, directions: Directions) -> np.ndarray | None:
-    """Index of the largest product of each row, (n, 1), by bfloat16 tiles and float32 for what comes close.
+def _screen(x: np.ndarray, length: np.ndarray, directions: Directions, found: np.ndarray) -> bool:
+    """Write the index of the largest product of each row, by bfloat16 tiles and float32 for what comes close.
 
-    None where too many directions come close, or where no product is positive.
+    False where too many directions come close, or where no product is positive.
     """
     import torch
 
+    from hf_prune import _kernels
+
     n, k = len(x), directions.across.shape[1]
-    tile, product = _tile(x.shape[1], k)
+    tile, product = _tile(BLOCK if n > BLOCK // 2 else BLOCK // 2, x.shape[1], k)
     tile[:n] = _tensor(x)
     torch.mm(tile, directions.rounded, out=product)
-    bits = product.view(torch.int16)[:n]  # in the order of the numbers where they are positive, and read twice as fast
-    top = (bits.amax(1).to(torch.int32) << 16).view(torch.float32).numpy()
-    # |x.v - x'.v'| <= |x| (two roundings, and the sum in float32), then the product's own; for each of two
-    bar = top - 2 * (length * (2 * ROUNDING + 1e-4) + np.abs(top) * ROUNDING * 1.01)
-    if not bar.min() > 0:
-        return None
-    low = (bar.astype(np.float32).view(np.int32) >> 16).astype(np.int16)  # rounded down
-    row, column = np.divmod(np.flatnonzero(bits.numpy() >= low[:, None]), k)
-    if len(row) > CROWD * n:
-        return None
-    first = np.searchsorted(row, np.arange(n))
-    found = column[first]
-    counts = np.diff(first, append=len(row))
-    if counts.max() > 1:
-        several = np.repeat(counts > 1, counts)
-        row, column = row[several], column[several]
-        close = np.einsum("nd,nd->n", x[row], directions.narrow[column])
-        order = np.lexsort((column, -close, row))
-        lead = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
-        found[row[lead]] = column[lead]
-    return found[:, None]
+    bits = product.view(torch.int16)[:n].numpy()
+    return _kernels.screen(bits, np.ascontiguousarray(x), length, directions.exact, CROWD, found)
 
 
 _local = threading.local()
@@ -223,22 +201,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)  # a fork copies no threads
 
 
-def _room(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Two float64 pieces of this thread: fresh memory for each would cost more than the sums in it."""
-    room = getattr(_local, "room", None)
-    if room is None or room.shape[2] != shape[1]:
-        room = _local.room = np.empty((2, PIECE, shape[1]))
-    return room[0, : shape[0]], room[1, : shape[0]]
+def _room(rows: int, k: int) -> np.ndarray:
+    """(rows, k) float32 of this thread: fresh memory for each product would cost as much as reading it."""
+    if rows > BLOCK:
+        return np.empty((rows, k), np.float32)
+    room = _local.__dict__.get("room")
+    if room is None or len(room) < rows * k:
+        room = _local.room = np.empty(rows * k, np.float32)
+    return np.asarray(room[: rows * k]).reshape(rows, k)
 
 
-def _tile(width: int, k: int) -> tuple[Any, Any]:
-    """One shape of product for this thread: each new one is compiled anew."""
+def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
+    """Two sizes of product for this thread: each new one is compiled anew."""
     import torch
 
-    tile = getattr(_local, "tile", None)
+    tiles_: dict[int, tuple[Any, Any]] = _local.__dict__.setdefault("tiles", {})
+    tile = tiles_.get(rows)
     if tile is None or tile[0].shape[1] != width or tile[1].shape[1] != k:
-        tile = torch.zeros(BLOCK, width, dtype=torch.bfloat16), torch.empty(BLOCK, k, dtype=torch.bfloat16)
-        _local.tile = tile
+        tile = torch.zeros(rows, width, dtype=torch.bfloat16), torch.empty(rows, k, dtype=torch.bfloat16)
+        tiles_[rows] = tile
     return tile
 
 

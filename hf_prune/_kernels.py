@@ -1,0 +1,139 @@
+"""Compiled loops of `search` and `kmeans`. Their plain twins, which are the definitions, stand in the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hf_prune._compiled import kernel, sums
+
+PART = 64  # products whose largest is remembered
+_ROUNDING = np.float32(2.0**-9)  # relative, of one number in bfloat16
+
+
+@njit(inline="always")
+def _ordered(bits):  # type: ignore[no-untyped-def]
+    """Bits of a float32 as an integer of the same order."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@kernel
+def largest(bits: np.ndarray, found: np.ndarray) -> None:
+    """Column of the largest of each row of float32 numbers, handed over as (n, k) int32 bits; the lowest of equals."""
+    n, k = bits.shape
+    for i in range(n):
+        row = bits[i]
+        top = _ordered(row[0])
+        for j in range(1, k):
+            top = max(top, _ordered(row[j]))
+        for j in range(k):
+            if _ordered(row[j]) == top:
+                found[i] = j
+                break
+
+
+@sums
+def lengths(x: np.ndarray, length: np.ndarray) -> None:
+    """Length (n,) float32 of each of (n, d) float32 rows."""
+    n, d = x.shape
+    for i in range(n):
+        total = np.float32(0)
+        for c in range(d):
+            total += x[i, c] * x[i, c]
+        length[i] = np.sqrt(total)
+
+
+@sums
+def cosines(x: np.ndarray, found: np.ndarray, exact: np.ndarray, cosine: np.ndarray) -> None:
+    """Cosine (n,) in float64 of each of (n, d) rows to the direction found for it; NaN for zero rows."""
+    n, d = x.shape
+    for i in range(n):
+        direction = exact[found[i]]
+        dot, square = 0.0, 0.0
+        for c in range(d):
+            value = np.float64(x[i, c])
+            dot += value * direction[c]
+            square += value * value
+        cosine[i] = dot / np.sqrt(square) if square > 0 else np.nan
+
+
+@sums
+def _product(a: np.ndarray, b: np.ndarray) -> float:
+    total = 0.0
+    for c in range(len(a)):
+        total += np.float64(a[c]) * b[c]
+    return total
+
+
+@kernel
+def screen(
+    bits: np.ndarray, x: np.ndarray, length: np.ndarray, exact: np.ndarray, crowd: int, found: np.ndarray
+) -> bool:
+    """Column of the largest product of each row, where the products are known in bfloat16 only.
+
+    Args:
+        bits: (n, k) int16 bits of the products, in the order of the numbers where they are positive.
+        x: (n, d) float32 rows.
+        length: (n,) float32, of the rows.
+        exact: (k, d) float64 directions of length 1.
+        crowd: directions a row, on average, at which comparing them costs more than all products.
+        found: (n,) int64, written.
+
+    Returns:
+        False where a row has no positive product, or too many directions come close: take another way.
+    """
+    n, k = bits.shape
+    parts = (k + PART - 1) // PART
+    tops = np.empty(parts, np.int16)
+    wide, words = np.empty(1, np.float32), np.empty(1, np.int32)
+    as_words, as_floats = wide.view(np.int32), words.view(np.float32)
+    compared = 0
+    for i in range(n):
+        row = bits[i]
+        top = np.int16(-32768)
+        for part in range(parts):
+            largest_of = np.int16(-32768)
+            for j in range(part * PART, min(k, part * PART + PART)):
+                largest_of = max(largest_of, row[j])
+            tops[part] = largest_of
+            top = max(top, largest_of)
+        words[0] = np.int32(top) << 16
+        value = as_floats[0]
+        # |x.v - x'.v'| <= |x| (two roundings, and the sum in float32), then the product's own; for each of two
+        bar = value - 2 * (length[i] * (2 * _ROUNDING + np.float32(1e-4)) + abs(value) * _ROUNDING * np.float32(1.01))
+        if not bar > 0:
+            return False
+        wide[0] = bar
+        low = np.int16(as_words[0] >> 16)  # rounded down
+        count, first, best = 0, -1, 0.0
+        for part in range(parts):
+            if tops[part] < low:
+                continue
+            for j in range(part * PART, min(k, part * PART + PART)):
+                if row[j] >= low:
+                    if count == 0:
+                        first = j
+                    else:
+                        if count == 1:
+                            best = _product(x[i], exact[first])
+                        other = _product(x[i], exact[j])
+                        if other > best:
+                            best, first = other, j
+                    count += 1
+        found[i] = first
+        compared += count
+        if compared > crowd * n:
+            return False
+    return True
+
+
+@kernel
+def add_rows(
+    sums_: np.ndarray, x: np.ndarray, labels: np.ndarray, rows: np.ndarray, sign: float, begin: int, end: int
+) -> None:
+    """Add (sign 1) or take (sign -1) rows to the float64 sums of their clusters, columns `begin` to `end` of them."""
+    for row in rows:
+        total = sums_[labels[row]]
+        values = x[row]
+        for c in range(begin, end):
+            total[c] += sign * values[c]
