@@ -11,26 +11,61 @@ __version__ = "0.1.0"
 
 # where each public name lives: imported at first use, so that `import hf_prune` stays light
 _HOMES = {
+    "AUM": "dynamics.aum",
+    "AskLLM": "scorers.ask_llm",
     "Batch": "batch",
+    "Cartography": "dynamics.cartography",
+    "DSIR": "scorers.dsir",
+    "DynamicUncertainty": "dynamics.dynamic_uncertainty",
+    "EL2N": "dynamics.el2n",
     "Embedder": "embed",
+    "ExactDedup": "dedup.exact",
+    "Forgetting": "dynamics.forgetting",
+    "GraNd": "dynamics.grand",
+    "Herding": "scorers.herding",
+    "KCenter": "scorers.k_center",
+    "KenLM": "scorers.kenlm",
     "Ledger": "cost",
+    "MinHashDedup": "dedup.minhash",
     "Model": "models",
+    "Moderate": "scorers.moderate",
+    "NgramCounts": "scorers.dsir",
+    "Perplexity": "scorers.perplexity",
+    "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
+    "RecordingMixin": "dynamics.trainer",
+    "RecordingTrainer": "dynamics.trainer",
+    "RemoveRepeats": "dedup.substring",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
+    "SemDeDup": "dedup.semdedup",
+    "SubstringDedup": "dedup.substring",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
+    "TDDS": "dynamics.tdds",
+    "TextStatistics": "scorers.heuristics",
+    "TrainingLog": "dynamics.log",
+    "Uncertainty": "dynamics.uncertainty",
+    "VendiContribution": "diversity.vendi_contribution",
+    "chunk_texts": "chunk",
+    "crop_and_flip": "dynamics.loop",
+    "d4": "dedup.d4",
+    "duplicate_pairs": "dedup.pairs",
     "filter_by_score": "prune",
     "keep_mask": "prune",
     "load_scores": "hub",
     "push_scored": "hub",
     "read_released_scores": "released",
     "sample_by_score": "prune",
+    "sample_by_targets": "scorers.dsir",
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
+    "train_with_log": "dynamics.loop",
     "training_flops": "cost",
+    "vendi_score": "diversity.vendi",
     "with_row_id": "rows",
+    "with_threshold_samples": "dynamics.aum",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
@@ -48,9 +83,33 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hf_prune.batch import Batch as Batch
+    from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
     from hf_prune.cost import Ledger as Ledger
     from hf_prune.cost import training_flops as training_flops
+    from hf_prune.dedup.d4 import d4 as d4
+    from hf_prune.dedup.exact import ExactDedup as ExactDedup
+    from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
+    from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
+    from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
+    from hf_prune.dedup.substring import RemoveRepeats as RemoveRepeats
+    from hf_prune.dedup.substring import SubstringDedup as SubstringDedup
+    from hf_prune.diversity.vendi import vendi_score as vendi_score
+    from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
+    from hf_prune.dynamics.aum import AUM as AUM
+    from hf_prune.dynamics.aum import with_threshold_samples as with_threshold_samples
+    from hf_prune.dynamics.cartography import Cartography as Cartography
+    from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
+    from hf_prune.dynamics.el2n import EL2N as EL2N
+    from hf_prune.dynamics.forgetting import Forgetting as Forgetting
+    from hf_prune.dynamics.grand import GraNd as GraNd
+    from hf_prune.dynamics.log import TrainingLog as TrainingLog
+    from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
+    from hf_prune.dynamics.loop import train_with_log as train_with_log
+    from hf_prune.dynamics.tdds import TDDS as TDDS
+    from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
+    from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
+    from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored
@@ -64,6 +123,17 @@ if TYPE_CHECKING:
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
+    from hf_prune.scorers.ask_llm import AskLLM as AskLLM
+    from hf_prune.scorers.dsir import DSIR as DSIR
+    from hf_prune.scorers.dsir import NgramCounts as NgramCounts
+    from hf_prune.scorers.dsir import sample_by_targets as sample_by_targets
+    from hf_prune.scorers.herding import Herding as Herding
+    from hf_prune.scorers.heuristics import TextStatistics as TextStatistics
+    from hf_prune.scorers.k_center import KCenter as KCenter
+    from hf_prune.scorers.kenlm import KenLM as KenLM
+    from hf_prune.scorers.moderate import Moderate as Moderate
+    from hf_prune.scorers.perplexity import Perplexity as Perplexity
+    from hf_prune.scorers.quality import QualityClassifier as QualityClassifier
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 Explain = Callable[[Path], AbstractContextManager[None]]
 
@@ -43,6 +44,24 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
             with explained(folder):
                 sink.close()
         with explained(folder):
+            _sync(temporary)
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_parquet(path: Path, table: pa.Table, explained: Explain) -> None:
+    """Write a table of numbers as Parquet, floats with their bytes split: what changes slowly is compressed together.
+
+    Raises:
+        OSError: the disk is full or may not be written; nothing is left behind.
+    """
+    temporary = _temporary(path)
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    try:
+        with explained(path.parent):
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)
             _sync(temporary)
             os.replace(temporary, path)
     finally:

@@ -339,6 +339,7 @@ def filter_(
     group_by: Annotated[list[str] | None, typer.Option(help="Columns whose groups are protected.")] = None,
     group_floor: Annotated[float | None, typer.Option(help="1: prune groups alike; 0: protect none.")] = None,
     one_per: Annotated[str | None, typer.Option(help="Column of cluster ids: keep the best row of each.")] = None,
+    offset: Annotated[float, typer.Option(help="Fraction of best rows to pass over first.")] = 0.0,
     nulls: Annotated[str, typer.Option(help="Rows without a score: raise, keep or drop.")] = "raise",
     seed: Annotated[int, typer.Option(help="Decides ties.")] = 0,
     row_id: Annotated[str, typer.Option(help="Column of row ids, for ties.")] = "row_id",
@@ -387,6 +388,7 @@ def filter_(
         one_per=one_per,
         nulls=nulls,
         row_id=row_id,
+        offset=offset,
     )
     kept = mask_of(ds, rule)
     if not kept.any():
@@ -398,7 +400,7 @@ def filter_(
     if report is not None:
         from hf_prune.report import report as render
 
-        words = f"{len(left.main):,} of {len(ds):,} rows, prefer {prefer}"
+        words = f"{len(left.main):,} of {len(ds):,} rows, prefer {prefer}" + (f", offset {offset}" if offset else "")
         text = render(ds, [known.get(by, by)], kept={words: kept}, title=f"Pruned by {by}")
         with replacing(report.expanduser()) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -218,15 +218,15 @@ class Embedder(Scorer):
                 )
         if batch is None or batch.n == 0:
             return kind
-        held = _held(batch, self.column if isinstance(self.column, str) else self.column[0])
-        if held is None:
+        there = held(batch, self.column if isinstance(self.column, str) else self.column[0])
+        if there is None:
             return "text" if kind == "auto" else kind
         if kind == "auto":
-            return held
-        if held != kind and not (kind == "image" and _paths(batch, str(self.column))):
+            return there
+        if there != kind and not (kind == "image" and _paths(batch, str(self.column))):
             names = {"text": "texts", "image": "pictures"}
             raise TypeError(
-                f"column {self.column!r} holds {names[held]}, but {self.model.label} embeds {names[kind]} here; "
+                f"column {self.column!r} holds {names[there]}, but {self.model.label} embeds {names[kind]} here; "
                 f"name a column of {names[kind]}, or another model"
             )
         return kind
@@ -261,12 +261,9 @@ class Embedder(Scorer):
         """Renders a chat by the tokenizer's template, if there is one."""
         if self.model.kind not in ("hub", "folder") or self._plan().route in ("static", "package"):
             return None
-        from hf_prune._embed.text import tokenizer_of
+        from hf_prune._embed.text import chat_template
 
-        tokenizer = tokenizer_of(self.model, self._plan())
-        if not tokenizer.chat_template:
-            return None
-        return lambda turns: tokenizer.apply_chat_template(turns, tokenize=False)
+        return chat_template(self.model, self._plan())
 
     def _pictures(self, batch: Batch) -> list[Any]:
         values = read_column(batch, str(self.column))
@@ -281,7 +278,7 @@ def _paths(batch: Batch, path: str) -> bool:
     return "://" in first or os.path.isfile(first)
 
 
-def _held(batch: Batch, path: str) -> str | None:
+def held(batch: Batch, path: str) -> str | None:
     """Whether a column holds texts (chats too) or pictures; None if all its rows are null."""
     values = read_column(batch, path)
     if isinstance(values, pa.Array):

@@ -21,6 +21,14 @@ STEP = 1 << 11
 POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
 
 
+class FewRowsError(ValueError):
+    """More clusters were asked for than there are distinct rows: `distinct` of them."""
+
+    def __init__(self, k: int, distinct: int) -> None:
+        super().__init__(f"k={k} clusters, but only {distinct} distinct rows; use k={distinct} or less")
+        self.distinct = distinct
+
+
 @dataclass(frozen=True)
 class Clustering:
     """What k-means found: (k, d) float32 centroids, and how."""
@@ -66,7 +74,7 @@ def kmeans(
         engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
 
     Raises:
-        ValueError: k is larger than the number of distinct rows.
+        FewRowsError: k is larger than the number of distinct rows.
         ModuleNotFoundError: faiss was asked for and is not installed.
     """
     engine, assign = _engine(engine, k, spherical)
@@ -109,7 +117,7 @@ def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
             closest = _squared(pool, x[chosen]).min(1)
             continue
         if mass[-1] <= 0:
-            raise ValueError(f"k={k} clusters, but only {len(chosen)} distinct rows; use k={len(chosen)} or less")
+            raise FewRowsError(k, len(chosen))
         picks = np.searchsorted(mass, rng.random(min(64, k)) * mass[-1], side="right").clip(max=len(pool) - 1)
         before, chances = closest[picks], rng.random(len(picks))
         distances = _squared(pool, pool[picks])

@@ -7,7 +7,8 @@ Memory: at most 100 bytes a row of the dataset on top of the columns read (score
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,20 @@ from numpy.typing import NDArray
 
 from hf_prune._arrow import column_array
 from hf_prune._layout import check_layout, take_rows
-from hf_prune._prune.draw import METHODS
+from hf_prune._prune.draw import METHODS, Method, ccs
 from hf_prune._prune.inputs import chunked, clusters_of, costs_of, hashes_of, ids_of, keys_of, scores_of
-from hf_prune._prune.rule import Rule, make_rule
+from hf_prune._prune.rule import Rule, check_offset, make_rule
 from hf_prune._prune.select import (
     Index,
     Mask,
     Pick,
     ShortWarning,
     TieWarning,
+    best,
+    best_of,
     choose,
     codes_of,
+    oriented,
     select,
     warn,
 )
@@ -63,6 +67,15 @@ class _Request:
     calibrated_keep: float | None = None
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """The hardest rows, which "ccs" drops first: their fraction, which end they are at, and of which column."""
+
+    beta: float
+    hardest: str
+    key: str | None
+
+
 def filter_by_score(
     ds: Any,
     column: Any,
@@ -82,6 +95,7 @@ def filter_by_score(
     splits: str | Sequence[str] | None = None,
     layout: str = "auto",
     calibrated_keep: float | None = None,
+    offset: float = 0.0,
 ) -> Any:
     """The rows of `ds` that a score column prefers, in dataset order.
 
@@ -116,6 +130,9 @@ def filter_by_score(
         layout: "contiguous" copies the kept rows into an Arrow file in the datasets cache, which later passes
             read at full speed; "indices" maps them, which writes nothing; "auto" copies rows of up to 4 kB.
         calibrated_keep: the fraction at which the score means something; another `keep` warns.
+        offset: pass over this fraction of the whole dataset first, the best of the preferred end, and keep the next:
+            with noisy labels the hardest rows are often mislabelled. With `group_by` each group passes over its own
+            share. Not with a threshold, nor with prefer="middle" or "random".
 
     Raises:
         KeyError: a column or split is not there.
@@ -127,11 +144,13 @@ def filter_by_score(
     >>> ds = Dataset.from_dict({"x": ["a", "b", "c", "d"], "score": [0.1, 0.9, 0.3, 0.7]})
     >>> filter_by_score(ds, "score", keep=0.5)["x"][:]
     ['b', 'd']
+    >>> filter_by_score(ds, "score", keep=0.5, offset=0.25)["x"][:]
+    ['c', 'd']
     """
     request = request_of(
         column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
         group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
-        calibrated_keep=calibrated_keep,
+        calibrated_keep=calibrated_keep, offset=offset,
     )  # fmt: skip
     check_layout(layout)
     if _is_stream(ds):
@@ -158,6 +177,7 @@ def split_by_score(
     splits: str | Sequence[str] | None = None,
     layout: str = "auto",
     calibrated_keep: float | None = None,
+    offset: float = 0.0,
 ) -> Any:
     """What `filter_by_score` keeps and drops, as DatasetDict(kept=..., dropped=...), both in dataset order.
 
@@ -173,7 +193,7 @@ def split_by_score(
     request = request_of(
         column, keep=keep, rows=rows, threshold=threshold, budget=budget, cost=cost, prefer=prefer, seed=seed,
         group_by=group_by, group_floor=group_floor, one_per=one_per, nulls=nulls, row_id=row_id,
-        calibrated_keep=calibrated_keep,
+        calibrated_keep=calibrated_keep, offset=offset,
     )  # fmt: skip
     check_layout(layout)
     if _is_stream(ds):
@@ -202,12 +222,13 @@ def keep_mask(
     one_per: Any = None,
     nulls: str = "raise",
     ids: Any = None,
+    offset: float = 0.0,
 ) -> Mask:
     """The rules of `filter_by_score` on arrays: which of n rows stay, (n,) bools.
 
     Args:
         scores: (n,) numbers, None or NaN for null.
-        keep: and rows, threshold, budget, prefer, seed, group_floor, nulls: as there.
+        keep: and rows, threshold, budget, prefer, seed, group_floor, nulls, offset: as there.
         cost: (n,) with a budget.
         groups: (n,) labels.
         one_per: (n,) cluster ids.
@@ -221,7 +242,7 @@ def keep_mask(
     """
     rule = make_rule(
         keep=keep, rows=rows, threshold=threshold, budget=budget, prefer=prefer, nulls=nulls,
-        grouped=groups is not None, group_floor=group_floor, costed=cost is not None,
+        grouped=groups is not None, group_floor=group_floor, costed=cost is not None, offset=offset,
     )  # fmt: skip
     column = chunked("scores", scores, None)
     n = len(column)
@@ -251,8 +272,12 @@ def sample_by_score(
     row_id: str | None = "row_id",
     splits: str | Sequence[str] | None = None,
     layout: str = "auto",
+    beta: float | None = None,
+    key: str | None = None,
+    hardest: str | None = None,
+    strata: int | None = None,
 ) -> Any:
-    """A random sample without replacement in which high scores are likelier, in dataset order.
+    """A random sample without replacement by a score, in dataset order.
 
     The noise is a pure function of (seed, row id), or of (seed, position) where there is no id column:
     shuffled rows with ids give the same sample.
@@ -261,20 +286,32 @@ def sample_by_score(
         ds: a `Dataset` or a `DatasetDict`, as in `filter_by_score`.
         column: score column, as there; also keep, rows, group_by, group_floor, nulls, row_id, splits and
             layout.
-        method: "gumbel": the score is a log-weight; "proportional": the score is a weight >= 0.
+        method: "gumbel": the score is a log-weight; "proportional": the score is a weight >= 0; "ccs": as many rows
+            as can be from each of `strata` equal parts of the score's range, the thin parts whole (coverage-centric).
         seed: of the noise.
+        beta: of "ccs": drop this fraction of the whole dataset first, the hardest rows, which are often mislabelled;
+            with `group_by` each group its share. The paper takes 0 for keep=0.7 to 0.3 for keep=0.1.
+        key: of "ccs": the column that says what is hard; None: the score. (The paper's is the area under the margin.)
+        hardest: of "ccs", with beta: which end of the key is hard, "high" (EL2N) or "low" (margins).
+        strata: of "ccs"; 50 by default.
 
     Raises:
-        ValueError: as there; an unknown method; scores that are no weights; too few rows of positive weight.
+        ValueError: as there; an unknown method; scores that are no weights; too few rows of positive weight; options
+            of another method; beta and keep above 1 together.
     Reference: `hf_prune._prune.draw` names the source of each method.
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "score": [-900.0, 0.0, -900.0]})
     >>> sample_by_score(ds, "score", rows=1)["x"][:]
     ['b']
+    >>> ds = Dataset.from_dict({"x": list("abcdef"), "score": [0.0, 0.1, 0.1, 0.2, 0.9, 5.0]})
+    >>> sample_by_score(ds, "score", rows=3, method="ccs", beta=1 / 6, hardest="high", strata=3)["x"][:]
+    ['a', 'c', 'e']
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}")
+    cut = _cut(method, beta, key, hardest, strata, keep)
+    draw = partial(ccs, strata=50 if strata is None else strata) if method == "ccs" else METHODS[method]
     request = request_of(
         column, keep=keep, rows=rows, seed=seed, group_by=group_by, group_floor=group_floor, nulls=nulls,
         row_id=row_id,
@@ -284,7 +321,7 @@ def sample_by_score(
         raise TypeError("a sample needs the whole column and ds is a stream; materialise it first")
 
     def sample(part: Any) -> Any:
-        return take_rows(part, np.flatnonzero(_sampled(part, request, method)), layout)
+        return take_rows(part, np.flatnonzero(_sampled(part, request, draw, cut)), layout)
 
     return _each(ds, splits, sample)
 
@@ -305,6 +342,7 @@ def request_of(
     prefer: str = "high",
     one_per: str | None = None,
     calibrated_keep: float | None = None,
+    offset: float = 0.0,
 ) -> _Request:
     """Check the arguments of a call; errors as in `filter_by_score`."""
     name, calibrated = _named(column)
@@ -313,7 +351,7 @@ def request_of(
         raise ValueError("group_by=[] names no column; leave it out")
     rule = make_rule(
         keep=keep, rows=rows, threshold=threshold, budget=budget, prefer=prefer, nulls=nulls,
-        grouped=bool(by), group_floor=group_floor, costed=cost is not None,
+        grouped=bool(by), group_floor=group_floor, costed=cost is not None, offset=offset,
     )  # fmt: skip
     at = calibrated if calibrated_keep is None else calibrated_keep
     return _Request(name, rule, check_seed(seed), cost, by, one_per, row_id, at)
@@ -381,18 +419,52 @@ def mask_of(ds: Any, request: _Request) -> Mask:
     )
 
 
-def _sampled(ds: Any, request: _Request, method: str) -> Mask:
+def _cut(method: str, beta: Any, key: str | None, hardest: str | None, strata: Any, keep: Any) -> _Cut | None:
+    """The checked cut-off of "ccs"; None where nothing is cut off."""
+    options = {"beta": beta, "key": key, "hardest": hardest, "strata": strata}
+    given = [name for name, value in options.items() if value is not None]
+    if method != "ccs":
+        if given:
+            raise ValueError(f"{given[0]} is an option of method='ccs', not of {method!r}; leave it out")
+        return None
+    if strata is not None and (isinstance(strata, bool) or not isinstance(strata, int | np.integer) or strata < 1):
+        raise ValueError(f"strata={strata!r} is not a number of strata; use 1 or more")
+    if not beta:
+        if key is not None or hardest is not None:
+            what = "key" if key is not None else "hardest"
+            raise ValueError(f"{what} says what beta drops, and beta={beta} drops nothing; give beta, or leave it out")
+        return None
+    if hardest not in ("high", "low"):
+        raise ValueError(
+            f"beta={beta} drops the hardest rows, and hardest={hardest!r} does not say which they are; use 'high' for"
+            " scores like EL2N, 'low' for margins"
+        )
+    return _Cut(check_offset("beta", beta, keep), hardest, key)
+
+
+def _sampled(ds: Any, request: _Request, draw: Method, cut: _Cut | None) -> Mask:
     values, null = _column(ds, request)
+    n, groups = len(ds), _groups(ds, request)
     scores = values.astype(np.float64)
-    u = uniform(keys_of(ids_of(ds, request.row_id), np.arange(len(ds))), request.seed)
+    ids = ids_of(ds, request.row_id)
+    u = uniform(keys_of(ids, np.arange(n)), request.seed)
 
     def pick(at: Index, k: int) -> Pick:
-        return Pick(METHODS[method](scores[at], u[at], k))
+        return Pick(draw(scores[at], u[at], k))
 
-    forced = null if request.rule.nulls == "keep" else np.zeros(len(ds), bool)
+    forced = null if request.rule.nulls == "keep" else np.zeros(n, bool)
     rows = np.flatnonzero(~null)
+    if cut is not None:
+        keys = values if cut.key is None else scores_of(column_array(ds, cut.key), cut.key, "raise")[0]
+        hashes = hashes_of(ids, request.seed)
+
+        def hard(at: Index, k: int) -> Pick:
+            return best(oriented(keys[at], cut.hardest), k, lambda i: hashes(at[i]))
+
+        d = replace(request.rule, offset=cut.beta).skipped(n, "beta")
+        rows = rows[~best_of(hard, rows, d, request.rule, groups, n)]
     mask = forced.copy()
-    mask[rows[choose(pick, rows, request.rule, forced, _groups(ds, request)).mask]] = True
+    mask[rows[choose(pick, rows, request.rule, forced, groups).mask]] = True
     return mask
 
 

@@ -43,21 +43,16 @@ def blocks(ds: Any, embedding: str, who: str, beside: str | None = None) -> Iter
         TypeError: a `DatasetDict`, or a column of another type.
         ValueError: no rows; a null, ragged or non-finite row.
     """
-    if hasattr(ds, "keys"):
-        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
     names = [embedding] if beside is None else [embedding, beside]
-    for name in names:
-        if ds.column_names is not None and name not in ds.column_names:
-            raise missing_column(name, ds.column_names, f"{who}.fit")
     width, start = None, 0
-    for columns in _columns(ds, names, who):
+    for held in columns(ds, names, who):
         try:
-            x = _arrow.finite(_arrow.matrix(columns[embedding], embedding), embedding)
+            x = _arrow.finite(_arrow.matrix(held[embedding], embedding), embedding)
         except ValueError as error:
             raise ValueError(f"{who}.fit, counting rows from {start}: {error}") from error
         if width not in (None, x.shape[1]):
             raise ValueError(f"column {embedding!r} is ragged: width {width} up to row {start}, then {x.shape[1]}")
-        yield Block(x, None if beside is None else columns[beside], start)
+        yield Block(x, None if beside is None else held[beside], start)
         width, start = x.shape[1], start + len(x)
     if start == 0:
         raise ValueError(f"{who}.fit got an empty dataset; there is nothing to learn from")
@@ -105,7 +100,18 @@ def _lowest(parts: list[tuple[np.ndarray, np.ndarray]], size: int | None) -> tup
     return hashes[order], x[order]
 
 
-def _columns(ds: Any, names: list[str], who: str) -> Iterator[dict[str, pa.Array]]:
+def columns(ds: Any, names: list[str], who: str) -> Iterator[dict[str, pa.Array]]:
+    """Read columns side by side in blocks of up to `STEP` rows: of a `Dataset` through Arrow's buffers, or of a stream.
+
+    Raises:
+        KeyError: no such column.
+        TypeError: a `DatasetDict`.
+    """
+    if hasattr(ds, "keys"):
+        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    for name in names:
+        if ds.column_names is not None and name not in ds.column_names:
+            raise missing_column(name, ds.column_names, f"{who}.fit")
     if not hasattr(ds, "data"):  # a stream
         for rows_ in ds.select_columns(names).with_format(None).iter(STEP):
             batch = Batch(rows_, who)

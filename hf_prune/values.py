@@ -98,7 +98,7 @@ def pack(
         if isinstance(item, Mapping):
             if not all(isinstance(k, str) for k in item):
                 raise TypeError(f"{where} is a dict with keys that are not strings; use string keys")
-            return {k: encode(v, f"{where}[{k!r}]") for k, v in item.items()}
+            return {k: encode(item[k], f"{where}[{k!r}]") for k in sorted(item)}  # arrays have an order in the bytes
         if isinstance(item, (set, frozenset)):
             return [encode(v, where) for v in sorted(item)]
         if isinstance(item, (list, tuple)):

@@ -7,7 +7,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the client: a test th
 import datasets
 import numpy as np
 import pytest
-from tiny_models import tiny_bert_folder, tiny_gpt2_folder, tiny_resnet_folder  # noqa: F401
+from tiny_models import (  # noqa: F401
+    tiny_bert_folder,
+    tiny_gpt2_folder,
+    tiny_resnet_folder,
+    tiny_text_classifier_folder,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +44,19 @@ def vectors():
         "row_id": [f"{i:032x}-0" for i in range(96)],
     }
     return datasets.Dataset.from_dict(table, features=features)
+
+
+@pytest.fixture(scope="session")
+def small_log(vectors, tmp_path_factory):
+    """Six epochs of the rows of `vectors`, four classes learned at different times."""
+    from hf_prune.dynamics.log import TrainingLog
+
+    rng = np.random.default_rng(0)
+    labels = np.array(vectors["label"][:])
+    logits = rng.normal(size=(6, len(labels), 4))
+    logits[:, np.arange(len(labels)), labels] += np.linspace(0, 2, 6)[:, None] * rng.normal(1, 1, len(labels))
+    folder = tmp_path_factory.mktemp("log")
+    return TrainingLog.from_logits(folder, vectors["row_id"][:], logits, labels, divergence=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

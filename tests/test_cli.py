@@ -266,9 +266,12 @@ def test_row_ids_are_made_where_they_are_needed(plain, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--scorer", "ssl_prot"), "choose one of random, ssl_proto, supervised_proto"),
+        (("--scorer", "ssl_prot"), "choose one of aum, cartography, "),
+        (("--scorer", "ssl_prot"), "choose one of "),
         (("--scorer", "ssl_proto", "--set", "foo=1"), "ssl_proto knows k, embedding"),
         (("--scorer", "ssl_proto", "--set", "k"), "is not key=value"),
+        (("--scorer", "aum"), "aum needs log: give it with --set log=..."),
+        (("--scorer", "aum", "--set", "log=no/such"), "holds no training log"),
         (("--scorer", "ssl_proto", "--k", "many"), "k='many' is not int or null"),
         (("--scorer", "ssl_proto", "--set", "normalize=perhaps"), "is not true or false"),
         (("--scorer", "ssl_proto", "--set", "random.seed=1"), "which --scorer does not name"),
@@ -294,6 +297,15 @@ def test_a_new_scorer_is_one_line(scored, tmp_path, monkeypatch):
     ok("score", scored / "data", "--scorer", "nearest", "--set", f"target={scored / 'scored'}",
        "--set", "nearest.wide=True", "--set", "columns=a,b", "-o", out)  # fmt: skip
     assert set(written(out)["nearest"]) == {96.0}
+
+
+def test_scores_out_of_a_log(scored, small_log, tmp_path):
+    out = tmp_path / "out"
+    ok("score", scored / "data", "--scorer", "aum", "--scorer", "forgetting", "--scorer", "el2n_log",
+       "--set", f"log={small_log.folder}", "--set", "aum.mode=prune", "--set", "tie_break=el2n", "-o", out)  # fmt: skip
+    found = written(out)
+    assert {"aum", "forgetting", "forgetting_first_learned", "el2n_train"} <= set(found.column_names)
+    assert np.corrcoef(found["aum"][:], found["el2n_train"][:])[0, 1] > 0.5  # both high where it is hard
 
 
 def test_empty_data(plain, tmp_path):

@@ -11,6 +11,10 @@ import hf_prune as hp
 from hf_prune.testing import CHECKS, check_scorer
 
 SCORERS = {
+    "DSIR": lambda ds: hp.DSIR.fit(ds, ds.select(range(24))),
+    "DSIR-targets": lambda ds: hp.DSIR.fit(
+        ds, {"a": ds.select(range(9)), "b": ds.select([9])}, hash="fast", normalize="per_ngram", tokens=True, key=1
+    ),
     "Random": lambda ds: hp.Random(seed=100),
     "SSLPrototypes": lambda ds: hp.SSLPrototypes.fit(ds, k=4, cluster=True),
     "SSLPrototypes-torch": lambda ds: hp.SSLPrototypes.fit(ds, k=4, engine="torch"),
@@ -18,11 +22,28 @@ SCORERS = {
         ds, k=4, metric="euclidean", spherical=False, normalize=False
     ),
     "SSLPrototypes-margin": lambda ds: hp.SSLPrototypes.fit(ds, k=4, metric="margin"),
+    "Herding": lambda ds: hp.Herding.fit(ds, k=20),
+    "KCenter": lambda ds: hp.KCenter.fit(ds, k=20, row_id=None),
+    "Moderate": lambda ds: hp.Moderate.fit(ds),
+    "SemDeDup": lambda ds: hp.SemDeDup.fit(ds, k=4),
+    "SemDeDup-vectors": lambda ds: hp.SemDeDup.fit(ds, k=4, order="random", second=True, row_id=None),
     "SupervisedPrototypes": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
     "SupervisedPrototypes-euclidean": lambda ds: hp.SupervisedPrototypes.fit(
         ds, metric="euclidean", normalize_before_mean=False
     ),
+    "QualityClassifier": lambda ds: hp.QualityClassifier.fit(ds, int_score=True),
+    "QualityClassifier-logistic": lambda ds: hp.QualityClassifier.fit(ds, head="logistic", threshold=2),
     "SupervisedPrototypes-strings": lambda ds: hp.SupervisedPrototypes.fit(ds, label="kind", metric="margin"),
+    "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
+    "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
+    "TextStatistics": lambda ds: hp.TextStatistics(),
+    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, normalize=("case", "space")),
+    "ExactDedup-reference": lambda ds: hp.ExactDedup.fit(ds, reference=ds.select(range(20))),
+    "MinHashDedup": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, max_cluster=3),
+    "MinHashDedup-estimated": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, verify=False),
+    "MinHashDedup-reference": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, reference=ds.select(range(20))),
+    "SubstringDedup": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
+    "SubstringDedup-reference": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=3, reference=ds.select(range(20))),
 }
 
 
@@ -34,6 +55,33 @@ def rows(vectors):
 @pytest.mark.parametrize("name", SCORERS)
 def test_conforms(name, rows):
     assert check_scorer(SCORERS[name](rows), rows) == list(CHECKS)
+
+
+LOGGED = {
+    "EL2N-log": lambda log: hp.EL2N.from_log(log),
+    "Forgetting": lambda log: hp.Forgetting.from_log([log, log], never="inf", tie_break="first_learned"),
+    "AUM": lambda log: hp.AUM.from_log([log, log], threshold_seed=0),
+    "Cartography": lambda log: hp.Cartography.from_log(log),
+    "DynamicUncertainty": lambda log: hp.DynamicUncertainty.from_log(log, window=3),
+    "TDDS": lambda log: hp.TDDS.from_log(log, window=3),
+    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, measure="margin"),
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_scorers_out_of_a_log_conform(name, small_log, rows):
+    assert check_scorer(LOGGED[name](small_log), rows.select_columns(["row_id"])) == list(CHECKS)
+
+
+def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder, vectors):
+    texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
+    ds = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 for i in range(12)]})
+    for scorer in (
+        hp.EL2N([tiny_text_classifier_folder]),
+        hp.Uncertainty(tiny_gpt2_folder),
+        hp.GraNd(tiny_gpt2_folder),
+    ):
+        assert check_scorer(scorer, ds, seconds=180) == list(CHECKS)
 
 
 def test_embedder_of_texts_conforms(tiny_bert_folder, vectors):
@@ -48,3 +96,32 @@ def test_embedder_of_pictures_conforms(tiny_resnet_folder):
     pictures = [Picture.fromarray(rng.integers(0, 256, (12 + i, 16, 3), np.uint8)) for i in range(9)]
     ds = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
     assert check_scorer(hp.Embedder(tiny_resnet_folder, column="image"), ds) == list(CHECKS)
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    words = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
+    rng = np.random.default_rng(0)
+    return datasets.Dataset.from_dict({"text": [" ".join(rng.choice(words, 2 + 7 * i)) for i in range(9)]})
+
+
+def test_perplexity_conforms(tiny_gpt2_folder, sentences):
+    more = {"perplexity": True, "bits_per_byte": True, "n_tokens": True}
+    scorer = hp.Perplexity(tiny_gpt2_folder, stride=15, on_bad="nan", **more)
+    assert check_scorer(scorer, sentences) == list(CHECKS)
+
+
+def test_ask_llm_conforms(tiny_gpt2_folder, sentences):
+    scorer = hp.AskLLM(tiny_gpt2_folder, prompt="is {text} not far", yes="the", no="a", answered=True)
+    assert check_scorer(scorer, sentences) == list(CHECKS)
+
+
+def test_kenlm_conforms(tmp_path, sentences):
+    pytest.importorskip("kenlm")
+    file = tmp_path / "toy.arpa"
+    words = ["<unk>", "<s>", "</s>", "the", "cat", "bank"]
+    unigrams = "\n".join(f"{-1 - i / 8}\t{word}\t0" for i, word in enumerate(words))
+    file.write_text(
+        f"\\data\\\nngram 1=6\nngram 2=1\n\n\\1-grams:\n{unigrams}\n\n\\2-grams:\n-0.5\tthe cat\n\n\\end\\\n"
+    )
+    assert check_scorer(hp.KenLM(str(file), perplexity=True), sentences) == list(CHECKS)

@@ -83,6 +83,16 @@ def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("part-*.arrow")} == before
 
 
+def test_find_wrong_labels(pictures, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "find_wrong_labels.py"), "--data", str(pictures), "--width", "4"]
+    said = run([*command, "--epochs", "3", "--early", "2", "--output", str(tmp_path / "out")], tmp_path)
+    assert "12 of 120 labels are wrong" in said and "kept 84 rows by AUM" in said
+    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2}
+    assert set(table) >= {"aum", "confidence", "forgetting", "el2n_train", "el2n", "random_0"}
+    assert float(table["aum"][0]) > 0.5  # three epochs of a network of four channels
+    assert len(load_from_disk(str(tmp_path / "out" / "kept"))) == 84
+
+
 def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_path):
     options = [str(EXAMPLES / "prune_texts.py"), "--data", str(texts), "--model", str(tiny_bert_folder)]
     options += ["--label", "label", "--k", "6", "--shard-rows", "50"]

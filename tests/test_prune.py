@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hf_prune import _files, _layout
-from hf_prune._prune.draw import METHODS
+from hf_prune._prune.draw import METHODS, ccs
 from hf_prune.prune import (
     CalibrationWarning,
     ShortWarning,
@@ -633,3 +633,137 @@ def test_memory_a_row():
         peak = tracemalloc.get_traced_memory()[1] / n
         tracemalloc.stop()
         assert peak < limit, f"{peak:.0f} bytes a row"
+
+
+# ---- windows: the best are passed over
+
+
+@quiet
+@given(st.integers(1, 60), st.floats(0, 0.9), st.floats(0.05, 1), st.integers(0, 3), st.sampled_from(["high", "low"]))
+@settings(max_examples=60, deadline=None)
+def test_offset_is_a_window_of_the_order(n, offset, keep, levels, prefer):
+    scores = np.random.default_rng(n).integers(0, 1 + 5**levels, n)
+    if offset + keep > 1 or math.floor(keep * n + 0.5) == 0:
+        return
+    k = math.floor(keep * n + 0.5)
+    d = min(math.floor(offset * n + 0.5), n - k)
+    sign = -1 if prefer == "high" else 1
+    order = np.lexsort((seeded(np.arange(n, dtype=np.uint64), 0), sign * scores))
+    assert kept(scores, keep=keep, offset=offset, prefer=prefer) == sorted(order[d : d + k].tolist())
+
+
+def test_offset_by_group_passes_over_each_groups_own():
+    scores, labels = [9, 8, 7, 6, 3, 2, 1, 0], [0] * 4 + [1] * 4
+    assert kept(scores, rows=4, offset=0.25, groups=labels) == [1, 2, 5, 6]
+    assert kept(scores, rows=4, offset=0.25, groups=labels, group_floor=0) == [2, 3, 4, 5]
+
+
+def test_offset_with_budget_clusters_and_nulls():
+    assert kept([5, 4, 3, 2, 1], budget=2, cost=[1] * 5, offset=0.2) == [1, 2]
+    assert kept([5, 4, 3, 2, 1], rows=2, one_per=[0, 0, 1, 2, 3], offset=0.2) == [2, 3]
+    assert kept([None, 4, 3, 2, 1], rows=3, offset=0.2, nulls="keep") == [0, 2, 3]
+    assert kept([None, 4, 3, 2, 1], rows=2, offset=0.2, nulls="drop") == [2, 3]
+
+
+def test_offset_in_the_dataset_functions(small):
+    assert filter_by_score(small, "s", keep=0.4, offset=0.2)["s"][:] == [3.0, 4.0]
+    both = split_by_score(small, "s", rows=2, offset=0.2)
+    assert both["kept"]["s"][:] == [3.0, 4.0] and both["dropped"]["s"][:] == [1.0, 2.0, 5.0]
+
+
+def test_offset_warns_of_ties_at_both_ends():
+    with pytest.warns(TieWarning) as seen:
+        keep_mask([1, 1, 1, 0, 0, 0], rows=2, offset=1 / 3)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ({"keep": 0.6, "offset": 0.5}, r"offset=0.5 and keep=0.6 are more than the whole; use keep=0.5 or less"),
+        ({"rows": 5, "offset": 0.5}, r"offset=0.5 passes over 3 of 6 rows, which leaves 3: not rows=5"),
+        ({"keep": 0.5, "offset": 1.0}, r"offset=1.0 is not a fraction; use 0 <= offset < 1"),
+        ({"keep": 0.5, "offset": -0.1}, r"offset=-0.1 is not a fraction"),
+        ({"threshold": 0.5, "offset": 0.1}, r"nothing for offset to pass over; use keep or rows"),
+        ({"keep": 0.5, "offset": 0.1, "prefer": "middle"}, r"prefer='middle' has no best end"),
+        ({"keep": 0.5, "offset": 0.1, "prefer": "random"}, r"prefer='random' has no best end"),
+    ],
+)
+def test_bad_offsets(rule, message):
+    with pytest.raises(ValueError, match=message):
+        keep_mask(np.arange(6), **rule)
+
+
+# ---- coverage-centric: strata of the score's range
+
+STRATA = np.array([0, 0.1, 0.15, 0.2, 0.3, 0.35, 0.5, 0.55, 0.9, 1])
+
+
+@pytest.mark.parametrize("k, budget", [(3, [1, 0, 1, 1]), (6, [2, 1, 1, 2]), (8, [2, 2, 2, 2]), (10, [4, 2, 2, 2])])
+def test_ccs_vectors(k, budget):
+    mask = ccs(STRATA, np.random.default_rng(0).random(10), k, strata=4)
+    stratum = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])
+    assert np.bincount(stratum[mask], minlength=4).tolist() == budget
+
+
+def test_ccs_draws_evenly_within_a_stratum():
+    drawn = sum(ccs(STRATA, np.random.default_rng(i).random(10), 6, strata=4) for i in range(2000))
+    assert drawn[:4] == pytest.approx(1000, abs=120) and drawn[8:] == pytest.approx(2000)
+
+
+def test_ccs_of_equal_scores_and_of_none():
+    assert ccs(np.ones(5), np.arange(1, 6) / 6, 2).tolist() == [True, True, False, False, False]
+    assert ccs(np.zeros(0), np.zeros(0), 0).tolist() == []
+
+
+def test_ccs_knows_rows_by_their_ids():
+    rng = np.random.default_rng(0)
+    ds = Dataset.from_dict({"row_id": [f"r{i}" for i in range(200)], "s": rng.exponential(size=200).tolist()})
+    turned = ds.select(rng.permutation(200))
+    how = {"keep": 0.3, "method": "ccs", "beta": 0.1, "hardest": "high"}
+    one, two = (sample_by_score(d, "s", **how) for d in (ds, turned))
+    assert len(one) == 60 and set(one["row_id"]) == set(two["row_id"])
+    assert set(one["row_id"]) != set(sample_by_score(ds, "s", seed=1, **how)["row_id"])
+    cut = np.sort(ds["s"])[-20]
+    assert max(one["s"]) < cut
+    # thin strata are kept whole: the largest of what is left stays
+    assert max(one["s"]) == np.sort(ds["s"])[-21]
+
+
+def test_ccs_drops_by_another_column():
+    ds = Dataset.from_dict({"s": np.arange(10.0).tolist(), "margin": [5, 4, 3, 2, 1, -9, -8, 7, 8, 9]})
+    left = sample_by_score(ds, "s", rows=8, method="ccs", beta=0.2, key="margin", hardest="low")
+    assert left["s"][:] == [0, 1, 2, 3, 4, 7, 8, 9]
+
+
+def test_ccs_by_group():
+    ds = Dataset.from_dict({"s": [float(i) for i in range(40)], "g": ["a"] * 20 + ["b"] * 20})
+    left = sample_by_score(ds, "s", rows=20, method="ccs", beta=0.1, hardest="high", group_by="g")
+    assert left["g"][:] == ["a"] * 10 + ["b"] * 10
+    assert not {18.0, 19.0, 38.0, 39.0} & set(left["s"])
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"beta": 0.1}, r"beta is an option of method='ccs', not of 'gumbel'"),
+        ({"method": "ccs", "beta": 0.1}, r"hardest=None does not say which they are; use 'high'"),
+        ({"method": "ccs", "beta": 1.0, "hardest": "low"}, r"beta=1.0 is not a fraction; use 0 <= beta < 1"),
+        ({"method": "ccs", "beta": 0.6, "hardest": "low"}, r"beta=0.6 and keep=0.5 are more than the whole"),
+        ({"method": "ccs", "key": "c"}, r"key says what beta drops, and beta=None drops nothing"),
+        ({"method": "ccs", "strata": 0}, r"strata=0 is not a number of strata; use 1 or more"),
+    ],
+)
+def test_bad_ccs_options(how, message, small):
+    with pytest.raises(ValueError, match=message):
+        sample_by_score(small, "s", keep=0.5, **how)
+
+
+def test_bad_ccs_scores(small):
+    with pytest.raises(ValueError, match=r"beta=0.4 passes over 2 of 5 rows, which leaves 3: not rows=4"):
+        sample_by_score(small, "s", rows=4, method="ccs", beta=0.4, hardest="low")
+    with pytest.raises(KeyError, match="no column 'margin'"):
+        sample_by_score(small, "s", rows=2, method="ccs", beta=0.4, hardest="low", key="margin")
+    endless = small.remove_columns("s").add_column("s", [0.0, 1.0, math.inf, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"divides the range of the scores, and 1 are infinite \(one is inf\)"):
+        sample_by_score(endless, "s", rows=2, method="ccs")

@@ -84,3 +84,26 @@ def save_image_processor(folder: Path, size: int) -> None:
     from transformers import ViTImageProcessor
 
     ViTImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_text_classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("tiny-bert-classifier")
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        id2label={0: "bad", 1: "good", 2: "neither"},
+        label2id={"bad": 0, "good": 1, "neither": 2},
+        initializer_range=0.5,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder

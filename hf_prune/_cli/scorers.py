@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,43 @@ class Entry:
     Args:
         home: public name in `hf_prune`, or `package.module:Class`.
         datasets: arguments of its `fit` that are datasets: their values on the command line are DATA.
+        maker: method that makes it; the class itself where it has no such method.
     """
 
     home: str
     datasets: tuple[str, ...] = ()
+    maker: str = "fit"
 
 
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
 SCORERS: dict[str, Entry] = {
+    "aum": Entry("AUM", maker="from_log"),
+    "cartography": Entry("Cartography", maker="from_log"),
+    "dyn_unc": Entry("DynamicUncertainty", maker="from_log"),
+    "el2n": Entry("EL2N"),
+    "el2n_log": Entry("EL2N", maker="from_log"),
+    "forgetting": Entry("Forgetting", maker="from_log"),
+    "grand": Entry("GraNd"),
+    "herding": Entry("Herding"),
+    "k_center": Entry("KCenter"),
+    "moderate": Entry("Moderate"),
+    "ask_llm": Entry("AskLLM"),
+    "kenlm": Entry("KenLM"),
+    "perplexity": Entry("Perplexity"),
+    "quality": Entry("QualityClassifier", ("annotated",)),
+    "dsir": Entry("DSIR", ("target",)),
     "random": Entry("Random"),
+    "semdedup": Entry("SemDeDup"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
+    "tdds": Entry("TDDS", maker="from_log"),
+    "uncertainty": Entry("Uncertainty"),
+    "uncertainty_log": Entry("Uncertainty", maker="from_log"),
+    "vendi": Entry("VendiContribution"),
+    "text_statistics": Entry("TextStatistics"),
+    "exact": Entry("ExactDedup", ("reference",)),
+    "minhash": Entry("MinHashDedup", ("reference",)),
+    "substring": Entry("SubstringDedup", ("reference",)),
 }
 
 
@@ -83,7 +109,7 @@ def build(
     found = {name: find(name) for name in names}
     if len(found) < len(names):
         raise ValueError(f"--scorer names one scorer twice: {', '.join(names)}")
-    makers = {name: _maker(thing) for name, (thing, _) in found.items()}
+    makers = {name: _maker(thing, entry) for name, (thing, entry) in found.items()}
     known = {name: _parameters(maker) for name, maker in makers.items()}
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     pairs = [_pair(text) for text in options] + [(k, v) for k, v in flags.items() if v is not None]
@@ -95,6 +121,10 @@ def build(
                 given[name][plain] = open_dataset(text)
             else:
                 given[name][plain] = parse(plain, text, str(known[name][plain].annotation))
+    for name, parameters in known.items():
+        missing = [p for p, facts in parameters.items() if facts.default is facts.empty and p not in given[name]]
+        if missing:
+            raise ValueError(f"{name} needs {missing[0]}: give it with --set {missing[0]}=...")
     made = []
     for name, maker in makers.items():
         if maker is None:
@@ -107,11 +137,11 @@ def build(
     return made
 
 
-def _maker(thing: Any) -> Any:
-    """What makes the scorer: its `fit`, or its class; None where it is made already."""
-    if not isinstance(thing, type):
+def _maker(thing: Any, entry: Entry | None) -> Any:
+    """What makes the scorer: its `fit` or `from_log`, or its class; None where it is made already."""
+    if entry is None:
         return None
-    return getattr(thing, "fit", thing)
+    return getattr(thing, entry.maker, thing)
 
 
 def _parameters(maker: Any) -> dict[str, inspect.Parameter]:
@@ -180,6 +210,4 @@ def parse(name: str, text: str, annotation: str) -> Any:
 
 def needs_ids(scorers: Sequence[Any], there: Sequence[str]) -> bool:
     """Whether a scorer reads a `row_id` column that is not there."""
-    return "row_id" not in there and any(
-        getattr(s, "row_id", None) == "row_id" for s in scorers if any(f.name == "row_id" for f in fields(s))
-    )
+    return "row_id" not in there and any(getattr(s, "row_id", None) == "row_id" for s in scorers)

@@ -69,6 +69,8 @@ def decode_image(value: Any) -> Image:
 class ImageEncoder:
     """An image model of transformers: its image processor, its network, and a pooled output."""
 
+    head = "AutoModel"  # class of transformers that loads it
+
     def __init__(
         self, model: Model, pooling: str, normalize: bool | None, rank: int | None = None, budget: int | None = None
     ) -> None:
@@ -94,16 +96,14 @@ class ImageEncoder:
         network = self.model.load(self.rank)
         dtype = getattr(torch, self.model.dtype)
         out = np.full((len(values), self.width), np.nan, np.float32)
-        for rows, pixels in self._prepared(values, bad, self.budget or (16 if device.type == "cpu" else 128)):
-            for group in _same_shape(pixels):
+        for rows, pixels in self.prepared(values, bad, self.budget or (16 if device.type == "cpu" else 128)):
+            for group in same_shape(pixels):
 
                 def run(places: np.ndarray, pixels: list[np.ndarray] = pixels) -> torch.Tensor:
                     block = torch.from_numpy(np.stack([pixels[p] for p in places])).to(device, dtype)
                     return self._vectors(network, block)
 
-                part = np.empty((len(pixels), out.shape[1]), np.float32)
-                forward(run, group, part)
-                out[rows[group]] = part[group]
+                out[rows[group]] = forward(run, group)
         return out
 
     def flops(self, values: list[Any]) -> float:
@@ -112,20 +112,19 @@ class ImageEncoder:
 
         from hf_prune._embed.torch_passes import count_flops
 
-        network = _without_weights(self.model)
+        network = without_weights(self.model, self.head)
         for value in values:
             try:
                 pixels = self._pixels([decode_image(value)])[0]
             except ValueError:
                 continue
             block = torch.empty((1, *pixels.shape), device="meta")
-            run = partial(self._vectors, network, block)
-            return len(values) * cached(
-                ("flops", self.model.digest, pixels.shape), partial(count_flops, run), light=True
-            )
+            run = partial(self._vectors, network, block) if self.head == "AutoModel" else partial(network, block)
+            key = ("flops", self.model.digest, self.head, pixels.shape)
+            return len(values) * cached(key, partial(count_flops, run), light=True)
         return 0.0
 
-    def _prepared(
+    def prepared(
         self, values: list[Any], bad: dict[int, str], size: int
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Decode and resize the next few pictures in threads while the network is busy with these."""
@@ -191,7 +190,7 @@ def image_plan(model: Model, pooling: str) -> tuple[int, str]:
         import torch
 
         encoder = ImageEncoder(model, pooling, None)
-        network = _without_weights(model)
+        network = without_weights(model)
         pixels = encoder._pixels([PIL.Image.new("RGB", (64, 64))])[0]
         with torch.inference_mode():
             vectors, mode = encoder._pooled(network, torch.empty((1, *pixels.shape), device="meta"))
@@ -200,9 +199,9 @@ def image_plan(model: Model, pooling: str) -> tuple[int, str]:
     return cached(("image plan", model.digest, pooling), probe, light=True)
 
 
-def _without_weights(model: Model) -> Any:
+def without_weights(model: Model, head: str = "AutoModel") -> Any:
     """The network's code on torch's meta device: shapes and operations, no memory."""
-    from hf_prune._embed.torch_passes import without_weights
+    from hf_prune._embed import torch_passes
 
     if not has_image_processor(model.folder()):
         raise ValueError(
@@ -211,12 +210,12 @@ def _without_weights(model: Model) -> Any:
         )
 
     def build() -> Any:
-        network = without_weights(config_of(model), model.trust_remote_code)
+        network = torch_passes.without_weights(config_of(model), model.trust_remote_code, head)
         needed = any("pooler" in name.split(".") for name, _ in network.named_parameters())
         network.has_random_pooler = needed and not _has_pooler(model.folder())
         return network
 
-    return cached(("meta", model.digest), build, light=True)
+    return cached(("meta", model.digest, head), build, light=True)
 
 
 def _has_pooler(folder: Path) -> bool:
@@ -230,7 +229,7 @@ def _has_pooler(folder: Path) -> bool:
     return False
 
 
-def _same_shape(pixels: list[np.ndarray]) -> list[np.ndarray]:
+def same_shape(pixels: list[np.ndarray]) -> list[np.ndarray]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, item in enumerate(pixels):
         groups.setdefault(item.shape, []).append(place)

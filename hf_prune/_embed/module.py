@@ -60,9 +60,7 @@ class ModuleEncoder:
                 except ValueError as error:
                     bad[row] = str(error)
             if items:
-                part = np.empty((len(items), out.shape[1]), np.float32)
-                forward(partial(self._chosen, items), np.arange(len(items)), part)
-                out[rows] = part
+                out[rows] = forward(partial(self._chosen, items), np.arange(len(items)))
         return out
 
     def flops(self, values: list[Any]) -> float:
@@ -88,24 +86,17 @@ class ModuleEncoder:
     def _vectors(self, items: list[Any], where: str | None = None) -> torch.Tensor:
         import torch
 
-        from hf_prune._embed.torch_passes import first_tensor, flat
+        from hf_prune._embed.torch_passes import first_tensor, flat, moved
 
         device = device_for(self.rank) if where is None else torch.device(where)
         network, dtype = self.model.load(device=device), getattr(torch, self.model.dtype)
-
-        def move(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                value = torch.as_tensor(np.asarray(value))
-            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-
-        inputs = self.model.prepare()(items)
+        inputs = moved(self.model.prepare()(items), device, dtype)
         with torch.inference_mode():
             if hasattr(inputs, "items"):
-                inputs = {k: move(v) for k, v in inputs.items()}
                 output = network(**inputs)
                 mask = inputs.get("attention_mask")
             else:
-                output, mask = network(move(inputs)), None
+                output, mask = network(inputs), None
             vectors = flat(first_tensor(output, *_NAMES), self.pooling, mask)
             if len(vectors) != len(items):
                 raise ValueError(f"{self.model.label} gave {len(vectors)} vectors for {len(items)} rows")

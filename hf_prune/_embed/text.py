@@ -42,8 +42,9 @@ class TextEncoder:
 class TransformerEncoder(TextEncoder):
     """A transformers folder, or a sentence-transformers one of Transformer, Pooling, Dense, Normalize."""
 
+    head = "AutoModel"  # class of transformers that loads it
+
     def encode(self, texts: list[str], bad: dict[int, str], special: bool = True) -> np.ndarray:
-        import torch
 
         from hf_prune._embed.torch_passes import first_tensor, forward, micro_batches, pool
 
@@ -52,29 +53,16 @@ class TransformerEncoder(TextEncoder):
         network = _network(model.load(self.rank, subfolder=plan.subfolder), plan)
         if "pooler" in plan.pooling and network.has_random_pooler:
             raise ValueError(f"{model.label} was saved without its pooler; use pooling='mean' or 'cls'")
-        ids, types = self._tokens(texts, special)
+        ids, types = self.tokens(texts, special)
         lengths = np.array([len(row) for row in ids], np.int64)
         bad.update({int(row): NO_TOKENS for row in np.flatnonzero(lengths == 0) if int(row) not in bad})
         after = [_step(model, step, device) for step in plan.steps]
         constant = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
-        pad = _pad(model, plan)
-
-        budget, multiple, waste = self._limits(device)
+        budget, multiple, waste = self.limits(device)
 
         def run(rows: np.ndarray) -> torch.Tensor:
-            width = _rounded(int(lengths[rows].max()), multiple, plan.max_length)
-            tokens = np.full((len(rows), width), pad, np.int64)
-            mask = np.zeros((len(rows), width), np.int64)
-            for place, row in enumerate(rows):
-                tokens[place, : lengths[row]] = ids[row]
-                mask[place, : lengths[row]] = 1
-            mask_tensor = torch.from_numpy(mask).to(device)
-            inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(device), "attention_mask": mask_tensor}
-            if types is not None:
-                kinds = np.zeros_like(tokens)
-                for place, row in enumerate(rows):
-                    kinds[place, : lengths[row]] = types[row]
-                inputs["token_type_ids"] = torch.from_numpy(kinds).to(device)
+            inputs = self.collate(rows, ids, types, device)
+            mask_tensor = inputs["attention_mask"]
             if plan.route == "projection":
                 vectors = first_tensor(network.get_text_features(**inputs), "pooler_output").float()
             elif plan.pooling == ("pooler",):
@@ -89,24 +77,25 @@ class TransformerEncoder(TextEncoder):
         out = np.full((len(texts), self.width), np.nan, np.float32)
         good = np.array([row for row in range(len(texts)) if row not in bad], np.int64)
         for group in micro_batches(lengths[good], budget, multiple, waste):
-            forward(run, good[group], out)
+            out[good[group]] = forward(run, good[group])
         return out
 
     def flops(self, texts: list[str], special: bool = True) -> float:
         from hf_prune._embed.torch_passes import micro_batches
 
         device = device_for(self.rank)
-        ids, _ = self._tokens(texts, special)
+        ids, _ = self.tokens(texts, special)
         lengths = np.array([len(row) for row in ids if len(row)], np.int64)
-        linear, square = _flops_of(self.model, self.plan)
+        linear, square = _flops_of(self.model, self.plan, self.head)
         total = 0.0
-        budget, multiple, waste = self._limits(device)
+        budget, multiple, waste = self.limits(device)
         for rows in micro_batches(lengths, budget, multiple, waste):
             width = _rounded(int(lengths[rows].max()), multiple, self.plan.max_length)
             total += len(rows) * (linear * width + square * width * width)
         return total
 
-    def _tokens(self, texts: list[str], special: bool) -> tuple[list[list[int]], list[list[int]] | None]:
+    def tokens(self, texts: list[str], special: bool = True) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Token ids of each text, and their types where they say something."""
         texts = [self.plan.prompt + text if text else text for text in texts]
         if not texts:
             return [], None
@@ -125,7 +114,28 @@ class TransformerEncoder(TextEncoder):
             return ids, None
         return ids, types
 
-    def _limits(self, device: torch.device) -> tuple[int, int, float]:
+    def collate(
+        self, rows: np.ndarray, ids: list[list[int]], types: list[list[int]] | None, device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """Tensors (rows, longest) of some of the texts, padded on the right."""
+        import torch
+
+        lengths = [len(ids[row]) for row in rows]
+        width = _rounded(max(lengths), self.limits(device)[1], self.plan.max_length)
+        tokens = np.full((len(rows), width), _pad(self.model, self.plan), np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        kinds = np.zeros_like(tokens)
+        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            tokens[place, :length] = ids[row]
+            mask[place, :length] = 1
+            if types is not None:
+                kinds[place, :length] = types[row]
+        inputs = {"input_ids": tokens, "attention_mask": mask}
+        if types is not None:
+            inputs["token_type_ids"] = kinds
+        return {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
+
+    def limits(self, device: torch.device) -> tuple[int, int, float]:
         """Tokens a pass, what lengths are rounded up to, and how much shorter than the longest a row may be."""
         if device.type != "cpu":
             return self.budget or 32768, 8, 0.6
@@ -233,6 +243,14 @@ def tokenizer_of(model: Model, plan: TextPlan) -> Any:
     return cached(("lower tokenizer", model.digest, plan.subfolder), lower, light=True)
 
 
+def chat_template(model: Model, plan: TextPlan) -> Callable[[list[dict[str, Any]]], str] | None:
+    """Renders a chat by the tokenizer's template, if there is one."""
+    tokenizer = tokenizer_of(model, plan)
+    if not tokenizer.chat_template:
+        return None
+    return lambda turns: str(tokenizer.apply_chat_template(turns, tokenize=False))
+
+
 def _network(network: Any, plan: TextPlan) -> Any:
     """The part that reads texts: of an encoder with a decoder, the encoder."""
     if plan.route == "transformers" and network.config.is_encoder_decoder:
@@ -266,7 +284,7 @@ def _step(model: Model, step: tuple[str, str], device: Any) -> Callable[[torch.T
     return cached(("dense", model.digest, path, str(device)), load, light=True)
 
 
-def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
+def _flops_of(model: Model, plan: TextPlan, head: str) -> tuple[float, float]:
     """Operations of a row of t tokens are a t + b t^2: both counted on a network without weights, at two lengths."""
 
     def count() -> tuple[float, float]:
@@ -274,8 +292,9 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
 
         from hf_prune._embed.torch_passes import count_flops, without_weights
 
-        whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code)
-        network = whole if plan.route == "projection" else _network(whole, plan)
+        whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code, head)
+        encodes = head == "AutoModel" and plan.route != "projection"
+        network = _network(whole, plan) if encodes else whole
         call = network.get_text_features if plan.route == "projection" else network
         lengths = (8, 24)
         inputs = [torch.ones((1, length), dtype=torch.int64, device="meta") for length in lengths]
@@ -284,7 +303,7 @@ def _flops_of(model: Model, plan: TextPlan) -> tuple[float, float]:
         square = (g / t - f / s) / (t - s)
         return f / s - square * s, square
 
-    return cached(("flops", model.digest, plan.subfolder), count, light=True)
+    return cached(("flops", model.digest, plan.subfolder, head), count, light=True)
 
 
 def _pad(model: Model, plan: TextPlan) -> int:

@@ -83,25 +83,33 @@ def micro_batches(lengths: np.ndarray, budget: int, multiple: int = 1, waste: fl
         start += len(rows)
 
 
-def forward(run: Callable[[np.ndarray], Tensor], rows: np.ndarray, out: np.ndarray) -> None:
-    """Write what `run` gives for `rows` into `out`; rows that do not fit on the device together go in halves."""
+def forward(run: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:
+    """Give what `run` gives for `rows` as float32; rows that do not fit on the device together go in halves."""
     try:
         with torch.inference_mode():
-            out[rows] = run(rows).float().cpu().numpy()
-        return
+            return run(rows).float().cpu().numpy()
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             raise
     torch.cuda.empty_cache()
-    forward(run, rows[: len(rows) // 2], out)
-    forward(run, rows[len(rows) // 2 :], out)
+    half = len(rows) // 2
+    return np.concatenate([forward(run, rows[:half]), forward(run, rows[half:])])
 
 
-def without_weights(config: Any, trust_remote_code: bool = False) -> Any:
+def moved(inputs: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """What a preprocessing function returned, as tensors on the device; numbers with a fraction in `dtype`."""
+    if hasattr(inputs, "items"):
+        return {name: moved(value, device, dtype) for name, value in inputs.items()}
+    if not isinstance(inputs, torch.Tensor):
+        inputs = torch.as_tensor(np.asarray(inputs))
+    return inputs.to(device, dtype) if inputs.is_floating_point() else inputs.to(device)
+
+
+def without_weights(config: Any, trust_remote_code: bool = False, head: str = "AutoModel") -> Any:
     """The network of a transformers config on the meta device: shapes and operations, no memory and no numbers."""
-    from transformers import AutoModel
+    import transformers
 
-    build: Any = AutoModel.from_config
+    build: Any = getattr(transformers, head).from_config
     with torch.device("meta"):
         return build(config, attn_implementation="eager", trust_remote_code=trust_remote_code).eval()
 

@@ -24,6 +24,7 @@ class Rule:
     prefer: str = "high"
     group_floor: Fraction | None = None
     nulls: str = "raise"
+    offset: float = 0.0
 
     def count(self, n: int) -> int:
         """Rows to keep of `n`: `rows`, or floor(keep * n + 0.5)."""
@@ -35,6 +36,15 @@ class Rule:
         if k == 0:
             raise ValueError(f"keep={self.keep} of {n} rows is no row at all; use rows=1, or a larger keep")
         return k
+
+    def skipped(self, n: int, name: str = "offset") -> int:
+        """Best rows of `n` to pass over: floor(offset * n + 0.5), or fewer where both roundings go up."""
+        d = math.floor(self.offset * n + 0.5)
+        if self.rows is not None and d + self.rows > n:
+            raise ValueError(
+                f"{name}={self.offset} passes over {d} of {n} rows, which leaves {n - d}: not rows={self.rows}"
+            )
+        return d if self.keep is None else min(d, n - self.count(n))
 
 
 def make_rule(
@@ -48,6 +58,7 @@ def make_rule(
     grouped: bool = False,
     group_floor: Any = None,
     costed: bool = False,
+    offset: Any = 0.0,
 ) -> Rule:
     """The arguments of a pruning call, checked; errors name the value, the reason and the next step."""
     given = {"keep": keep, "rows": rows, "threshold": threshold, "budget": budget}
@@ -73,6 +84,7 @@ def make_rule(
         prefer=prefer,
         group_floor=_floor(group_floor, grouped),
         nulls=nulls,
+        offset=check_offset("offset", offset, keep, threshold, prefer),
     )
 
 
@@ -96,6 +108,24 @@ def _fraction(keep: Any) -> float:
         hint = f"rows={int(value)}" if math.isfinite(value) and value >= 1 else "rows=..."
         raise ValueError(f"keep={keep} is not a fraction; use 0 < keep <= 1, or {hint} for a number of rows")
     return float(value)
+
+
+def check_offset(name: str, offset: Any, keep: Any, threshold: Any = None, prefer: str = "high") -> float:
+    """The fraction of best rows to pass over, called `name` in messages."""
+    value = float(_number(name, offset))
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={offset} is not a fraction; use 0 <= {name} < 1")
+    if value and threshold is not None:
+        raise ValueError(
+            "threshold keeps all that passes it, so there is nothing for offset to pass over; use keep or rows"
+        )
+    if value and prefer not in ("high", "low"):
+        raise ValueError(
+            f"offset passes over the best rows, and prefer={prefer!r} has no best end; use 'high' or 'low'"
+        )
+    if keep is not None and value + keep > 1 + 1e-9:
+        raise ValueError(f"{name}={offset} and keep={keep} are more than the whole; use keep={1 - value:.6g} or less")
+    return value
 
 
 def _rows(rows: Any) -> int:

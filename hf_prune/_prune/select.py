@@ -10,6 +10,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -225,6 +226,8 @@ def select(
 
     if clusters is not None and len(rows):
         rows = rows[one_each(badness(rows), codes_from(clusters[rows]), lambda i: hashes(rows[i]))]
+    if rule.offset:
+        rows = rows[~best_of(_ranked(badness, hashes), rows, rule.skipped(len(scores)), rule, groups, len(scores))]
     if rule.threshold is not None:
         chosen = Pick(np.ones(len(rows), bool))
     elif rule.budget is not None:
@@ -271,6 +274,16 @@ def choose(pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: 
             f" need {sum(floors)}; use nulls='drop' or a smaller group_floor"
         )
     return fill(groups[rows], floors, left, lambda i, f: pick(rows[i], f), np.count_nonzero)
+
+
+def best_of(pick: Callable[[Index, int], Pick], rows: Index, d: int, rule: Rule, groups: Index | None, n: int) -> Mask:
+    """The best `d` of `rows` (m,), out of n, each group's share first as in `choose`: those to be passed over."""
+    if d == 0:
+        return np.zeros(len(rows), bool)
+    skip = replace(rule, keep=None, budget=None, rows=d, offset=0.0)
+    chosen = choose(pick, rows, skip, np.zeros(n, bool), groups)
+    warn_ties(chosen)
+    return chosen.mask
 
 
 def _spend(

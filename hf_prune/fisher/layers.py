@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from hf_prune.fisher.uses import Lookup, Product, Use, Vector, wide
+from hf_prune.fisher.uses import Convolution, Lookup, Product, Use, Vector, wide
 
 Formula = Callable[[Any, Tensor, Tensor], dict[str, Use]]
 
@@ -19,31 +19,25 @@ Formula = Callable[[Any, Tensor, Tensor], dict[str, Use]]
 def linear(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`nn.Linear`: a (b, ..., in), g (b, ..., out)."""
     a, g = _positions(a), _positions(g)
-    return {"weight": Product(a.mT[:, None], g.mT[:, None], a.shape[2]), "bias": Vector(g)}
+    return {"weight": Product(a, g), "bias": Vector(g)}
 
 
 def conv1d_of_gpt2(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`transformers.pytorch_utils.Conv1D`, a linear layer that stores its weight (in, out)."""
     a, g = _positions(a), _positions(g)
-    return {"weight": Product(a.mT[:, None], g.mT[:, None], a.shape[2], transposed=True), "bias": Vector(g)}
+    return {"weight": Product(a, g, transposed=True), "bias": Vector(g)}
 
 
 def convolution(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`nn.Conv1d` and `nn.Conv2d`: a (b, in, h, w), g (b, out, h', w')."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
-    batch, channel, *space = padded.stride()
-    dilated = [s * d for s, d in zip(space, layer.dilation, strict=True)]
-    stepped = [s * d for s, d in zip(space, layer.stride, strict=True)]
-    shape = (len(a), layer.in_channels, *layer.kernel_size, *g.shape[2:])
-    windows = padded.as_strided(shape, (batch, channel, *dilated, *stepped))
-    fan_in = layer.weight[0].numel()
-    flat = g.flatten(2)
-    grouped = flat.reshape(len(g), layer.groups, -1, flat.shape[2])
-    return {
-        "weight": Product(windows, grouped, fan_in),
-        "bias": Vector(flat.mT),
-    }
+    x = F.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    bias = Vector(g.flatten(2).mT)
+    if x.ndim == 3:
+        x, g = x[:, :, None], g[:, :, None]
+        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+    return {"weight": Convolution(x, g, kernel, stride, dilation, layer.groups), "bias": bias}
 
 
 def embedding(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
@@ -80,8 +74,7 @@ def batch_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`nn.BatchNorm1d` and `2d` with stored statistics: a (b, c, ...)."""
     scale = (wide(layer.running_var) + layer.eps).rsqrt()
     shape = (1, -1, *[1] * (a.ndim - 2))
-    x = (wide(a) - layer.running_mean.view(shape)) * scale.view(shape)
-    return _by_channel(x, g)
+    return _by_channel(wide(a) - layer.running_mean.view(shape), g, scale)
 
 
 def group_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
@@ -156,6 +149,6 @@ def _scaled(x: Tensor, g: Tensor, dims: int) -> dict[str, Use]:
     return {"weight": Vector(g, x), "bias": Vector(g)}
 
 
-def _by_channel(x: Tensor, g: Tensor) -> dict[str, Use]:
+def _by_channel(x: Tensor, g: Tensor, scale: Tensor | None = None) -> dict[str, Use]:
     x, g = (v.reshape(len(v), v.shape[1], -1).mT for v in (x, g))
-    return {"weight": Vector(g, x), "bias": Vector(g)}
+    return {"weight": Vector(g, x, scale), "bias": Vector(g)}

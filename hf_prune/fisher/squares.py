@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hf_prune.fisher.layers import filter_axis, formula
@@ -94,13 +96,14 @@ class Squares:
         self._shape: dict[int, tuple[tuple[int, ...], int]] = {}
         self._layers: dict[str, dict[str, int]] = {}  # parameters that count, by layer
         self._by_position: set[int] = set()
+        self._formulas = {name: formula(modules[name]) for name in chosen}
         start, supported = 0, False
         for name in chosen:
             for own, p in modules[name].named_parameters(recurse=False):
                 if "bias" in own and not biases:
                     continue
                 self._layers.setdefault(name, {})[own] = id(p)
-                supported |= formula(modules[name]) is not None
+                supported |= self._formulas[name] is not None
                 if any(_below(name, top) for top in positions):
                     self._by_position.add(id(p))
                 if id(p) in self._of:
@@ -117,7 +120,6 @@ class Squares:
         self.blocks, self.size = tuple(self._of.values()), start
         self._positions = positions
         self._probe: Probe | None = None
-        self._dims: dict[tuple[str, int], Any] = {}
 
     @property
     def fan_in(self) -> Tensor:
@@ -141,7 +143,7 @@ class Squares:
         assert self._probe is not None
         tap = Tap(self, b)
         layers = list(dict.fromkeys([*self._taps, *self._owned]))
-        with hooked(self.network, layers, self._probe, self._dims, b, tap._calls, tap._arrive) as starts:
+        with hooked(self.network, layers, self._probe, b, tap._calls, WeakMethod(tap._arrive)) as starts:
             tap.output = self.network(*args, **kwargs)
         tap._begin(starts)
         return tap
@@ -264,7 +266,7 @@ class Tap:
             return
         call.check_unchanged()
         layer: Any = self._squares.modules[call.module]
-        known = formula(layer)
+        known = self._squares._formulas[call.module]
         assert known is not None
         with torch.autocast(call.grads[0].device.type, enabled=False), torch.no_grad():
             a, g = _rows_first(call.given[0], call.given_dims[0], self._b), call.grads[0].movedim(call.out_dims[0], 0)
@@ -324,7 +326,9 @@ def per_example_grads(module: nn.Module, names: Iterable[str], call: Call, b: in
 
     dims = (None, list(call.given_dims), [call.out_dims[i] for i in numbers])
     device = backs[0].device.type
-    with torch.autocast(device, enabled=False), torch.enable_grad(), slow_paths():
+    plain = sdpa_kernel(SDPBackend.MATH)  # of the operations that attention is made of, for which vmap has rules
+    with torch.autocast(device, enabled=False), torch.enable_grad(), slow_paths(), plain, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
         try:
             return vmap(grad(inner), in_dims=dims, chunk_size=16)(parameters, given, backs)  # type: ignore[no-any-return]
         except (RuntimeError, ValueError):

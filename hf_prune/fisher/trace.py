@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from hf_prune.fisher.layers import IMAGES, formula, is_rms_norm, rms_norm_alike
 
 Shape = tuple[int, ...]
+Shapes = dict[tuple[str, int], tuple[list[Shape], list[Shape]]]  # given and returned, by module and number of call
 
 
 @dataclass
@@ -55,17 +57,22 @@ class Call:
 
 @dataclass
 class Probe:
-    """What a run of one row showed.
+    """What runs of one row and of two showed.
 
     Args:
-        rows: in that run.
-        shapes: of tensors given and returned, by module and number of the call.
+        dims: where rows lie in the tensors that a module was given and in those that it returned, by module and number
+            of the call. Modules for which this cannot be told are not among them.
         owners: for parameters that are used outside of a layer with a formula: the module to work them out at.
     """
 
-    rows: int
-    shapes: dict[tuple[str, int], tuple[list[Shape], list[Shape]]]
+    dims: dict[tuple[str, int], tuple[list[int | None], list[int | None]]]
     owners: dict[int, str]
+
+    def of(self, name: str, number: int) -> tuple[list[int | None], list[int | None]]:
+        """Dimensions in one call; a recurrent layer may be called more often than it was in the probe."""
+        if (name, number) in self.dims:
+            return self.dims[name, number]
+        return self.dims[name, max(index for other, index in self.dims if other == name)]
 
 
 class _Watch(TorchFunctionMode):
@@ -96,19 +103,48 @@ def batch_size(args: Any) -> int:
 
 
 def probe(network: nn.Module, wanted: set[int], args: Any) -> Probe:
-    """Run the network on one row of the batch (on two, if there is one) and watch it.
+    """Run the network on one row of the batch and on two, and watch it.
 
     Args:
         network: in eval mode.
         wanted: `id` of the parameters that count.
         args: `(args, kwargs)`.
+
+    Raises:
+        ValueError: what comes out for a row depends on the other rows, or on chance; what comes out has no rows.
     """
-    b, rows = batch_size(args), 1
-    if b == 1:
-        rows = 2
-    modules = dict(network.named_modules())
-    shapes: dict[tuple[str, int], tuple[list[Shape], list[Shape]]] = {}
-    watch, counts, not_rms = _Watch(wanted), dict.fromkeys(modules, 0), set[str]()
+    modules, b = dict(network.named_modules()), batch_size(args)
+    watch, without = _Watch(wanted), {name for name, module in modules.items() if formula(module) is None}
+    runs: list[Shapes] = []
+    outputs = []
+    for rows in (1, 2):
+        shapes: Shapes = {}
+        with _watched(modules, watch, shapes, without), watch, torch.no_grad(), slow_paths():
+            one_args, one_kwargs = take_rows(args, b, rows)
+            outputs.append(network(*one_args, **one_kwargs))
+        runs.append(shapes)
+    _check_alone(*outputs)
+    dims, unclear = {}, set[str]()
+    for key in runs[0].keys() | runs[1].keys():
+        if key in runs[0] and key in runs[1] and (found := _dims(runs[0][key], runs[1][key])):
+            dims[key] = found
+        else:
+            unclear.add(key[0])
+    if "" in unclear:
+        raise ValueError(
+            f"the network returned {runs[0]['', 0][1]} for one row and {runs[1]['', 0][1]} for two, so its rows cannot "
+            "be told apart; return tensors that have a dimension for the batch alone"
+        )
+    for layer in unclear:
+        without.add(layer)
+    shared = {name for name in modules if all(dim is None for (n, _), d in dims.items() if n == name for dim in d[1])}
+    return Probe(dims, _owners(modules, watch.seen, without, (unclear | shared) - {""}))
+
+
+@contextlib.contextmanager
+def _watched(modules: Mapping[str, nn.Module], watch: _Watch, shapes: Shapes, without: set[str]) -> Iterator[None]:
+    """Note shapes by module and call; layers that only look like an RMSNorm go to `without`."""
+    counts = dict.fromkeys(modules, 0)
 
     def enter(name: str) -> Callable[..., None]:
         return lambda *_: watch.stack.append(name)
@@ -119,7 +155,7 @@ def probe(network: nn.Module, wanted: set[int], args: Any) -> Probe:
             shapes[name, counts[name]] = [tuple(x.shape) for x in tensors], [tuple(x.shape) for x in _tensors(out)]
             counts[name] += 1
             if formula(module) is rms_norm_alike and not (len(tensors) == 1 and is_rms_norm(module, tensors[0], out)):
-                not_rms.add(name)
+                without.add(name)
             watch.stack.pop()
 
         return hook
@@ -127,33 +163,48 @@ def probe(network: nn.Module, wanted: set[int], args: Any) -> Probe:
     handles = [m.register_forward_pre_hook(enter(name), prepend=True) for name, m in modules.items()]
     handles += [m.register_forward_hook(leave(name), with_kwargs=True) for name, m in modules.items()]
     try:
-        with watch, torch.no_grad(), slow_paths():
-            one_args, one_kwargs = take_rows(args, b, rows)
-            network(*one_args, **one_kwargs)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return Probe(rows, shapes, _owners(modules, wanted, watch.seen, not_rms))
 
 
 def _owners(
-    modules: Mapping[str, nn.Module], wanted: set[int], seen: set[tuple[int, tuple[str, ...]]], not_rms: set[str]
+    modules: Mapping[str, nn.Module], seen: set[tuple[int, tuple[str, ...]]], without: set[str], unfit: set[str]
 ) -> dict[int, str]:
-    """Module at which to work out each parameter that its layer's formula does not cover."""
-    formulas = {name: None if name in not_rms else formula(module) for name, module in modules.items()}
+    """Module at which to work out each parameter that its layer's formula does not cover.
+
+    Args:
+        modules: by name.
+        seen: uses of parameters that count, with the calls that they were in.
+        without: layers without a formula.
+        unfit: modules in whose calls the rows cannot be told apart.
+    """
     held = {name: {id(p) for p in module.parameters()} for name, module in modules.items()}
     inside: dict[int, set[str]] = {}
     covered: set[int] = set()
     for parameter, stack in seen:
-        if formulas[stack[-1]] is not None and parameter in held[stack[-1]]:
+        if stack[-1] not in without and parameter in held[stack[-1]]:
             covered.add(parameter)
         else:
-            inside.setdefault(parameter, set()).add(next(name for name in reversed(stack) if parameter in held[name]))
-    owners = {}
-    for parameter, names in inside.items():
-        # used in several ways: the whole network is the one place where all of them add up
-        owners[parameter] = next(iter(names)) if len(names) == 1 and parameter not in covered else ""
-    return {p: owner for p, owner in owners.items() if p in wanted}
+            owner = next(name for name in reversed(stack) if parameter in held[name] and name not in unfit)
+            inside.setdefault(parameter, set()).add(owner)
+    # used in several ways: the whole network is the one place where all of them add up
+    return {p: next(iter(names)) if len(names) == 1 and p not in covered else "" for p, names in inside.items()}
+
+
+def _check_alone(one: Any, two: Any) -> None:
+    """Refuse a network whose output for a row differs when there is another row."""
+    for x, y in zip(_tensors(one), _tensors(two), strict=False):
+        if x.is_floating_point() and x.ndim and x.shape[0] == 1 and y.shape[0] == 2 and x.shape[1:] == y.shape[1:]:
+            tolerance = min(10 * torch.finfo(x.dtype).eps ** 0.5, 0.1)
+            error = float((x[0].double() - y[0].double()).abs().max()) if x.numel() else 0.0
+            if error > tolerance * float(x.abs().max()):
+                raise ValueError(
+                    f"the network's output for the first row changes by {error:.2g} when another row is beside it, so "
+                    "it mixes rows or draws random numbers; it must treat each row alone (is the batch its first "
+                    "dimension?)"
+                )
 
 
 @contextlib.contextmanager
@@ -161,10 +212,9 @@ def hooked(
     network: nn.Module,
     layers: Sequence[str],
     known: Probe,
-    dims: dict[tuple[str, int], Any],
     b: int,
     calls: list[Call],
-    arrive: Callable[[Call], None],
+    arrive: WeakMethod[Callable[[Call], None]],
 ) -> Iterator[list[Tensor]]:
     """Within it, calls of the named layers are noted in `calls`; gives the tensors at which the graph begins.
 
@@ -172,34 +222,23 @@ def hooked(
         network: parameters without gradients.
         layers: names of modules with a formula, or of owners.
         known: what the probe showed.
-        dims: where rows lie in the tensors of each call; filled in here.
         b: rows in the batch.
         calls: to fill.
-        arrive: called with a call when its last gradient came back.
+        arrive: called with a call when its last gradient came back; weak, since the graph is held by who is called.
     """
     modules, counts, starts = dict(network.named_modules()), dict.fromkeys(layers, 0), list[Tensor]()
 
     def note(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, given: Any, kwargs: Any, out: Any) -> Any:
-            key = name, counts[name]
+            given_dims, out_dims = known.of(name, counts[name])
             counts[name] += 1
             tensors, returned = _tensors((given, kwargs)), _tensors(out)
-            if key not in dims:
-                if key in known.shapes:
-                    before, after = known.shapes[key]
-                    dims[key] = (
-                        _dims(name, tensors, before, b, known.rows),
-                        _dims(name, returned, after, b, known.rows),
-                    )
-                else:  # a recurrent layer that is called more often than in the first batch
-                    dims[key] = dims[name, max(index for other, index in dims if other == name)]
-            given_dims, out_dims = dims[key]
             for x, dim in zip([*tensors, *returned], [*given_dims, *out_dims], strict=True):
                 if dim is not None and x.shape[dim] != b:
                     raise ValueError(
                         f"{name}: dimension {dim} of {tuple(x.shape)} holds other rows than the batch of {b}"
                     )
-            if formula(module) in IMAGES and given_dims[:1] != [0]:
+            if given_dims[:1] != [0] and formula(module) in IMAGES:
                 raise ValueError(f"{name} was given {tuple(tensors[0].shape)}, in which the batch does not come first")
             call = Call(name, tensors, (given, kwargs), given_dims, [0 if dim is None else dim for dim in out_dims])
             calls.append(call)
@@ -237,11 +276,11 @@ def hooked(
             p.requires_grad_(before)
 
 
-def _keep(call: Call, number: int, arrive: Callable[[Call], None]) -> Callable[[Tensor], None]:
+def _keep(call: Call, number: int, arrive: WeakMethod[Callable[[Call], None]]) -> Callable[[Tensor], None]:
     def hook(g: Tensor) -> None:
         call.grads[number] = g
-        if len(call.grads) == call.awaited:
-            arrive(call)
+        if len(call.grads) == call.awaited and (function := arrive()) is not None:
+            function(call)
 
     return hook
 
@@ -262,30 +301,27 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def take_rows(tree: Any, b: int, rows: int) -> Any:
-    """The first row of all tensors of b rows, or (`rows` 2) each of them twice."""
+    """The first `rows` (1 or 2) of all tensors of b rows; of a batch of one, that row twice."""
 
     def take(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.ndim or len(x) != b:
             return x
-        return x[:1] if rows == 1 else torch.cat([x, x])
+        return x[:rows] if rows <= b else torch.cat([x, x])
 
     return tree_map(take, tree)
 
 
-def _dims(name: str, tensors: list[Tensor], probed: list[Shape], b: int, rows: int) -> list[int | None]:
-    """For each tensor the dimension that went from `rows` to `b`."""
-    found: list[int | None] = []
-    for x, shape in zip(tensors, probed, strict=True):
-        changed = [i for i, (now, then) in enumerate(zip(x.shape, shape, strict=False)) if now != then]
-        if (
-            len(shape) != x.ndim
-            or len(changed) > 1
-            or (changed and (x.shape[changed[0]], shape[changed[0]]) != (b, rows))
-        ):
-            raise ValueError(
-                f"{name}: shape {tuple(x.shape)} for {b} rows, {shape} for {rows}: rows and positions lie in one "
-                "dimension, or the shape depends on the data, so gradients cannot be told apart by row; leave the "
-                "layer out with skip="
-            )
-        found.append(changed[0] if changed else None)
+def _dims(
+    one: tuple[list[Shape], list[Shape]], two: tuple[list[Shape], list[Shape]]
+) -> tuple[list[int | None], list[int | None]] | None:
+    """For each shape the dimension that went from 1 to 2; None for all of them if one shape changed in another way."""
+    found: tuple[list[int | None], list[int | None]] = ([], [])
+    for before, after, dims in zip(one, two, found, strict=True):
+        if len(before) != len(after):
+            return None
+        for x, y in zip(before, after, strict=True):
+            changed = [i for i, sizes in enumerate(zip(x, y, strict=False)) if sizes[0] != sizes[1]]
+            if len(x) != len(y) or len(changed) > 1 or (changed and (x[changed[0]], y[changed[0]]) != (1, 2)):
+                return None
+            dims.append(changed[0] if changed else None)
     return found

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22  # numbers formed at a time: 16 MB in float32
+IN_CACHE = 1 << 18  # numbers formed at a time: 1 MB in float32
+AT_ONCE = 1 << 22  # where forming them is one call that wants many examples
 
 
 def wide(x: Tensor) -> Tensor:
@@ -23,34 +24,93 @@ def wide(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Product:
-    """Gradient `sum_t g_t a_t'`: linear layers and convolutions.
+    """Gradient `sum_t g_t a_t'`: linear layers.
 
     Args:
-        a: (b, groups, in, t) inputs, or a view of more dimensions that reshapes to it (windows of a convolution).
-        g: (b, groups, out, t) output gradients.
-        fan_in: `in`, per group.
+        a: (b, t, in) inputs.
+        g: (b, t, out) output gradients.
         transposed: the weight is stored (in, out).
     """
 
     a: Tensor
     g: Tensor
-    fan_in: int
     transposed: bool = False
 
-    def inputs(self, start: int, stop: int) -> Tensor:
-        """Rows of `a`, (n, groups, in, t)."""
-        groups, steps = self.g.shape[1], self.g.shape[3]
-        return wide(self.a[start:stop]).reshape(-1, groups, self.fan_in, steps)
-
-    def grads(self, shape: Sequence[int]) -> Tensor:
-        """Per-example gradients, (b, *shape)."""
-        grads = wide(self.g) @ self.inputs(0, len(self.g)).mT
-        return (grads.mT if self.transposed else grads).reshape(-1, *shape)
+    def grads(self, shape: Sequence[int], part: slice) -> Tensor:
+        """Gradients of some examples, (n, *shape)."""
+        a, g = wide(self.a[part]), wide(self.g[part])
+        return (a.mT @ g if self.transposed else g.mT @ a).reshape(-1, *shape)
 
     def by_position(self) -> Tensor:
         """Squares of each position's gradient, summed over positions, (b, rows)."""
-        lengths = self.inputs(0, len(self.g)).square().sum(2, keepdim=True)
-        return (wide(self.g).square() * lengths).sum(3).flatten(1)
+        return (wide(self.g).square() * wide(self.a).square().sum(2, keepdim=True)).sum(1)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Gradient of a convolution's weight.
+
+    Args:
+        x: (b, in, h, w) inputs, already padded.
+        g: (b, out, h', w') output gradients.
+        kernel: height and width.
+        stride, dilation, groups: of the layer.
+    """
+
+    x: Tensor
+    g: Tensor
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def grads(self, shape: Sequence[int], part: slice) -> Tensor:
+        """Gradients of some examples, (n, *shape): one convolution in which each example is a group."""
+        x, g = wide(self.x[part]), wide(self.g[part])
+        n, channels, out = len(x), x.shape[1], g.shape[1]
+        weight = x.new_empty(n * out, channels // self.groups, *self.kernel)
+        grads = torch.ops.aten.convolution_backward(
+            g.reshape(1, n * out, *g.shape[2:]),
+            x.reshape(1, n * channels, *x.shape[2:]),
+            weight,
+            None,
+            self.stride,
+            (0, 0),
+            self.dilation,
+            False,
+            (0, 0),
+            n * self.groups,
+            (False, True, False),
+        )[1]
+        return grads.reshape(n, *shape)  # type: ignore[no-any-return]
+
+    def rows(self, shape: Sequence[int]) -> Tensor:
+        """Squared row norms, (b, out), by the cheaper way.
+
+        Either through the gradient, or `g' A g` with A the (t, t) products of windows of the input: each is the sum,
+        over places in the kernel, of products of two pixels, so that no windows are laid out.
+        """
+        (b, channels, height, width), (_, out, *space) = self.x.shape, self.g.shape
+        pixels, steps, places = height * width, math.prod(space), math.prod(self.kernel)
+        through_inputs = pixels**2 * channels + self.groups * steps**2 * (out // self.groups + 4 * places)
+        if through_inputs >= places * (channels // self.groups) * steps * out:
+            return summed_rows([self], shape, 0)
+        chunk = max(1, AT_ONCE // (self.groups * pixels**2))
+        parts = []
+        for start in range(0, b, chunk):
+            x = wide(self.x[start : start + chunk]).reshape(-1, self.groups, channels // self.groups, pixels)
+            g = wide(self.g[start : start + chunk]).reshape(-1, self.groups, out // self.groups, steps)
+            products = (x.mT @ x).reshape(-1, self.groups, height, width, height, width)
+            a = torch.zeros((), dtype=x.dtype, device=x.device)
+            for i in range(self.kernel[0]):
+                for j in range(self.kernel[1]):
+                    rows, columns = (
+                        slice(k * d, k * d + s * (size - 1) + 1, s)
+                        for k, d, s, size in zip((i, j), self.dilation, self.stride, space, strict=True)
+                    )
+                    a = a + products[:, :, rows, columns, rows, columns]
+            parts.append(((g @ a.reshape(-1, self.groups, steps, steps)) * g).sum(3).flatten(1))
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -67,33 +127,39 @@ class Lookup:
     g: Tensor
     size: int
 
-    def grads(self, shape: Sequence[int]) -> Tensor:
-        """Per-example gradients, (b, *shape)."""
-        grads = wide(self.g).new_zeros(len(self.g), *shape)
-        return grads.scatter_add_(1, self.ids[..., None].expand_as(self.g), wide(self.g))
+    def grads(self, shape: Sequence[int], part: slice) -> Tensor:
+        """Gradients of some examples, (n, *shape)."""
+        g = wide(self.g[part])
+        return g.new_zeros(len(g), *shape).scatter_add_(1, self.ids[part, :, None].expand_as(g), g)
 
 
 @dataclass(frozen=True)
 class Vector:
-    """Gradient `sum_t g_t * x_t`: scales and shifts (x is None).
+    """Gradient `scale * sum_t g_t * x_t`: scales and shifts (x is None).
 
     Args:
         g: (b, t, d) output gradients.
-        x: (b, t, d) normalised inputs.
+        x: (b, t, d) what the layer scales.
+        scale: (d,) or None for 1.
     """
 
     g: Tensor
     x: Tensor | None = None
+    scale: Tensor | None = None
 
-    def grads(self, shape: Sequence[int]) -> Tensor:
-        """Per-example gradients, (b, *shape)."""
-        g = wide(self.g)
-        return (g if self.x is None else g * self.x).sum(1).reshape(-1, *shape)
+    def _terms(self, part: slice) -> Tensor:
+        g = wide(self.g[part])
+        return g if self.x is None else g * self.x[part]
+
+    def grads(self, shape: Sequence[int], part: slice) -> Tensor:
+        """Gradients of some examples, (n, *shape)."""
+        total = self._terms(part).sum(1)
+        return (total if self.scale is None else total * self.scale).reshape(-1, *shape)
 
     def by_position(self) -> Tensor:
         """Squares of each position's gradient, summed over positions, (b, rows)."""
-        g = wide(self.g)
-        return (g if self.x is None else g * self.x).square().sum(1)
+        total = self._terms(slice(None)).square().sum(1)
+        return total if self.scale is None else total * self.scale.square()
 
 
 @dataclass(frozen=True)
@@ -102,12 +168,12 @@ class Explicit:
 
     value: Tensor
 
-    def grads(self, shape: Sequence[int]) -> Tensor:
-        """Per-example gradients, (b, *shape)."""
-        return wide(self.value).reshape(-1, *shape)
+    def grads(self, shape: Sequence[int], part: slice) -> Tensor:
+        """Gradients of some examples, (n, *shape)."""
+        return wide(self.value[part]).reshape(-1, *shape)
 
 
-Use = Product | Lookup | Vector | Explicit
+Use = Product | Convolution | Lookup | Vector | Explicit
 
 
 def filter_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
@@ -122,7 +188,7 @@ def filter_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
         (b, rows).
 
     >>> a, g = torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[1.0, 2.0], [3.0, -1.0]])  # position, unit
-    >>> filter_rows([Product(a.T[None, None], g.T[None, None], 2)], (2, 2), 0)
+    >>> filter_rows([Product(a[None], g[None])], (2, 2), 0)
     tensor([[58.,  1.]])
     """
     products = [use for use in uses if isinstance(use, Product)]
@@ -134,31 +200,44 @@ def filter_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
         table = Lookup(torch.cat([u.ids for u in lookups], 1), torch.cat([u.g for u in lookups], 1), lookups[0].size)
         rows = lookup_rows(table)
         return rows + product_rows(products) + 2 * cross_rows(products, table) if products else rows
-    grads = uses[0].grads(shape)
-    for use in uses[1:]:
-        grads = grads + use.grads(shape)
-    return grads.square() if len(shape) < 2 else grads.movedim(axis + 1, 1).flatten(2).square().sum(2)
+    if len(uses) == 1 and isinstance(uses[0], Convolution):
+        return uses[0].rows(shape)
+    return summed_rows(uses, shape, axis)
+
+
+def summed_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
+    """Squared row norms through the gradients, (b, rows), some examples at a time."""
+    first = uses[0]
+    b = len(first.value if isinstance(first, Explicit) else first.g)
+    chunk = max(1, AT_ONCE // math.prod(shape))
+    parts = []
+    for start in range(0, b, chunk):
+        part = slice(start, start + chunk)
+        total = first.grads(shape, part)
+        for use in uses[1:]:
+            total = total + use.grads(shape, part)
+        parts.append(total.square() if len(shape) < 2 else _squared_norms(total.movedim(axis + 1, 1).flatten(2)))
+    return torch.cat(parts)
 
 
 def product_rows(uses: Sequence[Product]) -> Tensor:
-    """Squared row norms of `sum_t g_t a_t'` over all uses, (b, groups * out).
+    """Squared row norms of `sum_t g_t a_t'` over all uses, (b, out).
 
-    Either through the gradient, or through the (t, t) products of inputs: `g' (a'a) g`. Chosen by operations.
+    Either through the gradient, or through the (t, t) products of inputs: `g' (a a') g`. Chosen by operations.
     """
-    b, groups, out, _ = uses[0].g.shape
-    fan_in, steps = uses[0].fan_in, sum(use.g.shape[3] for use in uses)
+    (b, _, out), fan_in, steps = uses[0].g.shape, uses[0].a.shape[2], sum(use.g.shape[1] for use in uses)
+    if steps == 1:
+        return uses[0].by_position()
     through_inputs = steps * (fan_in + out) < fan_in * out
-    formed = groups * (steps * (steps + out) if through_inputs else fan_in * out) + groups * steps * fan_in
-    chunk = max(1, CHUNK // formed)
+    chunk = max(1, IN_CACHE // (steps * (steps + out) if through_inputs else fan_in * out))
     parts = []
     for start in range(0, b, chunk):
-        a = _joined([use.inputs(start, start + chunk) for use in uses])
-        g = _joined([wide(use.g[start : start + chunk]) for use in uses])
-        if through_inputs:
-            parts.append(((g @ (a.mT @ a)) * g).sum(3))
-        else:
-            parts.append(torch.linalg.vector_norm(g @ a.mT, dim=3).square())
-    return torch.cat(parts).flatten(1)
+        a, g = (
+            wide(xs[0] if len(xs) == 1 else torch.cat(xs, 1))
+            for xs in ([u.a[start : start + chunk] for u in uses], [u.g[start : start + chunk] for u in uses])
+        )
+        parts.append((((a @ a.mT) @ g) * g).sum(1) if through_inputs else _squared_norms(g.mT @ a))
+    return torch.cat(parts)
 
 
 def lookup_rows(use: Lookup) -> Tensor:
@@ -178,8 +257,8 @@ def cross_rows(products: Sequence[Product], table: Lookup) -> Tensor:
     rows = wide(table.g).new_zeros(b, table.size)
     for use in products:
         for n in range(b):
-            mine = wide(use.g[n, 0])[table.ids[n]]  # (positions of the table, positions of the product)
-            inner = wide(table.g[n]) @ use.inputs(n, n + 1)[0, 0]
+            mine = wide(use.g[n])[:, table.ids[n]].T  # (positions of the table, positions of the product)
+            inner = wide(table.g[n]) @ wide(use.a[n]).T
             rows[n].index_add_(0, table.ids[n], (mine * inner).sum(1))
     return rows
 
@@ -198,5 +277,6 @@ def count_rows(shape: Sequence[int], axis: int) -> int:
     return math.prod(shape) if len(shape) < 2 else shape[axis]
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, 3)
+def _squared_norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=2)
+    return norms.square()

@@ -178,7 +178,7 @@ class SupervisedPrototypes(Scorer):
             sums.scale = 2.0 ** np.ceil(np.log2(largest)) if largest else 1.0
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
-            labels = _check_labels(block.beside, label, block.start)
+            labels = check_labels(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
             content += rows.seeded(both, 0).sum(dtype=np.uint64)
@@ -225,7 +225,7 @@ class SupervisedPrototypes(Scorer):
                 f"column {self.embedding!r} has width {x.shape[1]}, the class means {self.class_means.shape[1]}; "
                 "fit on embeddings of the same model"
             )
-        own = self._codes(batch.arrow(self.label))
+        own = class_codes(batch.arrow(self.label), self.classes, self.label)
         means = memo(self, "unit", lambda: kmeans.unit_rows(np.asarray(self.class_means, np.float64)))
         similarity = class_cosines(x, means)
         if self.metric == "cosine":
@@ -238,21 +238,28 @@ class SupervisedPrototypes(Scorer):
             score = mean_distance(vectors, self.class_means, None if self.nearest else own)
         return {self.name: score} | ({f"{self.name}_margin": class_margin(similarity, own)} if self.margin else {})
 
-    def _codes(self, labels: pa.Array) -> np.ndarray:
-        """Row of the mean for each label."""
-        _check_labels(labels, self.label, 0)
-        table = pa.array(self.classes)
-        codes = pc.index_in(labels.cast(table.type), value_set=table)
-        if codes.null_count:
-            row = int(np.flatnonzero(codes.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(
-                f"column {self.label!r}: {labels[row].as_py()!r} in row {row} of this batch is no class that was "
-                f"fitted (there are {len(self.classes)}); fit on data with all classes"
-            )
-        return np.asarray(codes.to_numpy())
+
+def class_codes(labels: pa.Array, classes: tuple[Any, ...], column: str) -> np.ndarray:
+    """Place (n,) of each label among the classes that were fitted.
+
+    Raises:
+        TypeError: the labels are no classes.
+        ValueError: a label is null, or was not there when fitting.
+    """
+    check_labels(labels, column, 0)
+    table = pa.array(classes)
+    codes = pc.index_in(labels.cast(table.type), value_set=table)
+    if codes.null_count:
+        row = int(np.flatnonzero(codes.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ValueError(
+            f"column {column!r}: {labels[row].as_py()!r} in row {row} of this batch is no class that was "
+            f"fitted (there are {len(classes)}); fit on data with all classes"
+        )
+    return np.asarray(codes.to_numpy())
 
 
-def _check_labels(labels: pa.Array | None, name: str, start: int) -> pa.Array:
+def check_labels(labels: pa.Array | None, name: str, start: int) -> pa.Array:
+    """The labels of rows from `start` on, if they are classes; else the error that says so."""
     assert labels is not None
     if not (pa.types.is_integer(labels.type) or pa.types.is_string(labels.type) or pa.types.is_boolean(labels.type)):
         raise TypeError(

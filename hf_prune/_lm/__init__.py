@@ -1,0 +1,1 @@
+"""What the scorers that ask a causal language model share; nothing public."""

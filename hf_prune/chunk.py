@@ -1,0 +1,100 @@
+"""Texts cut into chunks of equal length: what methods that add over tokens need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_prune.batch import Batch, missing_column
+from hf_prune.values import Value
+
+_WORD = re.compile(r"\S+")
+
+
+def chunks_of(text: str, words: int, min_words: int = 1) -> list[str]:
+    """A text cut behind every `words` words (runs of anything but white space); white space inside a chunk stays.
+
+    Args:
+        text: to cut.
+        words: of a chunk.
+        min_words: a last chunk of fewer words is dropped.
+
+    >>> chunks_of("one two  three", 2)
+    ['one two', 'three']
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    ends = range(0, len(spans), words)
+    cut = [spans[i : i + words] for i in ends]
+    return [text[part[0][0] : part[-1][1]] for part in cut if len(part) >= min_words]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunker(Value):
+    words: int
+    text: str
+    min_words: int
+    chunk: str
+    row_id: str
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        cut = [chunks_of(t, self.words, self.min_words) for t in Batch(batch, "chunk_texts").texts(self.text)]
+        out = {name: [v for v, parts in zip(values, cut, strict=True) for _ in parts] for name, values in batch.items()}
+        out[self.text] = [part for parts in cut for part in parts]
+        out[self.chunk] = [i for parts in cut for i in range(len(parts))]
+        if self.row_id in out:
+            out[self.row_id] = [f"{r}/{i}" for r, i in zip(out[self.row_id], out[self.chunk], strict=True)]
+        return out
+
+
+def chunk_texts(
+    ds: Any,
+    words: int = 128,
+    text: str = "text",
+    *,
+    min_words: int = 1,
+    chunk: str = "chunk",
+    row_id: str = "row_id",
+    num_proc: int | None = None,
+) -> Any:
+    """A dataset of chunks of `words` words each; the other columns are repeated for every chunk of a row.
+
+    Args:
+        ds: a `Dataset`, or an `IterableDataset` that knows its columns.
+        words: of a chunk, runs of anything but white space; 128 in the paper of DSIR.
+        text: column to cut.
+        min_words: chunks of fewer words are dropped; `min_words=words` leaves none but whole ones. A text without
+            any word has no chunk.
+        chunk: int32 column for the number of the chunk in its row, from 0.
+        row_id: an id column of that name, if there is one, gets "/" and the number of the chunk behind each id.
+        num_proc: processes, for a `Dataset`.
+
+    Raises:
+        KeyError: no such column.
+        ValueError: `words` below 1, `min_words` out of range, or a column named as `chunk` is there.
+        TypeError: a row of `text` is no string.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"text": ["one two three", "four"], "label": [0, 1]})
+    >>> chunk_texts(ds, words=2)[:]
+    {'text': ['one two', 'three', 'four'], 'label': [0, 0, 1], 'chunk': [0, 1, 0]}
+    """
+    from datasets import Features
+    from datasets import Value as Scalar
+
+    if hasattr(ds, "keys"):
+        raise TypeError(f"chunk_texts got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    if not 1 <= min_words <= words:
+        raise ValueError(f"words={words}, min_words={min_words}; give 1 <= min_words <= words")
+    there = ds.column_names
+    if there is None:
+        raise ValueError("this stream does not know its columns; give it features= or ds.resolve_features() first")
+    if text not in there:
+        raise missing_column(text, there, "chunk_texts")
+    if chunk in there:
+        raise ValueError(f"there is a column {chunk!r} already; name the number of the chunk otherwise, chunk=...")
+    features = Features({**ds.features, chunk: Scalar("int32")}) if ds.features is not None else None
+    options: dict[str, Any] = {"num_proc": num_proc} if hasattr(ds, "data") else {}
+    cutter = _Chunker(words, text, min_words, chunk, row_id)
+    return ds.map(cutter, batched=True, remove_columns=there, features=features, **options)

@@ -1,0 +1,175 @@
+"""Compiled halves of `earlier`: what a tile of rough cosines leaves to be told in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune._compiled import kernel
+
+SEGMENT = 32  # columns whose maximum is kept, so that a second look passes most of them by
+
+
+@kernel
+def scale(x: NDArray[np.floating], members: NDArray[np.int64], inverse: NDArray[np.float64]) -> None:
+    """One over the lengths of the rows that are `members` (n,), written to `inverse`."""
+    d = x.shape[1]
+    whole = d - d % 4
+    for i in range(len(members)):
+        row = members[i]
+        s0 = s1 = s2 = s3 = 0.0
+        for p in range(0, whole, 4):
+            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
+            s1 += np.float64(x[row, p + 1]) * np.float64(x[row, p + 1])
+            s2 += np.float64(x[row, p + 2]) * np.float64(x[row, p + 2])
+            s3 += np.float64(x[row, p + 3]) * np.float64(x[row, p + 3])
+        for p in range(whole, d):
+            s0 += np.float64(x[row, p]) * np.float64(x[row, p])
+        inverse[i] = 1.0 / np.sqrt((s0 + s1) + (s2 + s3))
+
+
+@kernel
+def unit_rows(
+    x: NDArray[np.floating], members: NDArray[np.int64], inverse: NDArray[np.float64], out: NDArray[np.float32]
+) -> None:
+    """Rows that are `members`, times `inverse`, in float32."""
+    for i in range(len(members)):
+        row = members[i]
+        for p in range(x.shape[1]):
+            out[i, p] = x[row, p] * inverse[i]
+
+
+@kernel
+def rounded_rows(
+    x: NDArray[np.floating],
+    members: NDArray[np.int64],
+    inverse: NDArray[np.float64],
+    exact: NDArray[np.float32],
+    exact_bits: NDArray[np.int32],
+    rounded: NDArray[np.float32],
+    rounded_bits: NDArray[np.int32],
+    out: NDArray[np.int16],
+) -> float:
+    """Unit rows in bfloat16, as bits, to the nearest even; returns the largest length of what rounding took.
+
+    Args:
+        x, members, inverse: as `unit_rows`.
+        exact, rounded: (d,) room for a row; `exact_bits`, `rounded_bits`: the same memory as integers.
+        out: (n, d), written.
+    """
+    d = x.shape[1]
+    most = 0.0
+    for i in range(len(members)):
+        row = members[i]
+        for p in range(d):
+            exact[p] = x[row, p] * inverse[i]
+        for p in range(d):
+            bits = exact_bits[p]
+            high = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+            out[i, p] = high
+            rounded_bits[p] = high << np.int32(16)
+        lost = 0.0
+        for p in range(d):
+            lost += (exact[p] - rounded[p]) * (exact[p] - rounded[p])
+        most = max(most, lost)
+    return float(np.sqrt(most))
+
+
+@kernel
+def segment_maxima(
+    bits: NDArray[np.integer], first_row: int, first_column: int, maxima: NDArray[np.integer], top: NDArray[np.integer]
+) -> None:
+    """Largest number of each row over its segments and over all, of the columns that stand before the row.
+
+    Args:
+        bits: (t, c) floats seen as integers, which have the same order where they are positive.
+        first_row: place of row 0 in the cluster.
+        first_column: place of column 0.
+        maxima: (t, c / SEGMENT), written; 0 where nothing is positive.
+        top: (t,), written, likewise.
+    """
+    t, c = bits.shape
+    for i in range(t):
+        stop = min(c, first_row + i - first_column)
+        best = bits.dtype.type(0)
+        for segment in range(max(0, (stop + SEGMENT - 1) // SEGMENT)):
+            begin = segment * SEGMENT
+            most = bits.dtype.type(0)
+            if begin + SEGMENT <= stop:
+                for j in range(SEGMENT):
+                    most = max(most, bits[i, begin + j])
+            else:
+                for j in range(begin, stop):
+                    most = max(most, bits[i, j])
+            maxima[i, segment] = most
+            best = max(best, most)
+        top[i] = best
+
+
+@kernel
+def tell(
+    bits: NDArray[np.integer],
+    first_row: int,
+    first_column: int,
+    maxima: NDArray[np.integer],
+    low: NDArray[np.integer],
+    x: NDArray[np.floating],
+    members: NDArray[np.int64],
+    inverse: NDArray[np.float64],
+    most: int,
+    best: NDArray[np.float64],
+) -> bool:
+    """Raise `best` (t,) to the float64 cosines of those pairs whose rough one is `low` (t,) or more.
+
+    Args:
+        bits, first_row, first_column, maxima: as `segment_maxima` had and wrote them.
+        low: 0 or less has every pair told, for what is not positive has another order.
+        x: rows of all clusters.
+        members: (n,) those of this cluster.
+        inverse: (n,) one over their lengths.
+        most: pairs to tell.
+        best: written.
+
+    Returns:
+        False if there were more pairs than `most`: `best` is then unfinished, though nothing in it is wrong.
+    """
+    t, c = bits.shape
+    d = x.shape[1]
+    whole = d - d % 8
+    told = 0
+    for i in range(t):  # each of these segments holds a pair to be told: too many are seen before any is
+        for segment in range(max(0, (min(c, first_row + i - first_column) + SEGMENT - 1) // SEGMENT)):
+            told += maxima[i, segment] >= low[i]
+    if told > most:
+        return False
+    told = 0
+    for i in range(t):
+        row = first_row + i
+        stop = min(c, row - first_column)
+        for segment in range(max(0, (stop + SEGMENT - 1) // SEGMENT)):
+            if maxima[i, segment] < low[i]:
+                continue
+            begin = segment * SEGMENT
+            for j in range(begin, min(begin + SEGMENT, stop)):
+                if low[i] > 0 and bits[i, j] < low[i]:
+                    continue
+                if told == most:
+                    return False
+                told += 1
+                other = first_column + j
+                one, two = members[row], members[other]
+                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+                for p in range(0, whole, 8):
+                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
+                    s1 += np.float64(x[one, p + 1]) * np.float64(x[two, p + 1])
+                    s2 += np.float64(x[one, p + 2]) * np.float64(x[two, p + 2])
+                    s3 += np.float64(x[one, p + 3]) * np.float64(x[two, p + 3])
+                    s4 += np.float64(x[one, p + 4]) * np.float64(x[two, p + 4])
+                    s5 += np.float64(x[one, p + 5]) * np.float64(x[two, p + 5])
+                    s6 += np.float64(x[one, p + 6]) * np.float64(x[two, p + 6])
+                    s7 += np.float64(x[one, p + 7]) * np.float64(x[two, p + 7])
+                for p in range(whole, d):
+                    s0 += np.float64(x[one, p]) * np.float64(x[two, p])
+                value = (((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))) * inverse[row] * inverse[other]
+                best[i] = max(best[i], value)
+    return True

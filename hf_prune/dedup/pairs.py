@@ -1,0 +1,79 @@
+"""Who stands for whom: each dropped row beside a kept row of its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_prune._arrow import column_array
+
+STEP = 1 << 13  # pairs compared at a time
+
+
+def duplicate_pairs(
+    halves: Mapping[str, Any], cluster: str = "minhash_cluster", *, scorer: Any = None, row_id: str | None = None
+) -> Any:
+    """For each dropped row, the kept row of its cluster that stands for it.
+
+    Args:
+        halves: datasets "kept" and "dropped", as `split_by_score` gives them.
+        cluster: their column of cluster ids; null and -1 are no cluster.
+        scorer: tells how similar the two rows are: something with `similarity(rows, rows)`, as `MinHashDedup`.
+        row_id: a column of both to tell rows by, beside their numbers.
+
+    Returns:
+        A `Dataset` with a row for each dropped one, in their order: "dropped" and "kept", row numbers in the two
+        halves; "cluster"; "dropped_id" and "kept_id" with `row_id`; "similarity" with `scorer`. Where several rows of a
+        cluster were kept, the first stands for the others; where none was, "kept" is null.
+
+    Raises:
+        ValueError: `halves` are not "kept" and "dropped".
+        KeyError: one of the columns is not there.
+
+    >>> import hf_prune as hp
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"text": ["a dog", "a cat", "a dog"]})
+    >>> exact = hp.ExactDedup.fit(ds)
+    >>> halves = hp.split_by_score(ds.map(exact, batched=True), "exact", rows=2, one_per="exact_cluster")
+    >>> duplicate_pairs(halves, "exact_cluster", scorer=exact).remove_columns("cluster")[0]
+    {'dropped': 0, 'kept': 1, 'similarity': 1.0}
+    """
+    from datasets import Dataset
+
+    if not isinstance(halves, Mapping) or not {"kept", "dropped"} <= set(halves):
+        there = sorted(halves) if isinstance(halves, Mapping) else type(halves).__name__
+        raise ValueError(
+            f"duplicate_pairs takes what split_by_score gives, datasets 'kept' and 'dropped'; it got {there}"
+        )
+    kept, dropped = halves["kept"], halves["dropped"]
+    mine, theirs = column_array(dropped, cluster), column_array(kept, cluster)
+    # of equal values index_in finds the first
+    at = pc.index_in(mine, value_set=_joined(theirs))
+    none = pc.fill_null(pc.equal(mine, -1), True) if pa.types.is_signed_integer(mine.type) else pc.is_null(mine)
+    at = pc.if_else(none, pa.scalar(None, pa.int32()), at)
+    found = {
+        "dropped": pa.array(np.arange(len(dropped))),
+        "kept": _joined(at).cast(pa.int64()),
+        "cluster": _joined(mine),
+    }
+    if row_id is not None:
+        found["dropped_id"] = _joined(column_array(dropped, row_id))
+        found["kept_id"] = _joined(column_array(kept, row_id)).take(found["kept"])
+    if scorer is not None:
+        pairs = np.flatnonzero(found["kept"].is_valid().to_numpy(zero_copy_only=False))
+        others = found["kept"].drop_null().to_numpy()
+        similarity = np.full(len(dropped), np.nan)
+        for start in range(0, len(pairs), STEP):
+            part = slice(start, start + STEP)
+            left, right = dropped.select(pairs[part]), kept.select(others[part])
+            similarity[pairs[part]] = scorer.similarity(left.with_format(None)[:], right.with_format(None)[:])
+        found["similarity"] = pa.array(similarity, mask=np.isnan(similarity))
+    return Dataset(pa.table(found))
+
+
+def _joined(values: Any) -> Any:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -1,0 +1,1 @@
+"""How varied a dataset is: numbers for the whole of it, and what each row adds."""

@@ -1,0 +1,115 @@
+"""Dyn-Unc: how much the probability of a row's label moves within windows of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, read_runs
+
+
+def dynamic_uncertainty(probabilities: Iterable[Any], window: int = 10) -> NDArray[np.float64]:
+    """Mean over windows of the label probability's standard deviation (ddof 1), (n,).
+
+    The last of the `T - window + 1` windows is left out, as in the authors' code. Holds `window` arrays at a time.
+
+    Args:
+        probabilities: T arrays (n,), one an epoch: probability of the label.
+        window: J, at least 2 and less than T.
+
+    Raises:
+        ValueError: too few epochs, or a window of one.
+    Reference: He et al., 2023, arXiv 2306.05175.
+
+    >>> dynamic_uncertainty([[p] for p in (0.5, 0.6, 0.7, 0.8, 0.9, 0.9)], window=3).round(6)
+    array([0.1])
+    """
+    if window < 2:
+        raise ValueError(f"window={window} has no spread; give 2 or more")
+    ring: NDArray[np.float64] | None = None
+    total, count = np.zeros(1), 0
+    for epoch, probability in enumerate(probabilities):
+        value = np.asarray(probability, np.float64)
+        if ring is None:
+            ring = np.empty((window, *value.shape))
+        if epoch >= window:  # the window that ended one epoch ago is not the last: it counts
+            total = total + ring.std(0, ddof=1)
+            count += 1
+        ring[epoch % window] = value
+    if count == 0:
+        raise ValueError(
+            f"a window of {window} epochs needs {window + 1} recorded ones or more; lower window, or train on"
+        )
+    return total / count
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicUncertainty(LoggedScorer):
+    """Standard deviation of the label's probability within sliding windows of epochs, averaged. High = keep.
+
+    Rows that are learned at once, and rows that are never learned, are low. Mislabelled rows are low while the network
+    withstands them, high once it memorises them: with long training they are kept.
+
+    Args:
+        logged: what `from_log` computed.
+        window: epochs of a window, J.
+        name: column.
+        fitted_on: facts about the logs.
+
+    Reference: He et al., 2023, arXiv 2306.05175, whose code leaves out the last window, and so do we; it also
+    multiplies by ten, which changes no order. Clean passes are meant: an eval-mode log.
+
+    >>> import tempfile
+    >>> from hf_prune import TrainingLog
+    >>> z = np.array([[[2.0, 0.0]], [[0.0, 0.0]], [[2.0, 0.0]]])   # 3 epochs, 1 row, 2 classes
+    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ["a"], z, labels=[0])
+    >>> DynamicUncertainty.from_log(log, window=2)({"row_id": ["a"]})["dyn_unc"].round(4)
+    array([0.2693], dtype=float32)
+    """
+
+    paper: ClassVar[str] = "He et al., Large-scale Dataset Pruning with Dynamic Uncertainty, 2023, arXiv 2306.05175"
+    meaning: ClassVar[str] = "its probability moves from epoch to epoch; mislabelled rows too, once they are memorised"
+
+    window: int = 10
+    name: str = "dyn_unc"
+    fitted_on: Mapping[str, Any] | None = None
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """The raw quantity, with its window."""
+        return (
+            f"standard deviation (ddof 1) of the label's probability in windows of {self.window} epochs, mean over all "
+            "windows but the last, and over runs; the column is it; NaN where a loss was not finite"
+        )
+
+    @classmethod
+    def from_log(
+        cls,
+        log: Any,
+        *,
+        window: int = 10,
+        epochs: int | Iterable[int] | None = None,
+        row_id: str | None = None,
+        name: str = "dyn_unc",
+    ) -> Self:
+        """Compute it from one log, or the mean over several independent runs.
+
+        Args:
+            log: a `TrainingLog`, its folder, or a list of them.
+            window, name: of the scorer.
+            epochs: those that count; all by default.
+            row_id: column of ids in the dataset to be scored; the log's own by default.
+
+        Raises:
+            ValueError: too few epochs for the window, logs of other rows or kind.
+        """
+
+        def statistic(run: Run) -> dict[str, Column]:
+            return {"score": dynamic_uncertainty((p for (p,) in run.each("p_label")), window)}
+
+        logged, facts = read_runs(log, epochs, cls.__name__, statistic, ["p_label"], row_id)
+        return cls(logged.typed(score="float32"), window, name, facts)

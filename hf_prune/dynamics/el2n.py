@@ -1,0 +1,116 @@
+"""EL2N: the length of a classifier's error vector, early in training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from hf_prune.batch import Batch
+from hf_prune.dynamics.from_log import Column, Run, mean_of_epochs, read_runs
+from hf_prune.dynamics.from_models import ModelsOrLog
+from hf_prune.dynamics.logits import warn_if_untrained
+
+
+@dataclass(frozen=True, eq=False)
+class EL2N(ModelsOrLog):
+    """`||softmax(logits) - onehot(label)||`, mean over models. High = far from right, early on = hard = keep.
+
+    Mislabelled rows get the highest scores and are kept. Under label noise keep the low end or the middle (`prefer=`),
+    cut off the hardest first (`filter_by_score(offset=)`), or find them with `AUM`.
+
+    Give several models, trained a few epochs (20 of 200 in the paper) from different seeds: the score of one is noisy.
+    They are run in eval mode on the rows as they are; no onehot or error vector is built. For a causal language model
+    the score is the mean over the text's tokens (Marion et al. keep the middle).
+
+    Args:
+        models: `Model`s, folders, Hub names or live modules; averaged in float64, all held on the device at once.
+        label: column of classes, integers or names that the model knows; a language model reads none.
+        column: of pictures, texts or vectors; by default `image`, `text` or `embedding`, whichever goes with the model.
+        task: "classification", "language_model", or "auto" by the head that the model's folder names.
+        kind: of input: "text", "image", "vector" (rows of numbers, for a module of your own), or "auto".
+        max_length: tokens after which texts are cut; None for the model's own limit.
+        micro_batch: tokens (padding counted) or rows a forward pass; None for what suits the device.
+        logged: what `from_log` computed, instead of models.
+        fitted_on: facts about the logs.
+        preprocess: `package.module:function` for networks of your own: a list of texts or RGB PIL images to tensors.
+        name: column; a log of training passes gives `el2n_train`.
+
+    Raises:
+        ValueError: a label that is no class of the model, an empty text, a damaged picture.
+
+    Reference: Paul et al., 2021, arXiv 2107.07075; for text Marion et al., 2023, arXiv 2309.04564.
+
+    >>> import datasets, torch
+    >>> net = torch.nn.Linear(2, 2, bias=False)
+    >>> net.weight = torch.nn.Parameter(torch.eye(2))
+    >>> ds = datasets.Dataset.from_dict({"embedding": [[2.0, 0.0], [2.0, 0.0]], "label": [0, 1]})
+    >>> EL2N(models=[net], label="label")(ds[:])["el2n"].round(4)
+    array([0.1686, 1.2456], dtype=float32)
+    """
+
+    paper: ClassVar[str] = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, arXiv 2107.07075"
+    meaning: ClassVar[str] = "far from its label early in training: hard, or mislabelled (such rows are kept)"
+
+    name: str = "el2n"
+
+    def __post_init__(self, preprocess: str | None) -> None:
+        super().__post_init__(preprocess)
+        if self.logged is None:
+            warn_if_untrained(self.models, "EL2N")
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """The raw quantity, and where it comes from."""
+        if self.logged is None:
+            where = f"mean over {len(self.models)} model{'s' if len(self.models) > 1 else ''} in eval mode"
+        elif (self.fitted_on or {}).get("mode") == "train":
+            where = (
+                "of training passes (augmented, weights moving): not the paper's clean pass; mean over epochs and runs"
+            )
+        else:
+            where = "of clean passes, mean over epochs and runs"
+        end = "; NaN where a loss was not finite" if self.logged else ""
+        return f"Euclidean length of softmax(logits) - onehot(label), {where}; the column is it{end}"
+
+    @classmethod
+    def from_log(
+        cls,
+        log: Any,
+        *,
+        epochs: int | Iterable[int] | None = None,
+        row_id: str | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Average the error lengths that a log has, over epochs and over independent runs.
+
+        A log of clean passes (eval mode) gives `el2n`. One of training passes gives `el2n_train`, which is another
+        number: the network moves while it is recorded, and sees augmented rows.
+
+        Args:
+            log: a `TrainingLog`, its folder, or a list of them.
+            epochs: those that count: the paper takes one early epoch, as in `epochs=19`; all by default.
+            row_id: column of ids in the dataset to be scored; the log's own by default.
+            name: column.
+
+        Raises:
+            ValueError: an epoch that is not there, logs of other rows or kind.
+        """
+
+        def statistic(run: Run) -> dict[str, Column]:
+            if run.epochs == [0] and run.log.mode == "train":
+                warnings.warn(
+                    f"{cls.__name__}: the training passes of epoch 0 begin at initialisation, where this score says "
+                    "little more than how long the input is (Kirsch, arXiv 2303.14753); take a later epoch, or more",
+                    stacklevel=5,
+                )
+            return {"score": mean_of_epochs(error for (error,) in run.each("el2n"))}
+
+        logged, facts = read_runs(log, epochs, cls.__name__, statistic, ["el2n"], row_id)
+        if name is None:
+            name = "el2n_train" if facts["mode"] == "train" else "el2n"
+        return cls(logged=logged.typed(score="float32"), fitted_on=facts, name=name)
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        return self.values(batch, rank, "el2n", self.label)

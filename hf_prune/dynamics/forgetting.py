@@ -1,0 +1,176 @@
+"""Forgetting: how often a row that was right is wrong at its next presentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, read_runs
+
+TIE_BREAKS = (None, "first_learned", "el2n")
+
+
+class Events(NamedTuple):
+    """What a history of right and wrong says of each row.
+
+    Attributes:
+        forgotten: (n,) int32, presentations that were wrong after one that was right.
+        first_learned: (n,) int32, the first presentation (from 0) that was right; -1 if none was.
+        presentations: T.
+    """
+
+    forgotten: NDArray[np.int32]
+    first_learned: NDArray[np.int32]
+    presentations: int
+
+
+def forgetting_events(history: Iterable[Any]) -> Events:
+    """Count forgetting events while the history goes by: nine bytes of state a row, whatever T.
+
+    Args:
+        history: T arrays (n,) of bools, one a presentation: whether the row was right.
+
+    Reference: Toneva et al., 2019, arXiv 1812.05159.
+
+    >>> forgetting_events(np.array([[0, 1, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]], bool).T)[:2]
+    (array([2, 0], dtype=int32), array([1, 3], dtype=int32))
+    """
+    count = first = before = None
+    epoch = -1
+    for epoch, correct in enumerate(history):
+        correct = np.asarray(correct, bool)
+        if count is None or first is None or before is None:
+            count, first = np.zeros(correct.shape, np.int32), np.full(correct.shape, -1, np.int32)
+            before = np.zeros(correct.shape, bool)  # nothing can be forgotten at the first presentation
+        count += before & ~correct
+        first[correct & (first < 0)] = epoch
+        before = correct
+    if count is None or first is None:
+        raise ValueError("there is no presentation to count in")
+    return Events(count, first, epoch + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Forgetting(LoggedScorer):
+    """Number of times a row was forgotten in training. High = often forgotten, or never learned = keep.
+
+    Mislabelled rows are never learned, or learned late and forgotten, so they get the highest scores and are kept.
+    Under label noise keep the low end or the middle (`prefer=`), cut off the hardest first
+    (`filter_by_score(offset=)`), or find them with `AUM`.
+
+    Args:
+        logged: what `from_log` computed.
+        never: what a row that was never right counts in a run: "epochs" is their number T (Toneva's rule), "inf" makes
+            it infinite (data_diet), or a number (cartography has 1000; 0, as in DeepCore and CCS, would call it
+            unforgettable).
+        tie_break: None leaves whole numbers with many ties. "first_learned" or "el2n" adds a fraction below 1 that
+            grows with the epoch in which the row was first right, or with its mean EL2N; the column is float64 then.
+        name: column.
+        fitted_on: facts about the logs.
+
+    Writes `<name>_first_learned` (epoch from 0; the latest over the runs; -1 where it was never right in one of them)
+    and `<name>_never_learned` (runs in which it was never right).
+
+    Reference: Toneva et al., 2019, arXiv 1812.05159. Counts of clean passes (an eval-mode log) are smaller than the
+    paper's, which come from the training passes themselves.
+
+    >>> import tempfile
+    >>> from hf_prune import TrainingLog
+    >>> z = np.array([[[2.0, 0.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 2.0]]])   # 2 epochs, 2 rows, 2 classes
+    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ["a", "b"], z, labels=[0, 0])
+    >>> Forgetting.from_log(log)({"row_id": ["b", "a"]})["forgetting"]
+    array([2., 1.], dtype=float32)
+    """
+
+    paper: ClassVar[str] = "Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019, arXiv 1812.05159"
+    meaning: ClassVar[str] = "often forgotten or never learned in training: hard, or mislabelled (such rows are kept)"
+
+    never: str | float = "epochs"
+    tie_break: str | None = None
+    name: str = "forgetting"
+    fitted_on: Mapping[str, Any] | None = None
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """The raw quantity, by the rule for rows that were never learned."""
+        rule = {"epochs": "the number of epochs", "inf": "infinity"}.get(str(self.never), str(self.never))
+        text = f"wrong after right, counted over epochs, summed over runs; {rule} for a run in which it was never right"
+        if self.tie_break:
+            text += f"; plus a fraction below 1 that grows with its {self.tie_break}"
+        return text + "; the column is the count; NaN where a loss was not finite"
+
+    @classmethod
+    def from_log(
+        cls,
+        log: Any,
+        *,
+        never: str | float = "epochs",
+        tie_break: str | None = None,
+        epochs: int | Iterable[int] | None = None,
+        row_id: str | None = None,
+        name: str = "forgetting",
+    ) -> Self:
+        """Count in one log, or in several of independent runs, whose counts are added.
+
+        Args:
+            log: a `TrainingLog`, its folder, or a list of them.
+            never, tie_break, name: of the scorer.
+            epochs: those that count; all by default.
+            row_id: column of ids in the dataset to be scored; the log's own by default.
+
+        Raises:
+            ValueError: a log of a language model, logs of other rows, an unknown rule.
+        """
+        if tie_break not in TIE_BREAKS:
+            raise ValueError(f"tie_break={tie_break!r} is not one of {', '.join(map(repr, TIE_BREAKS))}")
+        number = isinstance(never, (int, float)) and not isinstance(never, bool) and never >= 0
+        if never not in ("epochs", "inf") and not number:
+            raise ValueError(f"never={never!r} is none of 'epochs', 'inf' or a number that is not negative")
+
+        def statistic(run: Run) -> dict[str, Column]:
+            # p_label is read along, for NaN: a row without a loss is neither right nor wrong
+            events = forgetting_events(correct for _, correct in run.each("p_label", "correct"))
+            never_learned = events.first_learned < 0
+            count = np.where(
+                never_learned, events.presentations if never == "epochs" else float(never), events.forgotten
+            )
+            if tie_break == "first_learned":
+                last = np.where(never_learned, events.presentations, events.first_learned)
+                count = count + last / (events.presentations + 1)
+            elif tie_break == "el2n":
+                count = count + mean_of_epochs(error for (error,) in run.each("el2n")) / 2  # EL2N is below 1.42
+            return {
+                "score": count.astype(np.float64),
+                "first_learned": events.first_learned,
+                "never_learned": never_learned.astype(np.int32),
+            }
+
+        needs = ["p_label", "correct", *(["el2n"] if tie_break == "el2n" else [])]
+        logged, facts = read_runs(log, epochs, cls.__name__, statistic, needs, row_id, _sum_of_runs)
+        logged = logged.typed(score="float64" if tie_break else "float32")
+        return cls(logged, never, tie_break, name, facts)
+
+    def companions(self) -> dict[str, str]:
+        first = "epoch, from 0, in which it was first right (the latest of several runs); -1 if never"
+        return {
+            f"{self.name}_first_learned": first,
+            f"{self.name}_never_learned": "runs in which it was never right",
+        }
+
+
+def _sum_of_runs(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
+    """Counts are added, fractions that break ties averaged; of first times the latest, -1 being the latest of all."""
+    counts = np.stack([part["score"] for part in parts])
+    whole = np.floor(counts)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        fraction = np.nan_to_num(counts - whole).mean(0)
+    first = np.stack([part["first_learned"] for part in parts])
+    return {
+        "score": whole.sum(0) + fraction,
+        "first_learned": np.where((first < 0).any(0), -1, first.max(0)).astype(np.int32),
+        "never_learned": np.sum([part["never_learned"] for part in parts], axis=0, dtype=np.int32),
+    }

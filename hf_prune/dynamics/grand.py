@@ -1,0 +1,180 @@
+"""GraNd: the length of a row's loss gradient, early in training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune.batch import Batch
+from hf_prune.dynamics.from_models import ModelsOrLog
+from hf_prune.dynamics.logits import Classifier, Inputs, networks, next_tokens, warn_if_untrained
+from hf_prune.models import memo
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hf_prune.fisher.squares import Squares
+
+
+def error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the summed cross-entropy with respect to logits (..., C): `softmax - onehot`, 0 at labels of -100.
+
+    At the label it is minus the sum of the others: `p - 1` would lose the digits of a confident model.
+
+    >>> import torch
+    >>> error(torch.tensor([[0.0, 40.0]]), torch.tensor([1])).tolist()
+    [[4.248354...e-18, -4.248354...e-18]]
+    """
+    there = labels >= 0
+    place = labels.clamp(min=0).unsqueeze(-1)
+    others = logits.float().softmax(-1).scatter(-1, place, 0)
+    found = others.scatter(-1, place, -others.sum(-1, keepdim=True))
+    return found.masked_fill_(~there.unsqueeze(-1), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class GraNd(ModelsOrLog):
+    """Length of the gradient of a row's loss over all parameters, mean over models. High = hard = keep.
+
+    At initialisation it says little more than how long the input is (Kirsch): take models after some epochs, several of
+    them, from different seeds. Mislabelled rows get the highest scores and are kept; under label noise keep the low end
+    or the middle (`prefer=`), or cut off the hardest first.
+
+    One forward and one backward pass give it for all rows together, by `Squares`; no gradient of a row is formed where
+    that costs more. The lengths are averaged, not the gradients. For a causal language model the loss is the sum over
+    the row's tokens, so that long rows score higher; divide by the number of tokens if that is not meant.
+
+    Args:
+        models: `Model`s, folders, Hub names or live modules, run in eval mode, all held on the device at once.
+        label: column of classes, integers or names that the model knows; a language model reads none.
+        column: of pictures, texts or vectors; by default `image`, `text` or `embedding`, whichever goes with the model.
+        last_layer: of the last linear layer's parameters only, column `grand_last_layer`: no more than a forward pass.
+            With one position `||softmax - onehot|| sqrt(1 + ||h||^2)`, where h is what that layer is given. A table
+            tied to it does not count.
+        task: "classification", "language_model", or "auto" by the head that the model's folder names.
+        kind: of input: "text", "image", "vector" (rows of numbers, for a module of your own), or "auto".
+        max_length: tokens after which texts are cut; None for the model's own limit.
+        micro_batch: tokens (padding counted) or rows a pass; None for what suits the device.
+        preprocess: `package.module:function` for networks of your own: a list of texts or RGB PIL images to tensors.
+        name: column.
+
+    Raises:
+        ValueError: a label that is no class of the model, an empty text, a damaged picture, float16, a network that
+            mixes rows.
+
+    Reference: Paul et al., 2021, arXiv 2107.07075; Kirsch, 2023, arXiv 2303.14753.
+
+    >>> import datasets, torch
+    >>> net = torch.nn.Linear(2, 2, bias=False)
+    >>> net.weight = torch.nn.Parameter(torch.eye(2))
+    >>> ds = datasets.Dataset.from_dict({"embedding": [[2.0, 0.0], [2.0, 0.0]], "label": [0, 1]})
+    >>> GraNd(models=[net])(ds[:])["grand"].round(4)
+    array([0.3371, 2.4913], dtype=float32)
+    """
+
+    paper: ClassVar[str] = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, arXiv 2107.07075"
+    meaning: ClassVar[str] = "moves the weights far: hard, or mislabelled (such rows are kept)"
+    atol: ClassVar[float] = 1e-4  # lengths are not bounded by 1, and sums over positions round by their number
+
+    last_layer: bool = False
+    _: KW_ONLY
+    name: str = ""
+
+    def __post_init__(self, preprocess: str | None) -> None:
+        if self.logged is not None or self.fitted_on is not None:
+            raise ValueError("GraNd needs gradients, which no log has; give models=")
+        if not self.name:
+            object.__setattr__(self, "name", "grand_last_layer" if self.last_layer else "grand")
+        super().__post_init__(preprocess)
+        warn_if_untrained(self.models, "GraNd")
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """The raw quantity."""
+        many = f"mean over {len(self.models)} model{'s' if len(self.models) > 1 else ''} in eval mode"
+        what = "last linear layer" if self.last_layer else "parameters"
+        return f"Euclidean length of the gradient of a row's cross-entropy over the {what}, {many}; the column is it"
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        return super().flops(batch) * (1 if self.last_layer else 3)  # backward to the activations, and norms
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        classifiers = self._classifiers(rank)
+        total = np.zeros(batch.n)
+        if batch.n:
+            for number, (one, network) in enumerate(zip(classifiers, networks(classifiers), strict=True)):
+                total += self._lengths(one, network, batch, f"squares {number} {rank} {os.getpid()}")
+        return total / len(classifiers)
+
+    def _lengths(self, classifier: Classifier, network: nn.Module, batch: Batch, key: str) -> NDArray[np.float64]:
+        """Lengths (n,) of one model's gradients."""
+        import torch
+
+        language = classifier.task == "language_model"
+        classes = None if language else classifier.labels(batch, self.label)
+        lengths = np.empty(batch.n)
+        for rows, inputs in classifier.passes(batch):
+            given = inputs(np.arange(len(rows)))
+            if language:
+                given = {"use_cache": False, **given} if classifier.model.kind not in ("factory", "live") else given
+            squares = memo(self, key, partial(self._squares, classifier, network, given))
+            tap = squares.forward(**given) if hasattr(given, "items") else squares.forward(given)
+            logits = classifier.call(lambda *_, tap=tap, **__: tap.output, given)
+            if language:
+                after = next_tokens(given)
+                labels = torch.nn.functional.pad(after, (0, 1), value=-100)
+            else:
+                assert classes is not None
+                classifier.check_classes(classes[rows], rows, self.label, logits.shape[1])
+                labels = torch.from_numpy(classes[rows]).to(logits.device)
+            found = tap.norms(logits, error(logits.detach(), labels).to(logits.dtype))
+            lengths[rows] = found.sqrt().cpu().numpy()
+        return lengths
+
+    def _squares(self, classifier: Classifier, network: nn.Module, given: Inputs) -> Squares:
+        from hf_prune.fisher.squares import Squares
+
+        layers = [last_linear(classifier, network, given)] if self.last_layer else None
+        return Squares(network, layers, biases=True)
+
+
+def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> str:
+    """Name of the linear layer that a network's logits come out of.
+
+    Raises:
+        ValueError: no linear layer gives as many numbers as there are logits.
+    """
+    import torch
+
+    from hf_prune.fisher.layers import conv1d_of_gpt2, formula, linear
+
+    widths: dict[str, int] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, out: Tensor) -> None:
+            widths.pop(name, None)  # in the order of the last calls
+            widths[name] = out.shape[-1]
+
+        return hook
+
+    layers = [(n, m) for n, m in network.named_modules() if formula(m) in (linear, conv1d_of_gpt2)]
+    handles = [module.register_forward_hook(note(name)) for name, module in layers]
+    try:
+        with torch.no_grad():
+            logits = classifier.call(network, given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = [name for name, width in widths.items() if width == logits.shape[-1]]
+    if not names:
+        raise ValueError(
+            f"{classifier.model.label} has no linear layer that gives its {logits.shape[-1]} logits; "
+            "use last_layer=False"
+        )
+    return names[-1]

@@ -1,0 +1,299 @@
+"""`TrainingLog`: what a training run did to each row in each epoch, in Parquet, read one epoch at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hf_prune.dynamics.statistics import FLOATS
+
+if TYPE_CHECKING:
+    from hf_prune._run.world import World
+    from hf_prune.dynamics.writer import LogWriter
+
+Mode = Literal["train", "eval"]
+Task = Literal["classification", "language_model"]
+
+FORMAT = 1
+MANIFEST, ROWS, REPORT = "log.json", "rows.parquet", "report.json"
+SHOWN = 5  # ids that a message or a report lists
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What is worth knowing of an epoch beside its numbers.
+
+    Args:
+        epoch: from 0.
+        rows: recorded, each once.
+        nan: rows whose loss was not finite; their statistics are NaN.
+        nan_ids: the first of them.
+        empty: rows of a language model without a labelled token; their statistics are NaN as well.
+        padding: presentations left out, with which a sampler filled the last batches of several processes.
+        parts: the finished part files and their sizes in bytes.
+    """
+
+    epoch: int
+    rows: int
+    nan: int
+    nan_ids: Sequence[Any]
+    empty: int
+    padding: int
+    parts: Mapping[str, int]
+
+
+class TrainingLog:
+    """Statistics of each row in each finished epoch of a training run.
+
+    Made by `train_with_log`, by a `RecordingTrainer`, by hand with `TrainingLog.create`, or from stored logits. Reading
+    takes the memory of one epoch of the columns asked for; an epoch that a crash cut off is not seen.
+
+    Args:
+        folder: with `log.json`, `rows.parquet` (ids and their keys) and a folder of parts for each epoch.
+
+    Attributes:
+        mode: "train": of the forward passes of training itself, with augmentation and dropout, before each update;
+            "eval": of one clean pass after each epoch.
+        task: "classification", or "language_model" (means over the labelled tokens).
+        id_column, label: columns of the dataset that ids and labels came from.
+        classes: width of the logits; None for a language model.
+        columns: that can be read.
+        facts: of the run, for the provenance of a score.
+
+    Raises:
+        FileNotFoundError: there is no log in the folder.
+        ValueError: it was written by another version of the format, or is damaged.
+
+    >>> import tempfile
+    >>> logits = np.array([[[2.0, 0.0], [0.0, 1.0]]] * 3)  # three epochs of two rows
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = TrainingLog.from_logits(folder, ["a", "b"], logits, labels=[0, 0])
+    ...     log.epochs, log.read("margin", 2)[np.argsort(log.ids.to_pylist())].tolist()
+    (3, [2.0, -1.0])
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        path = self.folder / MANIFEST
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{self.folder} holds no training log ({MANIFEST} is missing); name the folder that the recorder wrote"
+            )
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            version = found["format"]
+            self.mode: Mode = found["mode"]
+            self.task: Task | None = found["task"]
+            self.id_column: str = found["id_column"]
+            self.label: str | None = found["label"]
+            self.classes: int | None = found["classes"]
+            self.divergence: bool = found["divergence"]
+            self.facts: dict[str, Any] = found["facts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); record the run again") from error
+        if version != FORMAT:
+            raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT}; install a matching hf_prune")
+
+    @property
+    def epochs(self) -> int:
+        """Finished epochs."""
+        epoch = 0
+        while read_report(self.folder, epoch) is not None:
+            epoch += 1
+        return epoch
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """`rows.digests` of the ids, (n,), ascending: the order of everything that is read."""
+        column = pq.read_table(self.folder / ROWS, columns=["key"]).column("key")
+        keys: NDArray[np.uint64] = column.to_numpy()
+        return keys
+
+    @property
+    def ids(self) -> pa.ChunkedArray:
+        """The ids, (n,), in the order of `keys`."""
+        return pq.read_table(self.folder / ROWS, columns=["id"]).column("id")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names that `read` takes."""
+        return columns_of(self.task, self.divergence)
+
+    def report(self, epoch: int) -> EpochReport:
+        """Rows with a loss that was not finite, and the like.
+
+        Raises:
+            IndexError: no such finished epoch.
+        """
+        found = read_report(self.folder, epoch) if epoch >= 0 else None
+        if found is None:
+            raise IndexError(
+                f"epoch {epoch} is not in the log; {self.folder} has {self.epochs} finished epochs, from 0"
+            )
+        return found
+
+    def read(self, column: str, epoch: int) -> NDArray[Any]:
+        """One column of one epoch, (n,), in the order of `keys`; float32, `correct` bool, `tokens` int32.
+
+        Raises:
+            KeyError: no such column; the message lists those there are.
+            IndexError: no such finished epoch.
+        """
+        return self._read((column,), epoch)[0]
+
+    def each(self, *columns: str) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Tuples of columns, epoch by epoch.
+
+        Raises:
+            KeyError: no such column.
+            ValueError: no epoch was finished.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = TrainingLog.from_logits(folder, ["a"], np.zeros((2, 1, 3)), labels=[0])
+        ...     [round(float(loss[0]), 3) for (loss,) in log.each("loss")]
+        [1.099, 1.099]
+        """
+        epochs = self.epochs
+        if not epochs:
+            raise ValueError(f"the log in {self.folder} has no finished epoch; train for one epoch at least")
+        for epoch in range(epochs):
+            yield self._read(columns, epoch)
+
+    def _read(self, columns: Sequence[str], epoch: int) -> tuple[NDArray[Any], ...]:
+        for column in columns:
+            if column not in self.columns:
+                raise KeyError(f"the log has no column {column!r}; its columns are {list(self.columns)}")
+        report = self.report(epoch)
+        parts = [
+            pq.read_table(epoch_folder(self.folder, epoch) / name, columns=["row", *columns])
+            for name in sorted(report.parts)
+        ]
+        table = pa.concat_tables(parts)
+        rows = table.column("row").to_numpy()
+        out = []
+        for column in columns:
+            values = table.column(column).to_numpy()
+            ordered = np.empty_like(values)
+            ordered[rows] = values
+            out.append(ordered)
+        return tuple(out)
+
+    @staticmethod
+    def create(
+        folder: str | Path,
+        *,
+        ids: Any,
+        mode: Mode = "train",
+        task: Task | None = None,
+        id_column: str = "row_id",
+        label: str | None = "label",
+        classes: int | None = None,
+        divergence: bool = False,
+        facts: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        world: World | None = None,
+    ) -> LogWriter:
+        """Begin a log, or go on with one: the writer whose `record` and `end_epoch` a training loop calls.
+
+        Under `accelerate launch` all processes call it, with the same arguments.
+
+        Args:
+            folder: seen by all processes.
+            ids: n of the dataset's rows: a list, an array or an Arrow column.
+            mode: what will be recorded; see `TrainingLog`.
+            task: "classification" or "language_model"; by default what the first logits are.
+            id_column, label: the columns' names, for those who read the log.
+            classes: width of the logits; by default that of the first.
+            divergence: record the column `divergence` too; keeps the probabilities of two epochs, (n, classes)
+                float32 each, in files of the folder.
+            facts: of the run, for the provenance.
+            resume: go on after the last finished epoch of the log that is there, if one is.
+            world: the processes; by default those of `accelerate launch`.
+
+        Raises:
+            ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset; no rows;
+                ids that are null or repeated; one class.
+            OSError: the folder cannot be written.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writer = TrainingLog.create(folder, ids=["a", "b"], classes=2)
+        ...     writer.record(["a"], np.array([[2.0, 0.0]]), np.array([0]))
+        ...     writer.record(["b"], np.array([[0.0, 1.0]]), np.array([0]))
+        ...     writer.end_epoch().rows
+        2
+        """
+        from hf_prune.dynamics.writer import LogWriter
+
+        return LogWriter(
+            Path(folder).expanduser().absolute(),
+            ids=ids,
+            mode=mode,
+            task=task,
+            id_column=id_column,
+            label=label,
+            classes=classes,
+            divergence=divergence,
+            facts=facts,
+            resume=resume,
+            world=world,
+        )
+
+    @classmethod
+    def from_logits(
+        cls, folder: str | Path, ids: Any, logits: Any, labels: Any, mode: Mode = "train", **options: Any
+    ) -> TrainingLog:
+        """A log of logits that were stored already.
+
+        Args:
+            folder: where to write it.
+            ids: of the n rows.
+            logits: (T, n, C), or (T, n, t, V) of a language model; an array, a memory map or a tensor.
+            labels: (n,), or (n, t) with -100 where there is no label, one for the logits at the same place.
+            mode: of the passes that they came from.
+            options: those of `create`.
+
+        Raises:
+            ValueError: there is no epoch, or what `create` and `record` refuse.
+        """
+        if not len(logits):
+            raise ValueError(f"logits of shape {tuple(logits.shape)} have no epoch; give (epochs, rows, classes)")
+        writer = cls.create(folder, ids=ids, mode=mode, **options)
+        for epoch in logits:
+            writer.record(ids, epoch, labels)
+            writer.end_epoch()
+        return cls(folder)
+
+
+def columns_of(task: Task | None, divergence: bool) -> tuple[str, ...]:
+    """Columns of a task; none while the task is not known."""
+    if task is None:
+        return ()
+    own = ("accuracy", "tokens") if task == "language_model" else ("correct",)
+    return (*FLOATS, *own, *(("divergence",) if divergence else ()))
+
+
+def epoch_folder(folder: Path, epoch: int) -> Path:
+    """Where the parts of an epoch are."""
+    return folder / f"epoch-{epoch:05d}"
+
+
+def read_report(folder: Path, epoch: int) -> EpochReport | None:
+    """The report of an epoch whose parts are all there; None of one that is not finished."""
+    at = epoch_folder(folder, epoch)
+    try:
+        report = EpochReport(**json.loads((at / REPORT).read_text(encoding="utf-8")))
+        sound = all((at / name).stat().st_size == size for name, size in report.parts.items())
+    except (OSError, ValueError, TypeError):
+        return None
+    return report if sound else None

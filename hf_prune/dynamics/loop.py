@@ -1,0 +1,364 @@
+"""`train_with_log`: a small training loop that writes a `TrainingLog`, to be read from top to bottom.
+
+A global batch is the same rows whatever the number of processes, each of which takes its share; the loss is the mean
+over the global batch. So no row is repeated to fill a batch, and two processes train as one does (but for dropout,
+augmentation, and batch norm, whose statistics are those of a share).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune import _arrow
+from hf_prune.dynamics.log import Mode, TrainingLog
+from hf_prune.dynamics.writer import LogWriter
+from hf_prune.rows import check_seed, seeded
+
+if TYPE_CHECKING:
+    import torch
+
+Inputs = str | Callable[[dict[str, Any]], Any]
+Schedule = str | Callable[[float], float]
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 + 0.5 * math.cos(math.pi * done),
+}
+
+
+def train_with_log(
+    model: torch.nn.Module,
+    ds: Any,
+    log: str | Path,
+    *,
+    epochs: int,
+    inputs: Inputs = "image",
+    label: str = "label",
+    id_column: str = "row_id",
+    batch_size: int = 128,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    schedule: Schedule = "cosine",
+    augment: Callable[[Any, torch.Generator], Any] | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    record: Mode = "train",
+    divergence: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    save_every: int = 1,
+    workers: int = 0,
+    accelerator: Any = None,
+    on_epoch: Callable[[int, torch.nn.Module], None] | None = None,
+) -> TrainingLog:
+    """Train a classifier in place, and record what it does with each row in each epoch.
+
+    Call it on all processes of `accelerate launch`. The order of the rows is a function of the seed, the epoch and the
+    rows' ids. With `resume=True` a run that was killed goes on from its last checkpoint, and its log too; finished
+    epochs that the checkpoint does not know are recorded again.
+
+    Args:
+        model: gives logits (b, C), or an output with `logits`.
+        ds: n rows with ids, labels and inputs.
+        log: folder for the log and the last checkpoint, seen by all processes.
+        epochs: of the whole run.
+        inputs: a column of images, of one size, or of lists of numbers; or what makes a tensor (or keyword arguments
+            for the model) of the dict of a batch's columns. Images become (b, 3, h, w) from -1 to 1.
+        label: column of integers from 0 to C - 1. One output more than there are labels is allowed (threshold samples).
+        id_column: as `with_row_id` adds it.
+        batch_size: rows of a step, over all processes.
+        optimizer: made of the parameters; SGD with rate 0.1, Nesterov momentum 0.9 and decay 5e-4 by default.
+        schedule: factor on the learning rate as a function of the share of training done; or "constant", "linear",
+            "cosine".
+        augment: changes the inputs of a training step on their device, with a generator seeded by (seed, step,
+            process); `crop_and_flip` is one.
+        loss: (b,) of logits and labels; cross-entropy by default.
+        record: "train": what training's own forward passes give; "eval": one clean pass after each epoch.
+        divergence: record `divergence` too; see `TrainingLog.create`.
+        seed: of the order, the augmentation and torch's own generators. Weights are yours to make.
+        resume: go on with the log in the folder, if there is one.
+        save_every: epochs from checkpoint to checkpoint, 0 for none; the last one is kept.
+        workers: processes that load rows.
+        accelerator: an `accelerate.Accelerator`, for mixed precision and the like.
+        on_epoch: called with the finished epoch and the model, on every process.
+
+    Returns:
+        The log.
+
+    Raises:
+        KeyError: a column is missing; the message lists those there are.
+        ValueError: no epochs, labels out of range, ids that are null or repeated, a log in the folder and `resume`
+            False, or one of another dataset.
+        TypeError: labels that are not integers.
+
+    >>> import tempfile, torch
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"row_id": ["a", "b"], "x": [[0.0, 1.0], [1.0, 0.0]], "label": [0, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = train_with_log(torch.nn.Linear(2, 2), ds, folder, epochs=2, inputs="x")
+    ...     log.epochs, log.mode
+    (2, 'train')
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs={epochs} and batch_size={batch_size} leave nothing to train; give 1 or more")
+    factor = _schedule(schedule)
+    make_inputs = inputs if callable(inputs) else _reader(ds, inputs)
+    labels = _labels(ds, label, id_column)
+    ids = _arrow.column_array(ds, id_column)
+    accelerator = accelerator or Accelerator()
+
+    from hf_prune._run.world import World  # after the accelerator has made the state of the processes
+
+    world = World()
+    set_seed(check_seed(seed) + world.index)
+    model, opt = accelerator.prepare(model, (optimizer or _sgd)(model.parameters()))
+    rates = [group["lr"] for group in opt.param_groups]
+    facts = {
+        "recorder": "train_with_log",
+        "network": type(accelerator.unwrap_model(model)).__name__,
+        "batch_size": batch_size,
+        "learning_rate": rates[0],
+        "schedule": schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "own"),
+        "augmented": augment is not None,
+        "seed": seed,
+    }
+    folder = Path(log).expanduser().absolute()
+    named: dict[str, Any] = {"ids": ids, "id_column": id_column, "label": label, "mode": record}
+    writer = TrainingLog.create(folder, **named, divergence=divergence, facts=facts, resume=resume, world=world)
+    rows = writer.positions(ids)
+    data = _Data(ds, make_inputs, labels, rows)
+    steps = math.ceil(len(ds) / batch_size)
+
+    begin = 0
+    checkpoint = world.from_main(lambda: _last_checkpoint(folder))
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint))
+        begin = int(checkpoint.name.rpartition("-")[2])
+    writer.go_to(begin)
+
+    with _bar(begin * len(ds), epochs * len(ds), world) as bar:
+        for epoch in range(begin, epochs):
+            model.train()
+            order = np.argsort(seeded(seeded(writer.keys[rows], seed), epoch), kind="stable")
+            batches = [order[i : i + batch_size] for i in range(0, len(ds), batch_size)]
+            for step, (x, y, numbers, whole) in enumerate(data.shares(batches, world, workers), epoch * steps):
+                for group, rate in zip(opt.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor(step / (steps * epochs))
+                x, y = _to(x, accelerator.device), y.to(accelerator.device, non_blocking=True)
+                if augment is not None:
+                    x = augment(x, _generator(accelerator.device, seed, step, world.index))
+                logits = _forward(model, x)
+                if step == begin * steps:
+                    _check_width(labels, logits, label)
+                each = (
+                    torch.nn.functional.cross_entropy(logits.float(), y, reduction="none")
+                    if loss is None
+                    else (loss(logits, y))
+                )
+                mine = len(numbers)  # 0 where this process only keeps the others company
+                accelerator.backward(each[:mine].sum() * (world.size / whole) + each[mine:].sum() * 0)
+                opt.step()
+                opt.zero_grad()
+                if record == "train":
+                    writer.record_rows(numbers, logits[:mine], y[:mine])
+                bar.update(whole)
+            if record == "eval":
+                _clean_pass(model, data, writer, batch_size, workers, accelerator)
+            writer.end_epoch()
+            if save_every and ((epoch + 1) % save_every == 0 or epoch + 1 == epochs):
+                _save(accelerator, folder, epoch + 1, world)
+            if on_epoch is not None:
+                on_epoch(epoch, accelerator.unwrap_model(model))
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the forward pass is the user's own again
+    return TrainingLog(folder)
+
+
+def crop_and_flip(x: torch.Tensor, generator: torch.Generator, pad: int = 4) -> torch.Tensor:
+    """Augment images (b, c, h, w): a crop of the reflected image, moved by up to `pad` pixels, and a flip for half.
+
+    >>> import torch
+    >>> crop_and_flip(torch.zeros(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    import torch
+
+    b, _, h, w = x.shape
+    padded = torch.nn.functional.pad(x, (pad,) * 4, mode="reflect")
+    top, left = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator, device=x.device)
+    flip = torch.rand(b, 1, generator=generator, device=x.device) < 0.5
+    down = top + torch.arange(h, device=x.device)
+    across = torch.arange(w, device=x.device).expand(b, w)
+    across = left + torch.where(flip, w - 1 - across, across)
+    row = torch.arange(b, device=x.device)[:, None, None]
+    return padded[row, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+class _Data:
+    """Batches of inputs, labels and numbers in the log; what a worker of a `DataLoader` gets."""
+
+    def __init__(self, ds: Any, make_inputs: Callable[[dict[str, Any]], Any], labels: Any, numbers: Any) -> None:
+        self.ds, self.make_inputs, self.labels, self.numbers = ds, make_inputs, labels, numbers
+
+    def __len__(self) -> int:
+        return len(self.ds)
+
+    def __getitem__(self, share: tuple[NDArray[np.int64], int]) -> tuple[Any, Any, Any, int]:
+        import torch
+
+        where, whole = share
+        company = where if len(where) else np.zeros(1, np.int64)  # for the collectives of an empty share
+        x = self.make_inputs(self.ds[company])
+        return x, torch.from_numpy(self.labels[company]), torch.from_numpy(self.numbers[where]), whole
+
+    def shares(self, batches: list[NDArray[np.int64]], world: Any, workers: int) -> Iterator[Any]:
+        """(inputs, labels, numbers, rows of the global batch) of this process, for each global batch."""
+        import torch
+
+        mine = [(batch[world.index :: world.size], len(batch)) for batch in batches]
+        options: dict[str, Any] = {"sampler": mine, "batch_size": None, "collate_fn": _as_it_is}
+        options["generator"] = torch.Generator()  # a loader without one draws from that of the training
+        options["pin_memory"] = torch.cuda.is_available()
+        yield from torch.utils.data.DataLoader(self, num_workers=workers, **options)  # type: ignore[arg-type]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _clean_pass(model: Any, data: _Data, writer: LogWriter, batch_size: int, workers: int, accelerator: Any) -> None:
+    import torch
+
+    model.eval()
+    batches = [np.arange(i, min(i + batch_size, len(data))) for i in range(0, len(data), batch_size)]
+    with torch.no_grad():
+        for x, y, numbers, _ in data.shares(batches, writer.world, workers):
+            logits = _forward(model, _to(x, accelerator.device))
+            writer.record_rows(numbers, logits[: len(numbers)], y[: len(numbers)].to(accelerator.device))
+
+
+def _save(accelerator: Any, folder: Path, epoch: int, world: Any) -> None:
+    """Write the checkpoint of a finished epoch, then remove the one before."""
+    temporary, path = folder / f"checkpoint-{epoch}.hf_prune_tmp", folder / f"checkpoint-{epoch}"
+
+    def swap() -> None:
+        temporary.rename(path)
+        for old in folder.glob("checkpoint-*"):
+            if old != path:
+                shutil.rmtree(old)
+
+    world.from_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
+    accelerator.save_state(str(temporary))
+    world.barrier()
+    world.from_main(swap)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    found = [p for p in folder.glob("checkpoint-*") if p.suffix != ".hf_prune_tmp"]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _forward(model: Any, x: Any) -> Any:
+    out = model(**x) if isinstance(x, Mapping) else model(x)
+    return getattr(out, "logits", out)
+
+
+def _to(x: Any, device: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _to(value, device) for name, value in x.items()}
+    return x.to(device, non_blocking=True)
+
+
+def _reader(ds: Any, column: str) -> Callable[[dict[str, Any]], Any]:
+    _arrow.check_column(ds, column)
+    return _Read(column)
+
+
+class _Read:
+    """Columns of images or numbers as tensors; a class, for workers that are spawned."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        import torch
+
+        values = batch[self.column]
+        if isinstance(values, torch.Tensor):
+            return values
+        if hasattr(values[0], "convert"):
+            sizes = {image.size for image in values}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"column {self.column!r} has images of sizes {sorted(sizes)[:5]} in one batch; give a function as "
+                    "inputs= that makes them one size"
+                )
+            pixels = np.stack([np.asarray(image.convert("RGB")) for image in values])
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
+    if not len(ds):
+        raise ValueError("the dataset has no rows; there is nothing to train on")
+    _arrow.check_column(ds, id_column)
+    values, null = _arrow.numeric_column(ds, label)
+    if values.dtype.kind not in "iu":
+        raise TypeError(
+            f"column {label!r} holds {values.dtype}, not classes; a log is of hard labels, given as integers"
+        )
+    wrong = np.flatnonzero(null | (values < 0))
+    if len(wrong):
+        first = ds[int(wrong[0])]
+        raise ValueError(
+            f"column {label!r} has {len(wrong)} rows without a class (null or negative), first {id_column} "
+            f"{first[id_column]!r}: {first[label]}; drop such rows first"
+        )
+    return values.astype(np.int64)
+
+
+def _check_width(labels: NDArray[np.int64], logits: Any, label: str) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"the model gives logits of shape {tuple(logits.shape)}; this loop is for classes: (b, C)")
+    if labels.max() >= logits.shape[1]:
+        outside = int((labels >= logits.shape[1]).sum())
+        raise ValueError(
+            f"column {label!r} has {outside} labels that are not in 0..{logits.shape[1] - 1}, up to {labels.max()}; "
+            f"give the network {labels.max() + 1} outputs, or drop such rows"
+        )
+
+
+def _schedule(schedule: Schedule) -> Callable[[float], float]:
+    if callable(schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r} is not known; give one of {sorted(SCHEDULES)}, or a function")
+    return SCHEDULES[schedule]
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _generator(device: Any, seed: int, step: int, process: int) -> torch.Generator:
+    import torch
+
+    mixed = seeded(seeded(np.array([step], np.uint64), seed), process)[0]
+    return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
+
+
+def _bar(done: int, total: int, world: Any) -> Any:
+    from datasets.utils import tqdm
+
+    return tqdm(initial=done, total=total, unit=" rows", desc="Training", disable=not world.main)

@@ -1,0 +1,384 @@
+"""Recording while `transformers.Trainer` trains: a mixin for any Trainer, and the plain one with it.
+
+The stock losses, weights and order of rows stay as they are: the recorder looks at the logits that `compute_loss` has
+made, and carries the number of a row beside it through the data loader, so no column of ids meets a collator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from hf_prune._arrow import column_array
+from hf_prune._run.world import World
+from hf_prune.dynamics.log import Mode, TrainingLog
+from hf_prune.dynamics.writer import LogWriter
+
+NUMBER = "hf_prune_row"  # key of a batch: where in the log its rows are
+KEPT = "training_log-{}.parquet"  # beside a checkpoint: what a process has of the epoch so far
+
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class RecordingMixin(_Base):
+    """Write a `TrainingLog` while a Trainer trains: `class MyTrainer(RecordingMixin, Trainer)`.
+
+    Works with image and text classification, and with language models (means over the labelled tokens; labels are
+    shifted for causal ones). Gradient accumulation, mixed precision, several processes and `resume_from_checkpoint` are
+    those of the Trainer. An epoch that `max_steps` or a callback cuts off is not logged.
+
+    Args:
+        args, kwargs: of the Trainer. `train_dataset` is a `datasets.Dataset` with a column of ids.
+        log: folder for the log, seen by all processes. A new run needs a new one; `train(resume_from_checkpoint=...)`
+            goes on with the one that is there.
+        id_column: as `with_row_id` adds it.
+        record: "train": what the forward passes of training give, for free; "eval": one clean pass after each epoch,
+            which costs about a third of the epoch.
+        clean_dataset: what the clean pass reads, if `train_dataset` augments its rows: the same rows in the same order.
+        divergence: record `divergence` too; see `TrainingLog.create`.
+        shift_labels: whether logits are for the next token; by default they are for causal language models.
+
+    Attributes:
+        log: the folder; `TrainingLog(trainer.log)` reads it.
+
+    Attributes:
+        log_folder: for `TrainingLog` to read.
+
+    Raises:
+        TypeError: `train_dataset` is not a `datasets.Dataset`.
+        ValueError: `dataloader_drop_last=True`, or `clean_dataset` has other ids.
+        KeyError: no such id column; the message lists those there are.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        log: str | Path,
+        id_column: str = "row_id",
+        record: Mode = "train",
+        clean_dataset: Any = None,
+        divergence: bool = False,
+        shift_labels: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_folder, self.id_column, self.record = Path(log), id_column, record
+        self.divergence, self.shift_labels = divergence, shift_labels
+        self.clean_dataset = clean_dataset
+        self.train_dataset: Any
+        self.data_collator: Any
+        self._writer: LogWriter | None = None
+        self._numbers: torch.Tensor | None = None  # of the micro-batch that is being trained on
+        self._checkpoint: Path | None = None
+        _check(self)
+        self.add_callback(_Epochs(self))
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`, with the log begun or gone on with.
+
+        Raises:
+            ValueError: there is a log in the folder and no checkpoint to go on from, or it is of another dataset; ids
+                that are null or repeated.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        ids = column_array(self.train_dataset, self.id_column)
+        self._writer = TrainingLog.create(
+            self.log_folder,
+            ids=ids,
+            mode=self.record,
+            id_column=self.id_column,
+            label=next(iter(self.label_names or ["labels"])),
+            divergence=self.divergence,
+            facts=_facts(self),
+            resume=self._checkpoint is not None,
+            world=World(),
+        )
+        self._positions = self._writer.positions(ids)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        if self._writer is None:
+            return super().get_train_dataloader()
+        stock = self.train_dataset, self.data_collator
+        self.train_dataset = _Numbered(self._remove_unused_columns(stock[0], description="training"), self._positions)
+        self.data_collator = _NumberedCollator(stock[1])
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = stock
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(getattr(train_dataset, "rows", train_dataset))
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        numbers = inputs.pop(NUMBER, None)
+        self._numbers = numbers if self.record == "train" else None
+        try:
+            loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+            return loss
+        finally:
+            self._numbers = None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        kwargs["num_items_in_batch"] = num_items_in_batch
+        if self._numbers is None:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        labels = _labels_of(inputs, self.label_names)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self._record(self._numbers, outputs, labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, numbers: torch.Tensor, outputs: Any, labels: torch.Tensor) -> None:
+        logits = _logits_of(outputs)
+        if logits.ndim == 3 and self._shifts():
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        assert self._writer is not None
+        self._writer.record_rows(numbers, logits, labels)
+
+    def _shifts(self) -> bool:
+        if self.shift_labels is None:
+            model = self.accelerator.unwrap_model(self.model)
+            model = model.get_base_model() if hasattr(model, "get_base_model") else model
+            causal = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            causal = causal or getattr(model, "loss_type", None) in ("ForCausalLM", "ForConditionalGeneration")
+            self.shift_labels = causal and not getattr(model.config, "is_encoder_decoder", False)
+        return self.shift_labels
+
+    # what the callback calls, on all processes
+
+    def _train_begins(self) -> None:
+        """Put the log where the run goes on."""
+        writer, state = self._writer, self.state
+        assert writer is not None
+        epoch, within = int(state.epoch or 0), bool((state.epoch or 0) % 1)
+        if self._checkpoint is None or not state.global_step:
+            writer.go_to(0)  # again from the start, if a smaller batch is tried
+            return
+        if within and not self.args.ignore_data_skip and self.record == "train":
+            writer.go_to(epoch)
+            writer.load_state(self._kept())
+        elif writer.epoch == epoch - 1 and not within:  # killed between the last checkpoint of an epoch and its end
+            if self.record == "train":
+                writer.load_state(self._kept())
+            self._finish_epoch()
+        else:
+            writer.go_to(epoch)
+
+    def _kept(self) -> list[Path]:
+        """What the processes kept beside the checkpoint, dealt out to those there are now."""
+        assert self._checkpoint is not None and self._writer is not None
+        world = self._writer.world
+        found = sorted(self._checkpoint.glob(KEPT.format("*")))
+        if not found:
+            raise ValueError(
+                f"{self._checkpoint} lies in the middle of an epoch and has no {KEPT.format('*')}: it was not written "
+                "by a recording run; go on from one that was, or from the end of an epoch"
+            )
+        return found[world.index :: world.size]
+
+    def _epoch_ends(self) -> None:
+        assert self._writer is not None
+        if (self.state.epoch or 0) % 1:  # max_steps, or a callback that stops
+            self._writer.discard()
+        else:
+            self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        assert self._writer is not None
+        if self.record == "eval":
+            self._clean_pass()
+        self._writer.end_epoch()
+
+    def _checkpoint_saved(self) -> None:
+        assert self._writer is not None
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer.save_state(folder / KEPT.format(self._writer.world.index))
+
+    def _clean_pass(self) -> None:
+        """Record all rows in eval mode; no random number of the training is drawn."""
+        from datasets.utils import tqdm
+
+        assert self._writer is not None
+        world, batch = self._writer.world, self.args.eval_batch_size
+        rows = self.train_dataset if self.clean_dataset is None else self.clean_dataset
+        mine = np.arange(world.index, len(rows), world.size)
+        steps = -(-len(rows) // (world.size * batch))  # the same for all: sharded models need all processes
+        order = [mine[i * batch : (i + 1) * batch] for i in range(steps)]
+        loader = torch.utils.data.DataLoader(
+            _Numbered(self._remove_unused_columns(rows, description="training"), self._positions),
+            batch_sampler=[part.tolist() if len(part) else [0] for part in order],
+            collate_fn=_NumberedCollator(self.data_collator),
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),
+        )
+        model = self.model_wrapped
+        to_evaluation = getattr(self.optimizer, "eval", None)
+        if callable(to_evaluation):  # optimizers without a schedule have other weights then
+            to_evaluation()
+        with _same_randomness(), torch.no_grad(), _evaluating(model):
+            bar = tqdm(loader, desc="Recording", leave=False, disable=self.args.disable_tqdm or not world.main)
+            for part, inputs in zip(order, bar, strict=True):
+                inputs = self._prepare_inputs(inputs)
+                numbers = inputs.pop(NUMBER)
+                with self.compute_loss_context_manager():
+                    outputs = model(**inputs)
+                if len(part):
+                    self._record(numbers, outputs, _labels_of(inputs, self.label_names))
+
+
+class RecordingTrainer(RecordingMixin, Trainer):
+    """`transformers.Trainer` that writes a `TrainingLog`; see `RecordingMixin` for what it takes beside.
+
+    trainer = RecordingTrainer(model, args, train_dataset=with_row_id(ds), log="runs/log")
+    trainer.train()
+    scored = ds.map(AUM.from_log(TrainingLog("runs/log")), batched=True)
+    """
+
+
+class _Epochs(TrainerCallback):
+    """Tells the recorder where the training is."""
+
+    def __init__(self, trainer: RecordingMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._train_begins()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._epoch_ends()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._checkpoint_saved()
+
+
+class _Numbered(torch.utils.data.Dataset[Any]):
+    """Pairs of a row and its number in the log: whatever transform makes the row, the number stays with it."""
+
+    def __init__(self, rows: Any, numbers: np.ndarray) -> None:
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.rows[index], int(self.numbers[index])
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        return list(zip(self.rows.__getitems__(indices), self.numbers[indices].tolist(), strict=True))
+
+
+class _NumberedCollator:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, pairs: list[tuple[Any, int]]) -> Any:
+        batch = self.collate([row for row, _ in pairs])
+        batch[NUMBER] = torch.tensor([number for _, number in pairs])
+        return batch
+
+
+def _check(trainer: Any) -> None:
+    from datasets import Dataset
+
+    ds = trainer.train_dataset
+    if not isinstance(ds, Dataset):
+        raise TypeError(
+            f"train_dataset is a {type(ds).__name__}; recording needs a datasets.Dataset, whose rows are known before "
+            "training: load it without streaming"
+        )
+    for rows in (ds, *([] if trainer.clean_dataset is None else [trainer.clean_dataset])):
+        if trainer.id_column not in rows.column_names:
+            raise KeyError(
+                f"no column {trainer.id_column!r} in the dataset; its columns are {rows.column_names}: add ids with "
+                "with_row_id(ds), or name yours as id_column"
+            )
+    if trainer.clean_dataset is not None:
+        ids = [column_array(rows, trainer.id_column).to_pylist() for rows in (ds, trainer.clean_dataset)]
+        if ids[0] != ids[1]:
+            raise ValueError("clean_dataset has other ids than train_dataset, or another order; give the same rows")
+    if trainer.args.dataloader_drop_last:
+        raise ValueError("dataloader_drop_last=True leaves rows out of each epoch; set it to False to record all")
+    width = getattr(getattr(trainer.model, "config", None), "num_labels", 0)
+    name = next((n for n in ("label", "labels") if n in ds.column_names), None)
+    single = type(trainer.model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    if name and single and width > 1 and ds.features[name].dtype.startswith(("int", "uint")):
+        values = np.asarray(column_array(ds, name).to_numpy())
+        wrong = np.flatnonzero((values < 0) | (values >= width))
+        if len(wrong):
+            ids = [ds[trainer.id_column][int(i)] for i in wrong[:5]]
+            raise ValueError(
+                f"column {name!r} has {len(wrong)} labels that are not in 0..{width - 1}: {values[wrong[:5]].tolist()} "
+                f"of {ids}; give the model num_labels={int(values.max()) + 1}, or drop such rows"
+            )
+
+
+def _labels_of(inputs: Mapping[str, Any], names: Any) -> torch.Tensor:
+    name = next((n for n in (*(names or ()), "labels", "label") if inputs.get(n) is not None), None)
+    if name is None:
+        raise ValueError(f"the batch has no labels, only {sorted(inputs)}; a log is of rows with labels")
+    labels: torch.Tensor = inputs[name]
+    return labels
+
+
+def _logits_of(outputs: Any) -> torch.Tensor:
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if logits is None and isinstance(outputs, tuple):
+        logits = next((x for x in outputs if isinstance(x, torch.Tensor) and x.ndim > 1), None)
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(
+            f"the model gives no logits while it trains (a {type(outputs).__name__}); turn fused losses off "
+            "(use_liger_kernel=False), or record with a model that returns them"
+        )
+    return logits
+
+
+def _facts(trainer: Any) -> dict[str, Any]:
+    args = trainer.args
+    return {
+        "recorder": type(trainer).__name__,
+        "network": type(trainer.model).__name__,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+    }
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Leave the generators of Python, NumPy and torch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

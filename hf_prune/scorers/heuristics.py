@@ -1,0 +1,267 @@
+"""Length and repetition heuristics of Gopher, C4 and FineWeb: statistics of a text, the share of rules it passes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_prune.batch import Batch
+from hf_prune.scorer import Scorer
+from hf_prune.texts import NULL, read_texts
+
+STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
+BULLETS = ("•", "‣", "▪", "●", "-", "*")
+ELLIPSES = ("...", "…")
+TOP_ORDERS, REPEAT_ORDERS = range(2, 5), range(5, 11)
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)")
+
+STATISTICS: dict[str, str] = {
+    "n_bytes": "length in bytes of UTF-8",
+    "n_words": "number of words: runs of anything but white space",
+    "mean_word_length": "characters a word",
+    "hash_ratio": "number of # over words",
+    "ellipsis_ratio": "number of ... and … over words",
+    "bullet_line_fraction": "share of lines that begin with a bullet, - or *; lines are those that are not blank",
+    "ellipsis_line_fraction": "share of lines that end with ... or …",
+    "alpha_word_fraction": "share of words with a letter in them",
+    "stop_words": "how many of the, be, to, of, and, that, have, with occur",
+    "duplicate_line_fraction": "share of lines that repeat an earlier one",
+    "duplicate_line_char_fraction": "share of the lines' characters in such lines",
+    "duplicate_paragraph_fraction": "share of paragraphs (parted by blank lines) that repeat an earlier one",
+    "duplicate_paragraph_char_fraction": "share of the paragraphs' characters in such paragraphs",
+    **{
+        f"top_{n}gram_char_fraction": f"share of the words' characters in the commonest {n}-gram, its length times its "
+        "count; 0 if none occurs twice"
+        for n in TOP_ORDERS
+    },
+    **{
+        f"duplicate_{n}gram_char_fraction": f"share of the words' characters in words of {n}-grams that repeat an "
+        "earlier one, each word once"
+        for n in REPEAT_ORDERS
+    },
+    "n_sentences": "number of runs of . ! ? before white space or the end",
+    "terminal_line_fraction": "share of lines that end with . ! ? or a quotation mark",
+    "kept_line_fraction": "share of lines that C4 keeps: three words, such an end (no ellipsis), no 'javascript'",
+    "short_line_fraction": "share of lines of 30 characters or fewer",
+    "newline_ratio": "number of line feeds over words",
+    "placeholder": "1 where 'lorem ipsum' or a curly bracket occurs",
+}
+
+Rule = tuple[str, Callable[[float], bool]]
+
+
+def _at_most(limit: float) -> Callable[[float], bool]:
+    return lambda value: value <= limit
+
+
+def _at_least(limit: float) -> Callable[[float], bool]:
+    return lambda value: value >= limit
+
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    "gopher": (
+        ("n_words", lambda value: 50 <= value <= 100_000),
+        ("mean_word_length", lambda value: 3 <= value <= 10),
+        ("hash_ratio", _at_most(0.1)),
+        ("ellipsis_ratio", _at_most(0.1)),
+        ("bullet_line_fraction", _at_most(0.9)),
+        ("ellipsis_line_fraction", _at_most(0.3)),
+        ("alpha_word_fraction", _at_least(0.8)),
+        ("stop_words", _at_least(2)),
+        ("duplicate_line_fraction", _at_most(0.3)),
+        ("duplicate_paragraph_fraction", _at_most(0.3)),
+        ("duplicate_line_char_fraction", _at_most(0.2)),
+        ("duplicate_paragraph_char_fraction", _at_most(0.2)),
+        *(
+            (f"top_{n}gram_char_fraction", _at_most(limit))
+            for n, limit in zip(TOP_ORDERS, (0.2, 0.18, 0.16), strict=True)
+        ),
+        *(
+            (f"duplicate_{n}gram_char_fraction", _at_most(limit))
+            for n, limit in zip(REPEAT_ORDERS, (0.15, 0.14, 0.13, 0.12, 0.11, 0.1), strict=True)
+        ),
+    ),
+    "c4": (
+        ("n_sentences", _at_least(5)),
+        ("placeholder", _at_most(0)),
+        ("kept_line_fraction", _at_least(0.5)),
+    ),
+    "fineweb": (
+        ("terminal_line_fraction", lambda value: value > 0.12),
+        ("duplicate_line_char_fraction", lambda value: value < 0.1),
+        ("short_line_fraction", lambda value: value < 0.67),
+        ("newline_ratio", _at_most(0.3)),
+    ),
+}
+
+
+def repeats(parts: Sequence[str]) -> tuple[float, float]:
+    """Share of the parts that equal an earlier one, and share of all characters that are in them.
+
+    >>> repeats(["ab", "c", "ab", "ab"])
+    (0.5, 0.5714285714285714)
+    """
+    seen: set[str] = set()
+    again = [part for part in parts if part in seen or seen.add(part)]  # type: ignore[func-returns-value]
+    total = sum(map(len, parts))
+    return (len(again) / len(parts) if parts else 0.0), (sum(map(len, again)) / total if total else 0.0)
+
+
+def ngram_repeats(words: Sequence[str]) -> dict[str, float]:
+    """Shares of characters in the commonest n-gram (n = 2..4) and in n-grams that occurred before (n = 5..10).
+
+    >>> found = ngram_repeats("to be or not to be".split())
+    >>> found["top_2gram_char_fraction"], found["top_3gram_char_fraction"]
+    (0.6153846153846154, 0.0)
+    """
+    lengths = np.array([len(word) for word in words], np.int64)
+    total, ends = int(lengths.sum()), np.append(0, np.cumsum(lengths))
+    top = {f"top_{n}gram_char_fraction": 0.0 for n in TOP_ORDERS}
+    repeated = {f"duplicate_{n}gram_char_fraction": 0.0 for n in REPEAT_ORDERS}
+    _, single = np.unique(np.array(words, object), return_inverse=True) if words else (None, np.zeros(0, np.int64))
+    ids = single.astype(np.int64)
+    for n in range(2, REPEAT_ORDERS.stop):
+        # an n-gram is the (n - 1)-gram it begins with and its last word, both as numbers
+        pairs = ids[:-1] * len(words) + single[n - 1 :]
+        _, first, ids, counts = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
+        if len(first) == len(pairs):
+            break  # none occurs twice, so none of a higher order does
+        if n in TOP_ORDERS:
+            most = first[counts == counts.max()]
+            top[f"top_{n}gram_char_fraction"] = int((ends[most + n] - ends[most]).max()) * int(counts.max()) / total
+        else:
+            later = np.flatnonzero(first[ids] != np.arange(len(pairs)))
+            covered = np.zeros(len(words) + 1, np.int64)
+            np.add.at(covered, later, 1)
+            np.add.at(covered, later + n, -1)
+            repeated[f"duplicate_{n}gram_char_fraction"] = int(lengths[np.cumsum(covered[:-1]) > 0].sum()) / total
+    return top | repeated
+
+
+def text_statistics(text: str) -> dict[str, float]:
+    r"""All `STATISTICS` of a text; those of an empty one are 0.
+
+    >>> found = text_statistics("Hello world.\n- Hello world.")
+    >>> found["n_words"], found["bullet_line_fraction"], round(found["mean_word_length"], 2)
+    (5.0, 0.5, 4.6)
+    """
+    words = text.split()
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    if not words:
+        return {**dict.fromkeys(STATISTICS, 0.0), "n_bytes": float(len(text.encode(errors="surrogatepass")))}
+    n, many, low = len(words), len(lines), text.lower()
+    duplicate_lines, duplicate_line_chars = repeats(lines)
+    duplicate_paragraphs, duplicate_paragraph_chars = repeats([p.strip() for p in _PARAGRAPH.split(text.strip())])
+    ending = [line.endswith((".", "!", "?", '"', "'", "”")) for line in lines]
+    hanging = [line.endswith(ELLIPSES) for line in lines]
+    kept = [
+        end and not hang and len(line.split()) >= 3 and "javascript" not in line.lower()
+        for line, end, hang in zip(lines, ending, hanging, strict=True)
+    ]
+    return {
+        "n_bytes": float(len(text.encode(errors="surrogatepass"))),
+        "n_words": float(n),
+        "mean_word_length": sum(map(len, words)) / n,
+        "hash_ratio": text.count("#") / n,
+        "ellipsis_ratio": sum(map(text.count, ELLIPSES)) / n,
+        "bullet_line_fraction": sum(line.startswith(BULLETS) for line in lines) / many,
+        "ellipsis_line_fraction": sum(hanging) / many,
+        "alpha_word_fraction": sum(any(map(str.isalpha, word)) for word in words) / n,
+        "stop_words": float(len(STOP_WORDS.intersection(low.split()))),
+        "duplicate_line_fraction": duplicate_lines,
+        "duplicate_line_char_fraction": duplicate_line_chars,
+        "duplicate_paragraph_fraction": duplicate_paragraphs,
+        "duplicate_paragraph_char_fraction": duplicate_paragraph_chars,
+        **ngram_repeats(words),
+        "n_sentences": float(len(_SENTENCE.findall(text))),
+        "terminal_line_fraction": sum(ending) / many,
+        "kept_line_fraction": sum(kept) / many,
+        "short_line_fraction": sum(len(line) <= 30 for line in lines) / many,
+        "newline_ratio": text.count("\n") / n,
+        "placeholder": float("{" in text or "lorem ipsum" in low),
+    }
+
+
+def pass_fraction(statistics: dict[str, float], rules: str = "gopher") -> float:
+    """Share of a set of rules that a text's statistics pass; 0 for a text without words."""
+    if not statistics["n_words"]:
+        return 0.0
+    chosen = RULES[rules]
+    return sum(passes(statistics[name]) for name, passes in chosen) / len(chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class TextStatistics(Scorer):
+    """Share of published length and repetition rules that a text passes, and what they are made of. High = keep.
+
+    The published filters drop a text that fails one rule:
+    `filter_by_score(ds, "text_rules", threshold=1.0)`.
+
+    - "gopher": 50 to 100 000 words; 3 to 10 characters a word; at most 0.1 hashes and 0.1 ellipses a word; at most 90 %
+      of lines begin with a bullet, 30 % end with an ellipsis; 80 % of words hold a letter; two of eight English stop
+      words; and the thirteen limits on repetition of its table A1 (0.3 duplicate lines, ..., 0.1 of characters in
+      duplicate 10-grams).
+    - "c4": five sentences; no curly bracket or "lorem ipsum"; half of the lines are such as C4 keeps (our form of its
+      rules for lines, which rewrite the text).
+    - "fineweb": more than 12 % of lines end in punctuation; less than 10 % of characters in duplicate lines; less than
+      67 % of lines of at most 30 characters; at most 0.3 line feeds a word.
+
+    Words are parted by white space, so texts of languages without spaces fail; the authors of Gopher do not say how they cut
+    words. A duplicate is what equals an earlier one. A text without words scores 0, a null NaN.
+
+    Args:
+        text: column, columns, nested path or chat column.
+        rules: "gopher", "c4" or "fineweb".
+        statistics: of `hf_prune.scorers.heuristics.STATISTICS`, written to `<name>_<statistic>`; () for none.
+        name: column.
+
+    Reference: Rae et al., 2021, arXiv 2112.11446, A.1.1; Raffel et al., 2020, section 2.2; Penedo et al., 2024,
+        arXiv 2406.17557.
+
+    >>> TextStatistics(statistics=("n_words",))({"text": ["the cat and the dog " * 20, "#"]})
+    {'text_rules': array([0.5714286, 0.7619048], dtype=float32),
+     'text_rules_n_words': array([100.,   1.], dtype=float32)}
+    """
+
+    paper: ClassVar[str] = "Rae et al., Scaling Language Models (Gopher), 2021, arXiv 2112.11446"
+    meaning: ClassVar[str] = "passes many rules on length, symbols and repetition"
+    nan_rows: ClassVar[bool] = True
+
+    text: str | tuple[str, ...] = "text"
+    rules: str = "gopher"
+    statistics: tuple[str, ...] = tuple(STATISTICS)
+    name: str = "text_rules"
+
+    def __post_init__(self) -> None:
+        if self.rules not in RULES:
+            raise ValueError(f"rules={self.rules!r} is not one of {tuple(RULES)}")
+        unknown = sorted(set(self.statistics) - set(STATISTICS))
+        if unknown:
+            raise ValueError(f"statistics {unknown} are not known; choose from {list(STATISTICS)}")
+
+    @property
+    def raw(self) -> str:  # type: ignore[override]
+        """What the share is of."""
+        return f"share of the {len(RULES[self.rules])} rules of {self.rules} that pass; NaN for null texts"
+
+    def columns(self) -> dict[str, str]:
+        return {self.name: "float32", **{f"{self.name}_{s}": "float32" for s in self.statistics}}
+
+    def companions(self) -> dict[str, str]:
+        return {f"{self.name}_{s}": STATISTICS[s] for s in self.statistics}
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        paths = (self.text,) if isinstance(self.text, str) else self.text
+        texts, bad, _ = read_texts(batch, paths)
+        found = [text_statistics(text) for text in texts]
+        out = {f"{self.name}_{s}": np.array([f[s] for f in found], np.float32) for s in self.statistics}
+        out[self.name] = np.array([pass_fraction(f, self.rules) for f in found], np.float32)
+        null = [row for row, why in bad.items() if why == NULL]
+        for values in out.values():
+            values[null] = np.nan
+        return out

@@ -1,0 +1,5 @@
+import evaluate
+from evaluate.utils import launch_gradio_widget
+
+module = evaluate.load("hf-prune/complexity", module_type="measurement")
+launch_gradio_widget(module)

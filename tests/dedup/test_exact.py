@@ -1,0 +1,87 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hf_prune as hp
+from hf_prune.dedup import exact
+
+values = st.lists(
+    st.one_of(st.none(), st.sampled_from(["", "a", "A ", "b", "é", "😀", "東京"])), min_size=1, max_size=12
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(values)
+def test_counts_are_those_of_a_counter(texts):
+    if all(t is None for t in texts):
+        return
+    ds = Dataset.from_dict({"text": texts})
+    found = hp.ExactDedup.fit(ds)(ds[:])
+    counts = Counter(texts)
+    for i, text in enumerate(texts):
+        if text is None:
+            assert np.isnan(found["exact"][i]) and found["exact_cluster"][i] == -1 and found["exact_count"][i] == 0
+        else:
+            assert found["exact_count"][i] == counts[text] and found["exact"][i] == (counts[text] == 1)
+            others = found["exact_cluster"] == found["exact_cluster"][i]
+            assert others.tolist() == [t == text for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("steps", "same"),
+    [
+        ((), []),
+        (("case",), [1]),
+        (("space",), [2]),
+        (("case", "punctuation", "space"), [1, 2, 3]),
+        (("unicode",), [4]),
+    ],
+)
+def test_what_does_not_count(steps, same):
+    texts = ["the cat", "The Cat", " the\t cat ", "the, cat!", "the ca\uff54"]
+    ds = Dataset.from_dict({"text": texts})
+    cluster = hp.ExactDedup.fit(ds, normalize=steps)(ds[:])["exact_cluster"]
+    assert np.flatnonzero(cluster == cluster[0]).tolist() == [0, *same]
+
+
+def test_order_and_streams_do_not_matter():
+    ds = Dataset.from_dict({"text": [f"t{i % 7}" for i in range(40)]})
+    scorer = hp.ExactDedup.fit(ds)
+    assert hp.ExactDedup.fit(ds.select(range(39, -1, -1))) == scorer
+    assert hp.ExactDedup.fit(ds.to_iterable_dataset(num_shards=3)) == scorer
+
+
+def test_contamination():
+    train = Dataset.from_dict({"text": ["a", "b", "c", "b"]})
+    scorer = hp.ExactDedup.fit(train, reference=Dataset.from_dict({"text": ["b", "x", "x"]}))
+    found = scorer({"text": ["a", "b", "x", "new"]})
+    assert found["exact"].tolist() == [1, 0, 0, 1] and found["exact_count"].tolist() == [0, 1, 2, 0]
+
+
+def test_copies_leave_and_the_better_one_stays():
+    ds = Dataset.from_dict({"text": ["a", "b", "a", "a"], "quality": [0.1, 0.5, 0.9, 0.2]})
+    ds = ds.map(hp.ExactDedup.fit(ds), batched=True)
+    kept = hp.filter_by_score(ds, "quality", rows=2, one_per="exact_cluster")
+    assert kept["quality"][:] == [0.5, 0.9]
+
+
+def test_two_texts_with_one_digest_are_not_called_copies(monkeypatch):
+    monkeypatch.setattr(exact, "_digests", lambda texts, steps: (texts.array, np.ones(len(texts.digests), np.uint64)))
+    with pytest.raises(ValueError, match="two different texts have the same 64-bit digest"):
+        hp.ExactDedup.fit(Dataset.from_dict({"text": ["a", "b"]}))
+
+
+def test_bad_input():
+    ds = Dataset.from_dict({"text": ["a", "b"]})
+    with pytest.raises(ValueError, match="normalize='lower' is not known; choose any of 'unicode', 'case'"):
+        hp.ExactDedup.fit(ds, normalize="lower")
+    with pytest.raises(ValueError, match="empty dataset"):
+        hp.ExactDedup.fit(ds.select([]))
+    with pytest.raises(ValueError, match="was not among the rows it was fitted on"):
+        hp.ExactDedup.fit(ds)({"text": ["new"]})
+    with pytest.raises(KeyError, match="reads column 'body'"):
+        hp.ExactDedup.fit(ds, "body")

@@ -1,0 +1,172 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hf_prune as hp
+from hf_prune.dedup.shingles import tokens
+from hf_prune.dedup.substring import Corpus, repeated_spans
+
+DOSSIER = ["a b c d e f", "x b c d e y", "q r s"]
+
+
+def spans_of(scorer, rows):
+    return [list(zip(v[::2].tolist(), v[1::2].tolist(), strict=True)) for v in scorer(rows)["substring_spans"]]
+
+
+def has_run(text, run):
+    return any(text[i : i + len(run)] == run for i in range(len(text)))
+
+
+def test_numbers_of_the_dossier():
+    ds = Dataset.from_dict({"text": DOSSIER})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=3, spans=True)
+    assert spans_of(scorer, ds[:]) == [[(1, 5)], [(1, 5)], []]
+    assert scorer(ds[:])["substring"] == pytest.approx([1 - 4 / 6, 1 - 4 / 6, 1])
+
+
+def test_a_run_within_one_text():
+    """banana: "ana" occurs at 1 and at 3, and the two overlap."""
+    ds = Dataset.from_dict({"text": ["banana"]})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=3, unit="char", spans=True)
+    assert spans_of(scorer, ds[:]) == [[(1, 6)]] == repeated_spans(["banana"], 3)
+
+
+words = st.lists(st.lists(st.sampled_from("abc"), max_size=14).map(" ".join), min_size=1, max_size=7)
+
+
+@settings(deadline=None, max_examples=80)
+@given(words, st.integers(1, 5))
+def test_spans_are_those_of_brute_force(texts, length):
+    ds = Dataset.from_dict({"text": texts})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=length, spans=True)
+    split = [t.split() for t in texts]
+    expected = repeated_spans(split, length)
+    assert spans_of(scorer, ds[:]) == expected
+    share = [sum(b - a for a, b in s) / max(len(t), 1) for s, t in zip(expected, split, strict=True)]
+    assert scorer(ds[:])["substring"] == pytest.approx([1 - x for x in share], abs=1e-6)
+    ids = Dataset.from_dict({"text": [[ord(w) for w in t] for t in split] + [[0]]})
+    of_ids = hp.SubstringDedup.fit(ids, min_tokens=length, spans=True)
+    assert spans_of(of_ids, ids[:])[:-1] == (repeated_spans([*split, ["-"]], length))[:-1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(words, words, st.integers(1, 4))
+def test_spans_against_a_reference(reference, texts, length):
+    scorer = hp.SubstringDedup.fit(
+        None, min_tokens=length, spans=True, reference=Dataset.from_dict({"text": reference})
+    )
+    known = {tuple(t[i : i + length]) for t in map(str.split, reference) for i in range(len(t) - length + 1)}
+    for text, found in zip(texts, spans_of(scorer, {"text": texts}), strict=True):
+        split = text.split()
+        covered = {
+            i + k
+            for i in range(len(split) - length + 1)
+            if tuple(split[i : i + length]) in known
+            for k in range(length)
+        }
+        assert {i for a, b in found for i in range(a, b)} == covered
+        assert all(b < c for (_, b), (c, _) in zip(found, found[1:], strict=False))
+
+
+@settings(deadline=None, max_examples=50)
+@given(words, st.integers(2, 4))
+def test_of_what_is_cut_one_occurrence_stays(texts, length):
+    texts = list(dict.fromkeys(texts))  # exact copies keep or lose their passages together
+    ds = Dataset.from_dict({"text": texts})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=length)
+    kept = [t.split() for t in hp.RemoveRepeats(scorer)(ds[:])["text"]]
+    runs = Counter(tuple(t[i : i + length]) for t in map(str.split, texts) for i in range(len(t) - length + 1))
+    for run in (list(r) for r, count in runs.items() if count > 1):
+        assert any(has_run(k, run) for k in kept)
+    bare = [t.split() for t in hp.RemoveRepeats(scorer, keep="none")(ds[:])["text"]]
+    for row, (text, spans) in enumerate(zip(texts, repeated_spans([t.split() for t in texts], length), strict=True)):
+        cut = {i for a, b in spans for i in range(a, b)}
+        assert bare[row] == [w for i, w in enumerate(text.split()) if i not in cut]
+
+
+def test_texts_are_cut_at_tokens():
+    shared = "the quick, brown fox — jumps."
+    ds = Dataset.from_dict({"text": [f"Naïve start: {shared} Énd!", f"東京 {shared}", None, "alone"]})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=5)
+    edited = ds.map(hp.RemoveRepeats(scorer, keep="none"), batched=True)
+    assert edited["text"][:] == ["Naïve start: Énd!", "東京 ", None, "alone"]
+    one = ds.map(hp.RemoveRepeats(scorer), batched=True)["text"][:]
+    assert sum(shared in t for t in one if t) == 1
+    ids = Dataset.from_dict({"input_ids": [[1, 2, 3, 4], [9, 2, 3, 4, 5], [7]]})
+    scorer = hp.SubstringDedup.fit(ids, "input_ids", 3)
+    assert hp.RemoveRepeats(scorer, keep="none")(ids[:]) == {"input_ids": [[1], [9, 5], [7]]}
+
+
+def test_units_and_case():
+    ds = Dataset.from_dict({"text": ["Hello, big world", "hello big world!"]})
+    score = [hp.SubstringDedup.fit(ds, min_tokens=3, **how)(ds[:])["substring"].tolist() for how in (
+        {}, {"lower": True}, {"unit": "word", "lower": True})]  # fmt: skip
+    assert score == [[1, 1], [1, 1], [0, 0]]
+
+
+def test_order_shards_and_streams_do_not_matter():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdef"), int(rng.integers(0, 30)))) for _ in range(120)]
+    ds = Dataset.from_dict({"text": texts + texts[:9]})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=4)
+    order = rng.permutation(len(ds))
+    assert hp.SubstringDedup.fit(ds.select(order), min_tokens=4) == scorer
+    assert hp.SubstringDedup.fit(ds.to_iterable_dataset(num_shards=4), min_tokens=4) == scorer
+    parts = [Corpus.of(ds.shard(3, i), "text", "token", False, "x") for i in (1, 2, 0)]
+    merged, whole = Corpus.merge(parts), Corpus.merge([Corpus.of(ds, "text", "token", False, "x")])
+    assert (merged.digests == whole.digests).all() and (merged.copies == whole.copies).all()
+    marks = [
+        {int(d): c.marks(4)[a:b].tolist() for d, a, b in zip(c.digests, c.starts, c.ends, strict=True)}
+        for c in (merged, whole)
+    ]
+    assert marks[0] == marks[1]
+
+
+def test_equal_hashes_are_not_enough(monkeypatch):
+    """With every window under one hash the spans are the same: tokens are compared."""
+    from hf_prune.dedup import substring
+
+    ds = Dataset.from_dict({"text": DOSSIER})
+    expected = hp.SubstringDedup.fit(ds, min_tokens=3).found
+    reference = hp.SubstringDedup.fit(None, min_tokens=3, reference=ds.select([0]))(ds[:])["substring"].tolist()
+    monkeypatch.setattr(substring, "_windows", lambda tokens, *rest: np.full(len(tokens), 7, np.uint64))
+    assert hp.SubstringDedup.fit(ds, min_tokens=3).found == expected
+    again = hp.SubstringDedup.fit(None, min_tokens=3, reference=ds.select([0]))(ds[:])["substring"].tolist()
+    assert again == reference
+
+
+def test_a_million_characters_and_many_copies():
+    long = " ".join(f"w{i}" for i in range(150_000))
+    passage = " ".join(f"w{i}" for i in range(1000, 1100))
+    ds = Dataset.from_dict({"text": [long, f"before {passage} after"] + ["short"] * 1000})
+    score = hp.SubstringDedup.fit(ds)(ds[:5])["substring"]
+    assert score == pytest.approx([1 - 100 / 150_000, 2 / 102, 1, 1, 1], abs=1e-6)
+
+
+def test_empty_null_emoji_and_cjk():
+    ds = Dataset.from_dict({"text": ["", None, "😀😀😀 x", "東京都は日本", "東京都は遠い", "one"]})
+    score = hp.SubstringDedup.fit(ds, min_tokens=3)(ds[:])["substring"]
+    assert np.isnan(score[1]) and score[[0, 2, 5]].tolist() == [1, 1, 1]
+    assert score[3:5] == pytest.approx([2 / 6, 2 / 6])
+    assert tokens("東京都は日本") == list("東京都は日本")
+
+
+def test_bad_input():
+    ds = Dataset.from_dict({"text": ["a b", "c"], "more": ["x", "y"]})
+    for wrong in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="is no length of a passage"):
+            hp.SubstringDedup.fit(ds, min_tokens=wrong)
+    with pytest.raises(ValueError, match="unit='bpe' is not known"):
+        hp.SubstringDedup.fit(ds, unit="bpe")
+    with pytest.raises(ValueError, match="was not among the rows it was fitted on"):
+        hp.SubstringDedup.fit(ds)({"text": ["new"]})
+    with pytest.raises(ValueError, match="keep='all' is not known"):
+        hp.RemoveRepeats(hp.SubstringDedup.fit(ds), keep="all")
+    with pytest.raises(ValueError, match="cut out of one plain column"):
+        hp.RemoveRepeats(hp.SubstringDedup.fit(ds, ["text", "more"]))
+    with pytest.raises(ValueError, match="empty dataset"):
+        hp.SubstringDedup.fit(ds.select([]))

@@ -1,0 +1,304 @@
+"""`train_with_log`: what is recorded is what an independent loop computes, also in two processes and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+import hf_prune
+from hf_prune import TrainingLog, crop_and_flip, rows, train_with_log
+from hf_prune.rows import seeded
+
+ROOT = Path(hf_prune.__file__).parents[1]
+N, C = 53, 3
+
+
+def make_data(n=N):
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % C
+    x = rng.normal(size=(n, 5)) + 2 * np.eye(C, 5)[labels]
+    return Dataset.from_dict({"row_id": [f"r{i}" for i in range(n)], "x": x.tolist(), "label": labels.tolist()})
+
+
+def make_net(outputs=C):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.2, momentum=0.9)
+
+
+OPTIONS = {"inputs": "x", "batch_size": 16, "optimizer": sgd, "save_every": 0}
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def alone(ds, tmp_path_factory):
+    net = make_net()
+    log = train_with_log(net, ds, tmp_path_factory.mktemp("alone") / "log", epochs=4, **OPTIONS)
+    return log, {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_against_an_independent_loop(ds, alone):
+    """Plain torch, the logits of each presentation stored, statistics by their definitions in float64."""
+    log, weights = alone
+    x, y = torch.tensor(ds["x"][:]), torch.tensor(ds["label"][:])
+    keys = rows.digests(ds["row_id"][:])
+    net = make_net()
+    opt = sgd(net.parameters())
+    total, step = 4 * 4, 0
+    logits = np.zeros((4, N, C))
+    for epoch in range(4):
+        order = np.argsort(seeded(seeded(keys, 0), epoch))
+        for i in range(0, N, 16):
+            which = torch.tensor(order[i : i + 16])
+            opt.param_groups[0]["lr"] = 0.2 * (0.5 + 0.5 * np.cos(np.pi * step / total))
+            out = net(x[which])
+            logits[epoch, which] = out.detach().numpy()
+            opt.zero_grad()
+            torch.nn.functional.cross_entropy(out, y[which]).backward()
+            opt.step()
+            step += 1
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+    p = np.exp(logits)
+    p /= p.sum(2, keepdims=True)
+    n, labels = np.arange(N), y.numpy()
+    others = np.where(np.eye(C, dtype=bool)[labels], -np.inf, logits).max(2)
+    at = np.searchsorted(log.keys, keys)
+    assert log.epochs == 4 and log.mode == "train"
+    for epoch, (el2n, margin, correct, p_label) in enumerate(log.each("el2n", "margin", "correct", "p_label")):
+        error = np.linalg.norm(p[epoch] - np.eye(C)[labels], axis=1)
+        np.testing.assert_allclose(el2n[at], error, atol=1e-5)
+        np.testing.assert_allclose(margin[at], logits[epoch, n, labels] - others[epoch], atol=1e-4)
+        np.testing.assert_allclose(p_label[at], p[epoch, n, labels], atol=1e-5)
+        assert (correct[at] == (logits[epoch].argmax(1) == labels)).mean() > 0.97  # equal but for ties in the last bit
+    assert correct.mean() > 0.7
+
+
+def test_the_order_of_the_dataset_does_not_matter(ds, alone, tmp_path):
+    log = train_with_log(make_net(), ds.shuffle(seed=1), tmp_path / "log", epochs=4, **OPTIONS)
+    np.testing.assert_allclose(log.read("margin", 3), alone[0].read("margin", 3), atol=1e-4)
+
+
+def test_recording_changes_nothing(ds, alone, tmp_path):
+    """An eval pass, workers, dropout: the weights are those of the same run with another recorder."""
+
+    def net():
+        return torch.nn.Sequential(make_net(), torch.nn.Dropout(0.3))
+
+    found = []
+    for record, workers in (("train", 0), ("eval", 0), ("eval", 1)):
+        one = net()
+        log = train_with_log(
+            one, ds, tmp_path / f"{record}{workers}", epochs=2, record=record, workers=workers, **OPTIONS
+        )
+        assert log.mode == record and one.training == (record == "train")
+        found.append([value.clone() for value in one.state_dict().values()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    x = torch.tensor(ds["x"][:])
+    clean = one.eval()(x).softmax(1).detach().numpy()[np.arange(N), ds["label"][:]]
+    at = np.searchsorted(log.keys, rows.digests(ds["row_id"][:]))
+    np.testing.assert_allclose(log.read("p_label", 1)[at], clean, atol=1e-6)
+
+
+def test_going_on_is_as_if_nothing_had_happened(ds, alone, tmp_path):
+    options = {**OPTIONS, "save_every": 1, "schedule": "cosine"}
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, model):
+        if epoch == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_with_log(make_net(), ds, tmp_path / "log", epochs=4, on_epoch=stop, **options)
+    with pytest.raises(ValueError, match="holds a training log already"):
+        train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **options)
+    net, seen = make_net(), []
+    torch.nn.init.zeros_(net[0].weight)  # the checkpoint's weights count
+    log = train_with_log(
+        net, ds, tmp_path / "log", epochs=4, resume=True, on_epoch=lambda e, m: seen.append(e), **options
+    )
+    assert seen == [2, 3] and log.epochs == 4
+    for name in log.columns:
+        np.testing.assert_array_equal(log.read(name, 3), alone[0].read(name, 3))
+    assert all(torch.equal(value, alone[1][name]) for name, value in net.state_dict().items())
+    assert [p.name for p in (tmp_path / "log").glob("checkpoint*")] == ["checkpoint-4"]
+    other = ds.map(lambda row: {"row_id": row["row_id"] + "x"})
+    with pytest.raises(ValueError, match="of another dataset"):
+        train_with_log(net, other, tmp_path / "log", epochs=4, resume=True, **options)
+
+
+def test_threshold_samples_may_have_a_class_of_their_own(ds, tmp_path):
+    relabelled = ds.map(lambda row, i: {"label": C if i < N // (C + 1) else row["label"]}, with_indices=True)
+    log = train_with_log(make_net(C + 1), relabelled, tmp_path / "log", epochs=1, **OPTIONS)
+    assert log.classes == C + 1
+
+
+def test_images_augmented_and_divergence(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(10)]
+    data = Dataset.from_dict({"row_id": list(range(10)), "image": pictures, "label": [0, 1] * 5})
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    log = train_with_log(net, data, tmp_path / "log", epochs=2, augment=crop_and_flip, divergence=True, batch_size=4)
+    assert np.isnan(log.read("divergence", 0)).all() and np.isfinite(log.read("divergence", 1)).all()
+    assert log.facts["augmented"]
+    mixed = data.cast_column("image", data.features["image"]).map(
+        lambda row, i: {"image": row["image"].resize((4 + i, 4))}, with_indices=True
+    )
+    with pytest.raises(ValueError, match=r"has images of sizes \[\(4, 4\)"):
+        train_with_log(net, mixed, tmp_path / "mixed", epochs=1, batch_size=10)
+
+
+def test_crops_are_moved_and_flipped_pieces():
+    x = torch.arange(2 * 1 * 6 * 6.0).reshape(2, 1, 6, 6).repeat(50, 1, 1, 1)
+    out = crop_and_flip(x, torch.Generator().manual_seed(0), pad=2)
+    padded = torch.nn.functional.pad(x, (2,) * 4, mode="reflect")
+    found = {"flipped": 0, "moved": 0}
+    for i in range(100):
+        pieces = {}
+        for top in range(5):
+            for left in range(5):
+                piece = padded[i, :, top : top + 6, left : left + 6]
+                pieces[top, left, False], pieces[top, left, True] = piece, piece.flip(2)
+        hits = [where for where, piece in pieces.items() if torch.equal(piece, out[i])]
+        assert hits
+        found["flipped"] += all(h[2] for h in hits)
+        found["moved"] += hits[0][:2] != (2, 2)
+    assert 20 < found["flipped"] < 80 and found["moved"] > 60
+
+
+def test_a_loss_that_is_nan_in_mid_run(ds, tmp_path):
+    class Breaks(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = make_net(), 0
+
+        def forward(self, x):
+            self.calls += 1
+            out = self.net(x)
+            return (
+                torch.where(torch.arange(len(out))[:, None] == 3, torch.nan, out.detach()) if self.calls == 5 else out
+            )
+
+    net = Breaks()
+
+    def careful(logits, labels):  # one bad row must not end the training of this test
+        out = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return torch.where(out.isnan(), 0.0, out) + 0 * sum(p.sum() for p in net.parameters())
+
+    with pytest.warns(RuntimeWarning, match="epoch 1: the loss of 1 row is not finite, row_id 'r"):
+        log = train_with_log(net, ds, tmp_path / "log", epochs=3, loss=careful, **OPTIONS)
+    assert [log.report(e).nan for e in range(3)] == [0, 1, 0]
+    assert np.isnan(log.read("loss", 1)).sum() == 1
+
+
+def test_bad_input(ds, tmp_path):
+    def run(data=ds, net=None, **options):
+        return train_with_log(net or make_net(), data, tmp_path / "log", **{**OPTIONS, "epochs": 1, **options})
+
+    for error, words, options in (
+        (ValueError, "epochs=0 and batch_size=16", {"epochs": 0}),
+        (KeyError, "no column 'id' in the dataset", {"id_column": "id"}),
+        (KeyError, "no column 'y' in the dataset", {"label": "y"}),
+        (KeyError, "no column 'image' in the dataset", {"inputs": "image"}),
+        (ValueError, "schedule='steps' is not known", {"schedule": "steps"}),
+        (ValueError, "the dataset has no rows", {"data": ds.select([])}),
+        (TypeError, "hard labels", {"label": "soft", "data": ds.add_column("soft", [0.5] * N)}),
+        (ValueError, r"1 rows without a class .* first row_id 'r2': -1",
+         {"data": ds.map(lambda r, i: {"label": -1 if i == 2 else 0}, with_indices=True)}),
+        (ValueError, "1 id occurs more than once: 'r0'", {"data": ds.select([0, 1, 0])}),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            run(**options)
+    with pytest.raises(ValueError, match=r"17 labels that are not in 0..1, up to 2; give the network 3 outputs"):
+        run(net=make_net(2))
+    with pytest.raises(ValueError, match="one class|1 class"):
+        train_with_log(make_net(1), ds.map(lambda r: {"label": 0}), tmp_path / "one", epochs=1, **OPTIONS)
+
+
+SCRIPT = """
+import json, os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[3])
+from accelerate import Accelerator
+accelerator = Accelerator()
+from test_loop import OPTIONS, make_data, make_net, train_with_log
+kill = sys.argv[2] == "kill"
+calls = []
+
+def watch(x, generator):
+    calls.append(len(x))
+    if kill and len(calls) == 10:  # in the middle of the third epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+net = make_net()
+options = {**OPTIONS, "save_every": 1 if kill else 0}
+log = train_with_log(net, make_data(), sys.argv[1], epochs=4, accelerator=accelerator, augment=watch, **options)
+facts = {"world": accelerator.num_processes, "weights": net.state_dict()["0.weight"].tolist(), "calls": calls}
+pathlib.Path(f"{sys.argv[1]}-{accelerator.process_index}.json").write_text(json.dumps(facts))
+"""
+
+
+def environment(**more):
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **more}
+
+
+def launch(script: Path, *arguments: str):
+    """Two processes on the CPU: `accelerate launch --cpu --num_processes 2` would quietly start one."""
+    from test_run_distributed import free_port
+
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port()), str(script), *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=110)
+
+
+def test_two_processes(tmp_path, alone):
+    """53 rows in batches of 16: the last batch has five, three for one process and two for the other."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = launch(tmp_path / "script.py", str(tmp_path / "log"), "run", str(Path(__file__).parent))
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((tmp_path / f"log-{i}.json").read_text()) for i in range(2)]
+    assert [f["world"] for f in facts] == [2, 2]
+    assert facts[0]["calls"][:4] == [8, 8, 8, 3] and facts[1]["calls"][:4] == [8, 8, 8, 2]
+    np.testing.assert_allclose(facts[0]["weights"], alone[1]["0.weight"], atol=1e-5)
+    log = TrainingLog(tmp_path / "log")
+    assert log.epochs == 4
+    for epoch in range(4):
+        report = log.report(epoch)
+        assert report.rows == N and report.padding == 0 and len(report.parts) == 2
+        for name in log.columns:
+            np.testing.assert_allclose(log.read(name, epoch), alone[0].read(name, epoch), atol=1e-4)
+
+
+def test_a_kill_in_mid_epoch(tmp_path, ds, alone):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", str(tmp_path / "log"), "kill", str(Path(__file__).parent)]
+    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, timeout=110)
+    assert done.returncode == -signal.SIGKILL
+    assert TrainingLog(tmp_path / "log").epochs == 2
+    log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, resume=True, **{**OPTIONS, "save_every": 1})
+    for epoch in range(4):
+        np.testing.assert_allclose(log.read("margin", epoch), alone[0].read("margin", epoch), atol=1e-5)
