@@ -31,6 +31,7 @@ _HOMES = {
     "Moderate": "scorers.moderate",
     "NgramCounts": "scorers.dsir",
     "Perplexity": "scorers.perplexity",
+    "Probe": "fisher.probe",
     "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
@@ -61,6 +62,8 @@ _HOMES = {
     "save_scored": "hub",
     "score": "run",
     "split_by_score": "prune",
+    "task2vec": "fisher.embedding",
+    "task2vec_distance": "fisher.distance",
     "train_with_log": "dynamics.loop",
     "training_flops": "cost",
     "vendi_score": "diversity.vendi",
@@ -111,6 +114,9 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
+    from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
+    from hf_prune.fisher.embedding import task2vec as task2vec
+    from hf_prune.fisher.probe import Probe as Probe
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored
     from hf_prune.hub import save_scored as save_scored
