@@ -59,7 +59,7 @@ class Embedding(Value):
         Raises:
             ValueError: parts of different probes, or of heads that were fitted apart.
         """
-        parts = [self, *others]
+        parts: list[Embedding] = [self, *others]
         for other in others:
             if (other.probe, other.facts) != (self.probe, self.facts):
                 raise ValueError(
@@ -74,9 +74,9 @@ class Embedding(Value):
 def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
     """Embed a dataset: which weights of the probe matter for predicting it.
 
-    The vector is the diagonal of the Fisher information, averaged over filters: labels come from the model, not from the
-    data. Squares are those of single rows (of a language model: of single texts), so the size of passes changes nothing.
-    Parts embedded apart add up (`Embedding.merge`).
+    The vector is the diagonal of the Fisher information, averaged over filters: labels come from the model, not from
+    the data. Squares are those of single rows (single texts), so the size of passes changes nothing. Parts that were
+    embedded apart add up (`Embedding.merge`).
 
     Args:
         ds: `Dataset` or `IterableDataset` with what the probe reads. Labels are drawn by a column `row_id` if there is

@@ -101,7 +101,8 @@ class Runner:
         """
         keys = digests(batch.arrow("row_id")) if "row_id" in batch else None
         classes = self._classes(batch) if self.probe.fisher == "empirical" and not self.language else None
-        reader = Ids.of(self.reader) if IDS in batch and self.language else self.reader
+        as_ids = self.language and IDS in batch and "text" not in batch and self.probe.column is None
+        reader = Ids.of(self.reader) if as_ids else self.reader
         for places, inputs in reader.passes(batch):
             given = inputs(np.arange(len(places)))
             if self._squares is None:
@@ -129,12 +130,12 @@ class Runner:
             self.width = logits.shape[-1]
             for place, seed in enumerate(seeds):
                 squares = torch.zeros(())
-                for draw in range(self._count()):
+                for draw in range(self.passes()):
                     gradient = self._gradient(known, targets, names, seed, draw)
-                    last = place == len(seeds) - 1 and draw == self._count() - 1
+                    last = place == len(seeds) - 1 and draw == self.passes() - 1
                     square = tap.sums if whole else tap.rows
                     squares = squares + square(logits, gradient.to(logits.dtype), keep=not last)
-                squares = squares if self.exact() else squares / self._count()
+                squares = squares if self.exact() else squares / self.passes()
                 yield Part(places, place, squares[None] if whole else squares, terms, loss)
 
     def exact(self) -> bool:
@@ -143,7 +144,22 @@ class Runner:
             return False
         return self.probe.fisher == "exact" or (self.probe.fisher == "auto" and self.width <= FEW)
 
-    def _count(self) -> int:
+    @property
+    def ready(self) -> bool:
+        """Whether a row was seen."""
+        return self._squares is not None
+
+    def backward_share(self) -> float:
+        """The share of the network that the backward pass goes through, by weights that are multiplied with."""
+        first = self.squares.blocks[0].name.rpartition(".")[0]
+        names, sizes = [], []
+        for name, module in self.network.named_modules():
+            if not isinstance(module, nn.Embedding):
+                names.append(name)
+                sizes.append(sum(p.numel() for p in module.parameters(recurse=False)))
+        return sum(sizes[names.index(first) :]) / sum(sizes) if first in names else 1.0
+
+    def passes(self) -> int:
         """Backward passes for one seed."""
         if self.probe.fisher == "empirical":
             return 1
@@ -222,7 +238,7 @@ class Ids(Classifier):
         plan = text_plan(self.model, "auto", None, self.max_length, None)
         encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
         encoder.head = self.head
-        encoder.tokens = lambda ids, special=True: (ids, None)  # type: ignore[method-assign,assignment]
+        encoder.tokens = lambda ids, special=True: (ids, None)  # type: ignore
         return encoder, [list(map(int, row)) for row in batch[column]], False
 
 
