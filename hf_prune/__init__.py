@@ -31,6 +31,7 @@ _HOMES = {
     "Moderate": "scorers.moderate",
     "NgramCounts": "scorers.dsir",
     "Perplexity": "scorers.perplexity",
+    "Probe": "fisher.probe",
     "QualityClassifier": "scorers.quality",
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
@@ -43,13 +44,20 @@ _HOMES = {
     "SubstringDedup": "dedup.substring",
     "SupervisedPrototypes": "scorers.supervised_prototypes",
     "TDDS": "dynamics.tdds",
+    "Task2VecAlignment": "fisher.scorers",
+    "Task2VecComplexity": "fisher.scorers",
     "TextStatistics": "scorers.heuristics",
     "TrainingLog": "dynamics.log",
     "Uncertainty": "dynamics.uncertainty",
     "VendiContribution": "diversity.vendi_contribution",
+    "alignment_coefficient": "fisher.coefficients",
     "chunk_texts": "chunk",
     "crop_and_flip": "dynamics.loop",
+    "cross_diversity_coefficient": "fisher.coefficients",
     "d4": "dedup.d4",
+    "data_quality": "fisher.coefficients",
+    "diversity_bounds": "fisher.coefficients",
+    "diversity_coefficient": "fisher.coefficients",
     "duplicate_pairs": "dedup.pairs",
     "filter_by_score": "prune",
     "keep_mask": "prune",
@@ -60,7 +68,10 @@ _HOMES = {
     "sample_by_targets": "scorers.dsir",
     "save_scored": "hub",
     "score": "run",
+    "select_diverse": "fisher.select",
     "split_by_score": "prune",
+    "task2vec": "fisher.embedding",
+    "task2vec_distance": "fisher.distance",
     "train_with_log": "dynamics.loop",
     "training_flops": "cost",
     "vendi_score": "diversity.vendi",
@@ -111,6 +122,17 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
+    from hf_prune.fisher.coefficients import alignment_coefficient as alignment_coefficient
+    from hf_prune.fisher.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
+    from hf_prune.fisher.coefficients import data_quality as data_quality
+    from hf_prune.fisher.coefficients import diversity_bounds as diversity_bounds
+    from hf_prune.fisher.coefficients import diversity_coefficient as diversity_coefficient
+    from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
+    from hf_prune.fisher.embedding import task2vec as task2vec
+    from hf_prune.fisher.probe import Probe as Probe
+    from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
+    from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
+    from hf_prune.fisher.select import select_diverse as select_diverse
     from hf_prune.hub import load_scores as load_scores
     from hf_prune.hub import push_scored as push_scored
     from hf_prune.hub import save_scored as save_scored

@@ -84,6 +84,21 @@ def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder
         assert check_scorer(scorer, ds, seconds=180) == list(CHECKS)
 
 
+def test_task2vec_scorers_conform(tiny_gpt2_folder, tiny_resnet_folder, sentences):
+    target = sentences.select(range(4))
+    for scorer in (
+        hp.Task2VecAlignment.fit(target, tiny_gpt2_folder, prototype="centroids", k=2, complexity=True),
+        hp.Task2VecComplexity(tiny_gpt2_folder),
+    ):
+        assert check_scorer(scorer, sentences, seconds=180) == list(CHECKS)
+    rng = np.random.default_rng(0)
+    pictures = [Picture.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(9)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    ds = datasets.Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(9)]}, features)
+    scorer = hp.Task2VecAlignment.fit(ds, tiny_resnet_folder)
+    assert check_scorer(scorer, ds.remove_columns("label"), seconds=180) == list(CHECKS)
+
+
 def test_embedder_of_texts_conforms(tiny_bert_folder, vectors):
     texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
     ds = vectors.select(range(12)).remove_columns("text").add_column("text", texts)

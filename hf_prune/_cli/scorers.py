@@ -47,6 +47,8 @@ SCORERS: dict[str, Entry] = {
     "semdedup": Entry("SemDeDup"),
     "ssl_proto": Entry("SSLPrototypes"),
     "supervised_proto": Entry("SupervisedPrototypes"),
+    "t2v_alignment": Entry("Task2VecAlignment", ("target",)),
+    "t2v_complexity": Entry("Task2VecComplexity"),
     "tdds": Entry("TDDS", maker="from_log"),
     "uncertainty": Entry("Uncertainty"),
     "uncertainty_log": Entry("Uncertainty", maker="from_log"),

@@ -238,7 +238,7 @@ class Perplexity(Scorer):
             whole = len(ids)
             del ids[self.max_tokens if self.max_tokens is not None else whole :]
             if self.bits_per_byte:
-                n_bytes[row] = _bytes(tokenizer, text, len(ids), whole, 0 if starts else 1)
+                n_bytes[row] = predicted_bytes(tokenizer, text, len(ids), whole, 0 if starts else 1)
             if starts:
                 assert bos is not None
                 ids.insert(0, bos)
@@ -253,7 +253,7 @@ class Perplexity(Scorer):
         return self.micro_batch or 2048, 1 if self.model.dtype == "float32" else 8
 
 
-def _bytes(tokenizer: Any, text: str, tokens: int, whole: int, unpredicted: int) -> int:
+def predicted_bytes(tokenizer: Any, text: str, tokens: int, whole: int, unpredicted: int) -> int:
     """UTF-8 bytes of what is predicted: all of the text, less the first token if it is context, up to where it is cut.
 
     Raises:

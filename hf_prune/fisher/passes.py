@@ -1,0 +1,405 @@
+"""Rows through a probe: squared gradients under drawn labels, and heads fitted on cached features. Needs torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hf_prune import rows as rows_of
+from hf_prune.batch import Batch
+from hf_prune.dynamics.grand import error, last_linear
+from hf_prune.dynamics.inputs import Inputs
+from hf_prune.dynamics.logits import Classifier, next_tokens
+from hf_prune.dynamics.statistics import IGNORE
+from hf_prune.fisher.probe import FEW, Probe
+from hf_prune.fisher.squares import Squares, position_layers
+from hf_prune.rows import digests, seeded
+
+IDS = "input_ids"  # column of token ids, read as they are
+BLOCK = 1 << 22  # probabilities whose running sums are held at once
+
+
+class Part(NamedTuple):
+    """Squares of the rows of one pass.
+
+    Attributes:
+        places: (m,) of the rows in the batch.
+        seed: which of the seeds, counted from 0.
+        squares: (m, D) sums over the row's terms, mean over draws.
+        terms: (m,) loss terms: 1 for a class, tokens for a language model.
+        loss: (m,) summed natural log loss of the data's own tokens; NaN for classes.
+    """
+
+    places: NDArray[np.int64]
+    seed: int
+    squares: Tensor
+    terms: NDArray[np.int64]
+    loss: NDArray[np.float64]
+
+
+class Runner:
+    """A probe loaded in this process. Its `Squares` are made on the first rows that come."""
+
+    def __init__(self, probe: Probe, rank: int | None = None) -> None:
+        if probe.fits:
+            raise ValueError("the probe has no head yet; call probe.fitted(ds), or use head='keep'")
+        self.probe, self.reader = probe, probe.reader(rank)
+        self.language = self.reader.task == "language_model"
+        self._squares: Squares | None = None
+        self.width = 0  # classes, or words; known once a row was seen
+        self.network = self.reader.network()
+
+    @property
+    def squares(self) -> Squares:
+        """The squares, once a row was seen."""
+        assert self._squares is not None, "no row yet"
+        return self._squares
+
+    def sums(
+        self, batch: Batch, seeds: Sequence[int], groups: NDArray[np.int64], count: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Squares of all rows summed by group: (seeds, count, D) float64, and the terms of each group (count,)."""
+        total: Tensor | None = None
+        terms = np.zeros(count, np.int64)
+        for part in self.parts(batch, seeds, whole=count == 1):
+            if total is None:
+                total = torch.zeros(len(seeds), count, self.squares.size, dtype=torch.float64)
+            mine = groups[part.places]
+            for group in np.unique(mine):
+                rows = part.squares if count == 1 else part.squares[torch.from_numpy(mine == group)]
+                total[part.seed, group] += rows.sum(0, dtype=torch.float64).cpu()
+            if part.seed == 0:
+                np.add.at(terms, mine, part.terms)
+        if total is None:
+            raise ValueError("there are no rows to embed")
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError(
+                f"{self.reader.model.label} gives gradients that are not finite in {self.reader.model.dtype}; "
+                "its weights or these rows are broken"
+            )
+        return total.numpy(), terms
+
+    def parts(self, batch: Batch, seeds: Sequence[int], whole: bool = False) -> Iterator[Part]:
+        """Squares of the rows, pass by pass, for each of the seeds from one forward pass.
+
+        Rows are named by a column `row_id` for the draw of labels, or else by what the network reads.
+
+        Args:
+            batch: the rows.
+            seeds: of the drawn labels.
+            whole: give the sum over a pass's rows, (1, D), in place of (m, D).
+
+        Raises:
+            ValueError: a row in which there is nothing to predict, a label that is no class of the head.
+        """
+        keys = digests(batch.arrow("row_id")) if "row_id" in batch else None
+        classes = self._classes(batch) if self.probe.fisher == "empirical" and not self.language else None
+        as_ids = self.language and IDS in batch and "text" not in batch and self.probe.column is None
+        reader = Ids.of(self.reader) if as_ids else self.reader
+        for places, inputs in reader.passes(batch):
+            given = inputs(np.arange(len(places)))
+            if self._squares is None:
+                self._begin(given)
+            with self._autocast(given):
+                tap = self.squares.forward(**given) if hasattr(given, "items") else self.squares.forward(given)
+            logits = reader.call(lambda *_, tap=tap, **__: tap.output, given)
+            known = logits.detach().float()
+            if self.language:
+                targets = nn.functional.pad(next_tokens(given), (0, 1), value=IGNORE)
+            else:
+                targets = torch.zeros(len(places), dtype=torch.int64, device=logits.device)
+            if classes is not None:
+                self.reader.check_classes(classes[places], places, self.probe.label, logits.shape[1])
+                targets = torch.from_numpy(classes[places]).to(logits.device)
+            there = (targets >= 0).reshape(len(places), -1)
+            terms = there.sum(1).cpu().numpy()
+            if not terms.all():
+                raise ValueError(
+                    f"row {int(places[int((terms == 0).argmax())])} of this batch has nothing to predict: it is all "
+                    "padding, or one token long; drop such rows first"
+                )
+            loss = self._loss(known, targets)
+            names = keys[places] if keys is not None else input_keys(given)
+            self.width = logits.shape[-1]
+            for place, seed in enumerate(seeds):
+                squares = torch.zeros(())
+                for draw in range(self.passes()):
+                    gradient = self._gradient(known, targets, names, seed, draw)
+                    last = place == len(seeds) - 1 and draw == self.passes() - 1
+                    square = tap.sums if whole else tap.rows
+                    squares = squares + square(logits, gradient.to(logits.dtype), keep=not last)
+                squares = squares if self.exact() else squares / self.passes()
+                yield Part(places, place, squares[None] if whole else squares, terms, loss)
+
+    def exact(self) -> bool:
+        """Whether all classes are summed over; known once a row was seen."""
+        if self.language:
+            return False
+        return self.probe.fisher == "exact" or (self.probe.fisher == "auto" and self.width <= FEW)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a row was seen."""
+        return self._squares is not None
+
+    def backward_share(self) -> float:
+        """The share of the network that the backward pass goes through, by weights that are multiplied with."""
+        first = self.squares.blocks[0].name.rpartition(".")[0]
+        names, sizes = [], []
+        for name, module in self.network.named_modules():
+            if not isinstance(module, nn.Embedding):
+                names.append(name)
+                sizes.append(sum(p.numel() for p in module.parameters(recurse=False)))
+        return sum(sizes[names.index(first) :]) / sum(sizes) if first in names else 1.0
+
+    def passes(self) -> int:
+        """Backward passes for one seed."""
+        if self.probe.fisher == "empirical":
+            return 1
+        return self.width if self.exact() else self.probe.draws
+
+    def _gradient(self, logits: Tensor, targets: Tensor, names: NDArray[np.uint64], seed: int, draw: int) -> Tensor:
+        """Gradient of the summed loss with respect to the logits, for one draw of labels or one class."""
+        if self.probe.fisher == "empirical":
+            return error(logits, targets)
+        if self.exact():
+            labels = torch.full_like(targets, draw)
+            return error(logits, labels) * logits.softmax(-1)[..., draw : draw + 1].sqrt()
+        flat = targets.reshape(len(targets), -1)
+        keys = seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64)
+        uniform = torch.from_numpy(rows_of.uniform(keys.ravel(), draw).reshape(keys.shape)).to(logits.device)
+        there = flat >= 0
+        wide = logits.reshape(*flat.shape, -1)
+        labels = torch.full_like(flat, IGNORE)
+        labels[there] = draw_labels(wide[there], uniform[there])
+        return error(logits, labels.reshape(targets.shape))
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
+        if not self.language:
+            return np.full(len(logits), np.nan)
+        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+        return loss.sum(1, dtype=torch.float64).cpu().numpy()
+
+    def _classes(self, batch: Batch) -> NDArray[np.int64]:
+        """Labels of the data as places in the head."""
+        if self.probe.classes is None:
+            return self.reader.labels(batch, self.probe.label)
+        known = {value: place for place, value in enumerate(self.probe.classes)}
+        values = batch.arrow(self.probe.label).to_pylist()
+        for row, value in enumerate(values):
+            if value not in known:
+                raise ValueError(
+                    f"column {self.probe.label!r}: {value!r} in row {row} of this batch is none of the "
+                    f"{len(known)} classes that the head was fitted to"
+                )
+        return np.array([known[value] for value in values], np.int64)
+
+    def _autocast(self, given: Inputs) -> Any:
+        device = next(self.network.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16) if self.probe.autocast else nullcontext()
+
+    def _begin(self, given: Inputs) -> None:
+        head = head_name(self.reader, self.network, given)
+        if self.probe.weight is not None:
+            self.network = with_head(self.network, head, self.probe.weight, self.probe.bias)
+        skip = [head]
+        if not self.probe.tables:
+            skip += [n for n, module in self.network.named_modules() if isinstance(module, nn.Embedding)]
+        layers = self.probe.layers
+        if self.probe.estimator == "position":
+            if layers is None:
+                args, named = ((), given) if hasattr(given, "items") else ((given,), {})
+                layers = [name for name in position_layers(self.network, *args, **named) if name not in skip]
+            self._squares = Squares(self.network, layers, skip, positions=layers)
+        else:
+            self._squares = Squares(self.network, layers, skip)
+
+
+class Ids(Classifier):
+    """Reads a column of token ids as they are, for texts that no tokenizer would give (the bounds of diversity)."""
+
+    @classmethod
+    def of(cls, reader: Classifier) -> Ids:
+        found = copy.copy(reader)
+        found.__class__, found.column, found.kind = cls, IDS, "text"
+        return found  # type: ignore[return-value]
+
+    def read_texts(self, batch: Batch, column: str) -> Any:
+        from hf_prune._embed.plan import text_plan
+        from hf_prune._embed.text import TransformerEncoder
+
+        plan = text_plan(self.model, "auto", None, self.max_length, None)
+        encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
+        encoder.head = self.head
+        encoder.tokens = lambda ids, special=True: (ids, None)  # type: ignore
+        return encoder, [list(map(int, row)) for row in batch[column]], False
+
+
+def draw_labels(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Labels (m,) by the inverse of the cumulative probabilities of (m, C) logits at one uniform number each.
+
+    >>> draw_labels(torch.log(torch.tensor([[0.2, 0.5, 0.3]] * 3)), torch.tensor([0.1, 0.6, 0.71])).tolist()
+    [0, 1, 2]
+    """
+    step = max(1, BLOCK // logits.shape[-1])
+    out = []
+    for start in range(0, len(logits), step):
+        running = logits[start : start + step].double().softmax(-1).cumsum(-1)
+        at = uniform[start : start + step].to(running)[:, None] * running[:, -1:]
+        out.append(torch.searchsorted(running, at, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1))
+    return torch.cat(out)
+
+
+def input_keys(given: Inputs) -> NDArray[np.uint64]:
+    """A 64-bit name (m,) of each row by what the network reads of it, padding left out."""
+    if not hasattr(given, "items"):
+        return digests(given.detach().float().cpu().flatten(1).numpy())
+    mask = given.get("attention_mask")
+    if IDS in given:
+        ids = given[IDS].cpu().numpy()
+        there = np.ones(ids.shape, bool) if mask is None else mask.cpu().numpy() > 0
+        return digests([row[keep].tolist() for row, keep in zip(ids, there, strict=True)])
+    tensors = [value for _, value in sorted(given.items()) if isinstance(value, Tensor)]
+    return digests(torch.cat([t.detach().float().cpu().flatten(1) for t in tensors], 1).numpy())
+
+
+def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
+    """Name of the linear layer that gives the logits."""
+    own = getattr(network, "get_output_embeddings", lambda: None)()
+    if reader.task == "language_model" and own is not None:
+        return next(name for name, module in network.named_modules() if module is own)
+    return last_linear(reader, network, given)
+
+
+def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
+    """The network with another head; all other weights are shared, nothing of the old network changes."""
+    shared = {id(t): t for t in [*network.parameters(), *network.buffers()]}
+    found = copy.deepcopy(network, shared)
+    first = next(network.parameters())
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=first.device, dtype=first.dtype).eval()
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor(weight))
+        if bias is not None:
+            head.bias.copy_(torch.tensor(bias))
+    found.set_submodule(name, head)
+    return found
+
+
+def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, tuple[Any, ...] | None]:
+    """A head fitted to a dataset: weight (C, d), bias, and the labels in its order (None for a language model).
+
+    Raises:
+        ValueError: one class only, null labels, a head that reads no single vector a row.
+    """
+    from hf_prune.fisher.embedding import batches_of
+
+    reader = probe.reader()
+    network = reader.network()
+    language = reader.task == "language_model"
+    features: list[Tensor] = []
+    labels: list[Any] = []
+    start: Tensor | None = None
+    name = ""
+    for batch in batches_of(ds):
+        values = None if language else batch.arrow(probe.label).to_pylist()
+        for places, inputs in reader.passes(batch):
+            given = inputs(np.arange(len(places)))
+            name = name or head_name(reader, network, given)
+            with torch.no_grad():
+                x = _head_input(reader, network, network.get_submodule(name), given)
+            if language:
+                after = next_tokens(given)
+                features.append(x[:, :-1][after >= 0].cpu())
+                labels += after[after >= 0].tolist()
+            elif x.ndim != 2:
+                raise ValueError(
+                    f"the head {name!r} reads {tuple(x.shape)}, not one vector a row; use head='keep', or a network "
+                    "that pools before its head"
+                )
+            else:
+                assert values is not None
+                features.append(x.cpu())
+                labels += [values[place] for place in places]
+    if not labels:
+        raise ValueError("there are no rows to fit a head to")
+    x = torch.cat(features).float()
+    if language:
+        head: Any = network.get_submodule(name)
+        start = head.weight.detach().float().cpu()
+        weight, bias = fit_softmax(x, torch.tensor(labels), len(start), probe.l2, start, steps=20)
+        return weight.numpy(), None, None
+    if None in labels:
+        raise ValueError(f"column {probe.label!r} has null labels; label these rows, or drop them first")
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        raise ValueError(
+            f"column {probe.label!r} has one class only ({classes[0]!r}), which leaves a head nothing to tell apart; "
+            "use head='keep' to embed by the model's own classes"
+        )
+    place = {value: i for i, value in enumerate(classes)}
+    y = torch.tensor([place[value] for value in labels])
+    weight, bias = fit_softmax(x.double(), y, len(classes), probe.l2)
+    return weight.numpy(), None if bias is None else bias.numpy(), classes
+
+
+def fit_softmax(
+    x: Tensor, y: Tensor, count: int, l2: float, start: Tensor | None = None, steps: int = 500
+) -> tuple[Tensor, Tensor | None]:
+    """Weights (C, d) and bias (C,) of the least mean cross-entropy plus `l2 / 2` times the squared distance to `start`.
+
+    Convex: the answer does not depend on the order or the copies of rows. Features are scaled to a mean square of 1
+    for it. With `start` (a language model's head) there is no bias.
+    """
+    scale = x.pow(2).mean().sqrt().clamp(min=1e-12)
+    x = x / scale
+    origin = torch.zeros(count, x.shape[1], dtype=x.dtype) if start is None else start.to(x.dtype) * scale
+    if start is None:
+        x, origin = torch.cat([x, torch.ones_like(x[:, :1])], 1), nn.functional.pad(origin, (0, 1))
+    w = nn.Parameter(origin.clone())
+    tight = x.dtype == torch.float64
+    limits = (1e-12, 1e-16) if tight else (1e-6, 1e-9)
+    optimiser = torch.optim.LBFGS(
+        [w], 1, steps, None, *limits, history_size=20 if tight else 5, line_search_fn="strong_wolfe"
+    )
+    step = max(1, BLOCK // count)
+
+    def closure() -> Tensor:
+        with torch.no_grad():
+            away = w - origin
+            if start is None:
+                away[:, -1] = 0  # the bias is free
+            loss, gradient = l2 / 2 * away.pow(2).sum(), l2 * away
+            for first in range(0, len(x), step):
+                part, target = x[first : first + step], y[first : first + step, None]
+                logp = (part @ w.T).log_softmax(-1)
+                loss = loss - logp.gather(1, target).sum() / len(x)
+                p = logp.exp_()
+                p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
+                gradient += p.T @ part / len(x)
+            w.grad = gradient
+        return loss
+
+    run: Callable[..., Any] = optimiser.step
+    run(closure)
+    found = w.detach()
+    if start is None:
+        return found[:, :-1] / scale, found[:, -1]
+    return found / scale, None
+
+
+def _head_input(reader: Classifier, network: nn.Module, head: nn.Module, given: Inputs) -> Tensor:
+    """What the head is given."""
+    held: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: held.append(args[0].detach()))
+    try:
+        reader.call(network, given)
+    finally:
+        handle.remove()
+    return held[-1]

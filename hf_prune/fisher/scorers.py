@@ -1,0 +1,317 @@
+"""Scores of single rows by their own Task2Vec embedding: alignment to a target, and complexity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune.batch import Batch
+from hf_prune.columns import ScoreColumn
+from hf_prune.fisher.distance import as_vector
+from hf_prune.fisher.embedding import as_embedding, batches_of
+from hf_prune.fisher.probe import Probe
+from hf_prune.models import memo
+from hf_prune.scorer import Scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_prune.fisher.passes import Part, Runner
+
+PROTOTYPES = ("batch", "centroids")
+
+
+def row_probe(probe: Any) -> Probe:
+    """The probe for single rows: of a language model that is given as such, positions of the last block."""
+    if isinstance(probe, Probe):
+        return probe
+    found = Probe(probe)
+    return replace(found, estimator="position") if found.reader().task == "language_model" else found
+
+
+@dataclass(frozen=True, eq=False)
+class _OfRows(Scorer):
+    """What both have: a probe with its head, run once in each process."""
+
+    paper: ClassVar[str] = "Achille et al., Task2Vec, ICCV 2019, arXiv 1902.03545"
+    atol: ClassVar[float] = 1e-5
+
+    probe: Probe
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """Operations of the forward pass, and of backward passes and squares through the layers that count."""
+        view = batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__)
+        if not view.n:
+            return 0.0
+        runner = self._runner(None)
+        if not runner.ready:
+            next(runner.parts(Batch({name: view[name][:1] for name in view}, view.who), [self.probe.seed]))
+        return runner.reader.flops(view) * (1 + 2 * runner.backward_share() * runner.passes())
+
+    def describe(self) -> ScoreColumn:
+        found = super().describe()
+        probe = self.probe
+        facts = {
+            "fisher": probe.fisher,
+            "draws": probe.draws,
+            "seed": probe.seed,
+            "estimator": probe.estimator,
+            "layers": probe.layers,
+            "max_length": probe.max_length,
+            "column": probe.column,
+        }
+        params = {name: value for name, value in found.params.items() if name != "probe"}
+        return replace(found, model=probe.model.provenance(), params={**params, **facts})
+
+    def _runner(self, rank: int | None) -> Runner:
+        from hf_prune.fisher.passes import Runner
+
+        return memo(self, f"runner {rank} {os.getpid()}", lambda: Runner(self.probe, rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Task2VecAlignment(_OfRows):
+    """1 minus the Task2Vec distance between a row and a target. High = like the target = keep.
+
+    About as dear as an epoch of training the probe: take a probe far smaller than the model that will be trained, or
+    count its last block only. Of a language model given by name or folder only the last block's positions count, which
+    is cheaper and much less noisy. Look at the column's correlation with length and with the complexity before you
+    trust it, and at its agreement between two label seeds.
+
+    Args:
+        probe: with its head.
+        prototypes: (k, D) embeddings of the target; a row counts by the nearest.
+        complexity: write `<name>_complexity`, the row's L1 norm, as well.
+        name: column.
+        fitted_on: what the target was.
+
+    Raises:
+        ValueError: an empty text, a row with nothing to predict.
+
+    Reference: Achille et al., 2019, arXiv 1902.03545; Miranda's alignment coefficient.
+
+    >>> import datasets, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    >>> for layer in net:
+    ...     layer.weight = torch.nn.Parameter(torch.eye(2))
+    >>> ds = datasets.Dataset.from_dict({"embedding": [[1.0, 0.0], [0.0, 2.0]]})
+    >>> scorer = Task2VecAlignment.fit(ds, Probe(net, head="keep"))
+    >>> scorer(ds[:])["t2v_alignment"].round(3)
+    array([1., 1.], dtype=float32)
+    """
+
+    meaning: ClassVar[str] = "asks the same of the probe's weights as the target does"
+    raw: ClassVar[str] = (
+        "symmetric Task2Vec distance to the nearest prototype of the target; the column is 1 - distance"
+    )
+
+    prototypes: np.ndarray
+    _: KW_ONLY
+    complexity: bool = False
+    name: str = "t2v_alignment"
+    fitted_on: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.prototypes) != 2 or not len(self.prototypes):
+            raise ValueError(f"prototypes of shape {np.shape(self.prototypes)} are no rows of embeddings (k, D)")
+        for prototype in self.prototypes:
+            as_vector(prototype)
+
+    @classmethod
+    def fit(
+        cls,
+        target: Any,
+        probe: Any,
+        *,
+        prototype: str = "batch",
+        k: int = 16,
+        sample: int = 4096,
+        seed: int = 0,
+        complexity: bool = False,
+        name: str = "t2v_alignment",
+    ) -> Self:
+        """Embed the target.
+
+        Args:
+            target: dataset: a validation set, say.
+            probe: a `Probe`, or a model, folder or Hub name. A head that must be fitted is fitted to the target, and
+                kept for all rows.
+            prototype: "batch": the embedding of all of the target; "centroids": those of `k` clusters of its rows.
+            k: clusters.
+            sample: rows of the target that are clustered, at most; needs memory for an embedding of each.
+            seed: of the clusters.
+            complexity, name: of the scorer.
+
+        Raises:
+            ValueError: an empty target, more clusters than rows, and what `task2vec` refuses.
+        """
+        from hf_prune.fisher.passes import Runner
+
+        if prototype not in PROTOTYPES:
+            raise ValueError(f"prototype={prototype!r} is not one of {', '.join(PROTOTYPES)}")
+        probe = row_probe(probe).fitted(target)
+        runner = Runner(probe)
+        if prototype == "centroids":
+            vectors, rows = centroids(runner, target, k, sample, seed)
+        else:
+            total, terms, rows = np.zeros(()), 0, 0
+            for batch in batches_of(target):
+                sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
+                total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
+            if not rows:
+                raise ValueError(f"{cls.__name__}.fit got an empty dataset; there is nothing to align to")
+            vectors = as_embedding(runner, total, terms, rows, probe.seed).vector[None]
+        facts = {"rows": rows, "prototype": prototype, "prototypes": len(vectors), "width": vectors.shape[1]}
+        return cls(probe, vectors, complexity=complexity, name=name, fitted_on=facts)
+
+    def columns(self) -> dict[str, str]:
+        return {self.name: "float32"} | ({f"{self.name}_complexity": "float32"} if self.complexity else {})
+
+    def companions(self) -> dict[str, str]:
+        return {f"{self.name}_complexity": "L1 norm of the row's embedding"} if self.complexity else {}
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        import torch
+
+        runner, score, length = self._runner(rank), np.empty(batch.n), np.empty(batch.n)
+        for part in runner.parts(batch, [self.probe.seed]):
+            f = row_embeddings(runner, part)
+            if f.shape[1] != self.prototypes.shape[1]:
+                raise ValueError(f"the prototypes have {self.prototypes.shape[1]} numbers, rows {f.shape[1]}: fit anew")
+            near = [alignment(f, torch.tensor(t, dtype=f.dtype, device=f.device)) for t in self.prototypes]
+            score[part.places] = torch.stack(near).amax(0).cpu().numpy()
+            length[part.places] = f.sum(1, dtype=torch.float64).cpu().numpy()
+        return {self.name: score} | ({f"{self.name}_complexity": length} if self.complexity else {})
+
+
+@dataclass(frozen=True, eq=False)
+class Task2VecComplexity(_OfRows):
+    """L1 norm of the row's Task2Vec embedding. High = asks much of the probe's weights = hard = keep.
+
+    Of a language model `<name>_bits_per_byte` stands beside it: if the norm measures how much there is to be said,
+    in Kolmogorov's sense, it should go with how far the text can be compressed.
+
+    Args:
+        probe: a `Probe` whose head is kept or fitted, or a model, folder or Hub name.
+        name: column.
+
+    Raises:
+        ValueError: a head that must be fitted first; an empty text.
+
+    Reference: Achille et al., 2019, arXiv 1902.03545.
+    """
+
+    meaning: ClassVar[str] = "asks much of the probe's weights: hard, or noise"
+    raw: ClassVar[str] = "L1 norm of the filter-wise Fisher diagonal of the row, mean over its tokens; the column is it"
+
+    _: KW_ONLY
+    name: str = "t2v_complexity"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probe", row_probe(self.probe))
+        if self.probe.fits:
+            raise ValueError("the probe has no head yet; pass probe.fitted(ds), or a Probe with head='keep'")
+
+    def columns(self) -> dict[str, str]:
+        return dict.fromkeys([self.name, *self.companions()], "float32")
+
+    def companions(self) -> dict[str, str]:
+        if not self._by_bytes():
+            return {}
+        return {f"{self.name}_bits_per_byte": "bits that the probe needs for a byte of the text"}
+
+    def score(self, batch: Batch, rank: int | None) -> Any:
+        import torch
+
+        from hf_prune.scorers.perplexity import bits_per_byte
+
+        runner, score, loss, terms = self._runner(rank), np.empty(batch.n), np.empty(batch.n), np.empty(batch.n, int)
+        for part in runner.parts(batch, [self.probe.seed]):
+            score[part.places] = row_embeddings(runner, part).sum(1, dtype=torch.float64).cpu().numpy()
+            loss[part.places], terms[part.places] = part.loss, part.terms
+        if not self._by_bytes():
+            return {self.name: score}
+        n_bytes = text_bytes(runner, batch, terms)
+        return {self.name: score, f"{self.name}_bits_per_byte": bits_per_byte(-loss, n_bytes)}
+
+    def _by_bytes(self) -> bool:
+        reader = self.probe.reader()
+        return reader.task == "language_model" and not reader.own
+
+
+def row_embeddings(runner: Runner, part: Part) -> Tensor:
+    """Embeddings (m, D) of the rows of a pass."""
+    import torch
+
+    fan_in = runner.squares.fan_in.to(part.squares)
+    terms = torch.as_tensor(part.terms, dtype=part.squares.dtype, device=part.squares.device)
+    return part.squares / fan_in / terms[:, None]
+
+
+def alignment(f: Tensor, t: Tensor) -> Tensor:
+    """1 minus the symmetric distance of (m, D) embeddings to one (D,), (m,).
+
+    >>> import torch
+    >>> alignment(torch.tensor([[1, 4, 2.2], [4, 1, 2], [2, 2, 2]]), torch.tensor([1.0, 4, 2])).numpy().round(6)
+    array([0.998992, 0.612903, 0.862069], dtype=float32)
+    """
+    inverse = (f + t).reciprocal_()
+    inverse.masked_fill_(inverse.isinf(), 0)
+    u, v = f * inverse, t * inverse
+    length = (u.square().sum(1) * v.square().sum(1)).sqrt_()
+    return ((u * v).sum(1) / length.clamp_(min=1e-30)).clamp_(max=1)
+
+
+def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tuple[NDArray[np.float64], int]:
+    """Embeddings (k, D) of the clusters of a target's rows, each as if its rows were a dataset, and the rows read.
+
+    Clusters are of logarithms: the symmetric distance looks at ratios, coordinate by coordinate.
+    """
+    from hf_prune import kmeans
+    from hf_prune.rows import digests, seeded
+
+    squares, terms, rows = [], [], 0
+    for batch in batches_of(target):
+        rows += batch.n
+        for part in runner.parts(batch, [runner.probe.seed]):
+            squares.append(
+                (part.squares.double() / runner.squares.fan_in.to(part.squares.device)).float().cpu().numpy()
+            )
+            terms.append(part.terms)
+        if rows > sample:
+            raise ValueError(
+                f"the target has more than {sample} rows to cluster; take a sample of it, or a larger sample=..."
+            )
+    if rows < k:
+        raise ValueError(f"k={k} centroids, but {rows} rows in the target; use k={rows} or less")
+    x, n = np.concatenate(squares), np.concatenate(terms)
+    # an order that is the rows' own; rounded, since last digits depend on who shares a pass with whom
+    order = np.argsort(seeded(digests(np.round(np.log(x.sum(1)), 4)), seed), kind="stable")
+    x, n = x[order], n[order]
+    mean = x / n[:, None]
+    logs = np.log(mean + 1e-6 * mean.mean(0) + 1e-30).astype(np.float32)
+    own = kmeans.kmeans(logs, k, seed=seed, spherical=False, engine="torch").labels
+    full = np.unique(own)
+    found = [x[own == c].sum(0, dtype=np.float64) / n[own == c].sum() for c in full]
+    return np.stack(found), rows
+
+
+def text_bytes(runner: Runner, batch: Batch, terms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """UTF-8 bytes of what was predicted of each text."""
+    from hf_prune.scorers.perplexity import predicted_bytes
+
+    reader = runner.reader
+    encoder, texts, rendered = reader.read_texts(batch, reader.reads(batch)[0])
+    tokenizer: Any = encoder.model.processor()
+    starts = 0 if rendered else tokenizer.num_special_tokens_to_add()  # a BOS token: then the first is predicted too
+    out = np.empty(len(texts), np.int64)
+    for row, (text, count) in enumerate(zip(texts, terms.tolist(), strict=True)):
+        whole = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        kept = min(whole, count + (0 if starts else 1))
+        out[row] = predicted_bytes(tokenizer, text, kept, whole, 0 if starts else 1)
+    return out

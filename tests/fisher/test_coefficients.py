@@ -1,0 +1,232 @@
+"""Diversity, alignment, data quality; rows scored by them; greedy selection."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+import hf_prune as hp
+from hf_prune.fisher.coefficients import Batches, _alignment, _cross, _diversity, _quotas, combine
+
+WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
+A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
+
+
+def made(words, n, seed):
+    rng = np.random.default_rng(seed)
+    return datasets.Dataset.from_dict({"text": [" ".join(rng.choice(words, 12)) for _ in range(n)]})
+
+
+@pytest.fixture(scope="module")
+def banks():
+    return made(WORDS[:6], 160, 0)
+
+
+@pytest.fixture(scope="module")
+def cats():
+    return made(WORDS[-6:], 160, 1)
+
+
+@pytest.fixture(scope="module")
+def probe(tiny_gpt2_folder):
+    return hp.Probe(str(tiny_gpt2_folder), estimator="position", draws=2)
+
+
+def batches_of(*vectors):
+    return Batches(np.array([vectors]), np.ones(len(vectors), np.int64), 1)
+
+
+def test_known_vectors():
+    found = _diversity(batches_of(A, B, C), False)
+    assert found.value == pytest.approx(0.24387404708, abs=5e-12)
+    assert found.error == pytest.approx(0.14509652072, abs=5e-12)
+    assert _cross(batches_of(A, B), batches_of(C, C)).value == pytest.approx(0.26031791309, abs=5e-12)
+    reference = _diversity(batches_of(A, B, C), True)
+    assert reference.error == pytest.approx(0.10259873373, abs=1e-8)  # with 1e-8 in the sums
+    same = _diversity(batches_of(*[A] * 8), False)
+    assert (same.value, same.interval) == (0, (0, 0)) and float(same) == 0
+    for candidate, quality in (([1, 4, 2.2], 0.59949609489), ([4, 1, 2], 0.40645161290), ([2, 2, 2], 0.53103448276)):
+        aligned = _alignment(batches_of(candidate, candidate), batches_of([1, 4, 2], [1, 4, 2]))
+        found = combine(aligned, _coefficient(0.2), 0.5)
+        assert float(found) == pytest.approx(quality, abs=5e-12)
+
+
+def _coefficient(value):
+    from hf_prune.fisher.coefficients import Coefficient
+
+    return Coefficient(value, (value, value), 0.0, 0.0, np.zeros((8, 8)), 8, 1)
+
+
+def test_noise_floor_is_the_relative_variance():
+    """Two estimates of one vector, R draws each: about 2 / R apart."""
+    rng = np.random.default_rng(0)
+    truth = rng.lognormal(size=20000)
+    for draws, floor in ((16, 0.111), (64, 0.0301)):
+        a, b = (truth * rng.chisquare(draws, 20000) / draws for _ in range(2))
+        assert hp.task2vec_distance(a, b) == pytest.approx(floor, rel=0.05)
+
+
+def test_diversity_of_one_kind_of_text_and_of_two(banks, cats, probe):
+    kwargs = {"batches": 8, "rows": 16}
+    one = hp.diversity_coefficient(banks, probe, **kwargs)
+    other = hp.diversity_coefficient(cats, probe, **kwargs)
+    apart = hp.cross_diversity_coefficient(banks, cats, probe, **kwargs)
+    pooled = hp.diversity_coefficient([banks, cats], probe, **kwargs)
+    mixed = hp.diversity_coefficient([banks, cats], probe, mix="interleaved", **kwargs)
+    assert one.interval[1] < apart.interval[0] and other.interval[1] < apart.interval[0]
+    assert max(one.value, other.value) < pooled.value and mixed.value < pooled.value
+    assert 0 < one.noise_floor and one.corrected < one.value and one.distances.shape == (8, 8)
+    assert str(one).endswith("8 batches of 16 rows") and f"{float(one):.4f}" in str(one)
+    low, high = hp.diversity_bounds(probe, batches=8, rows=16, length=12)
+    assert low.value < one.value and low.value < high.value
+
+
+def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
+    from dataclasses import replace
+
+    kwargs = {"batches": 8, "rows": 16, "noise_floor": False}
+    found = hp.diversity_coefficient(banks, probe, **kwargs)
+    shuffled = hp.diversity_coefficient(banks.shuffle(seed=3), probe, **kwargs)
+    small = hp.diversity_coefficient(banks, replace(probe, micro_batch=64), **kwargs)
+    assert shuffled.value == pytest.approx(found.value, rel=1e-5) and found.noise_floor is None
+    assert small.value == pytest.approx(found.value, rel=1e-5)
+    assert hp.diversity_coefficient(banks, probe, seed=1, **kwargs).value != found.value
+
+
+def test_batches_are_those_of_task2vec(banks, probe):
+    """Embedded together as embedded one by one."""
+    from hf_prune.fisher.coefficients import _order, embed_batches
+
+    found = embed_batches(banks, probe, 8, 4, 0, noise_floor=False)
+    first = banks.select(_order(banks, probe, 0)[:4])
+    np.testing.assert_allclose(found.vectors[0, 0], hp.task2vec(first, probe).vector, rtol=1e-5)
+
+
+def test_alignment_is_highest_with_itself(banks, cats, probe):
+    halves = banks.select(range(80)), banks.select(range(80, 160))
+    own = hp.alignment_coefficient(halves[0], halves[1], probe, batches=8)
+    other = hp.alignment_coefficient(halves[0], cats, probe, batches=8)
+    assert own.interval[0] > other.interval[1] and own.rows == 10
+    itself = hp.alignment_coefficient(halves[0], halves[0], probe, batches=8)
+    assert itself.value == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.value < 1
+    assert own.corrected > own.value
+    pairs = hp.alignment_coefficient(halves[0], cats, probe, batches=8, rows=10, whole=False)
+    assert pairs.value < other.value  # smaller samples, more noise
+    quality = hp.data_quality(halves[0], cats, probe, alpha=0.25, batches=8, rows=10, noise_floor=False)
+    assert float(quality) == pytest.approx(0.25 * quality.alignment.value + 0.75 * quality.diversity.value)
+    assert quality.interval[0] < float(quality) < quality.interval[1] and "alignment" in str(quality)
+
+
+def test_identical_rows_have_no_diversity(probe):
+    same = datasets.Dataset.from_dict({"text": ["the cat sat on mat"] * 32})
+    found = hp.diversity_coefficient(same, probe, batches=8, rows=4)
+    assert found.value < 1e-6 and np.isfinite(found.interval).all()
+
+
+def test_classes_get_a_head_for_each_batch():
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 2
+    x = rng.normal(size=(96, 4)) + 2 * np.eye(4)[labels]
+    ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "label": labels.tolist()})
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    found = hp.diversity_coefficient(ds, hp.Probe(net), batches=8, rows=12)
+    assert found.value > 0 and found.noise_floor == 0  # the exact Fisher draws nothing
+    assert hp.alignment_coefficient(ds, ds, hp.Probe(net), batches=8).value == pytest.approx(1, abs=1e-6)
+
+
+def test_quotas():
+    shares = np.array([0.75, 0.25])
+    assert _quotas(8, 10, shares, "concatenated").tolist() == [[10, 0]] * 6 + [[0, 10]] * 2
+    assert _quotas(8, 8, shares, "interleaved").tolist() == [[6, 2]] * 8
+
+
+def test_refuses(banks, probe):
+    with pytest.raises(ValueError, match="batches=2"):
+        hp.diversity_coefficient(banks, probe, batches=2)
+    with pytest.raises(ValueError, match="need 800 rows of a dataset that has 160"):
+        hp.diversity_coefficient(banks, probe, batches=8, rows=100)
+    with pytest.raises(ValueError, match="need"):
+        hp.diversity_coefficient(banks.select([0]), probe)
+    with pytest.raises(ValueError, match="no rows"):
+        hp.diversity_coefficient(banks.select([]), probe)
+    with pytest.raises(ValueError, match="mix='both'"):
+        hp.diversity_coefficient([banks, banks], probe, mix="both")
+    with pytest.raises(ValueError, match="weights"):
+        hp.diversity_coefficient([banks, banks], probe, weights=[1, 0])
+    with pytest.raises(TypeError, match="take rows of a stream"):
+        hp.diversity_coefficient(banks.to_iterable_dataset(), probe)
+    with pytest.raises(ValueError, match="alpha=2"):
+        hp.data_quality(banks, banks, probe, alpha=2)
+    with pytest.raises(ValueError, match="bounds are made of tokens"):
+        hp.diversity_bounds(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("prototype", ["batch", "centroids"])
+def test_rows_align_with_their_own_kind(banks, cats, tiny_gpt2_folder, prototype):
+    target = banks.select(range(40))
+    scorer = hp.Task2VecAlignment.fit(target, str(tiny_gpt2_folder), prototype=prototype, k=3, complexity=True)
+    assert scorer.probe.estimator == "position" and len(scorer.prototypes) == (1 if prototype == "batch" else 3)
+    mine, others = scorer(banks[100:140]), scorer(cats[:40])
+    pairs = mine["t2v_alignment"][:, None] > others["t2v_alignment"][None]
+    assert pairs.mean() > 0.65 and (mine["t2v_alignment_complexity"] > 0).all()
+    again = hp.Task2VecAlignment.fit(
+        target.shuffle(seed=0), str(tiny_gpt2_folder), prototype=prototype, k=3, complexity=True
+    )
+    np.testing.assert_allclose(again(banks[100:140])["t2v_alignment"], mine["t2v_alignment"], atol=1e-5)
+
+
+def test_row_scores_are_those_of_task2vec(banks, tiny_gpt2_folder):
+    target = banks.select(range(20))
+    scorer = hp.Task2VecAlignment.fit(target, str(tiny_gpt2_folder))
+    whole = hp.task2vec(target, scorer.probe)
+    one = hp.task2vec(banks.select([30]), scorer.probe)
+    found = scorer(banks[28:36])["t2v_alignment"][2]
+    assert found == pytest.approx(1 - hp.task2vec_distance(one, whole), abs=1e-5)
+    complexity = hp.Task2VecComplexity(scorer.probe)(banks[28:36])["t2v_complexity"][2]
+    assert complexity == pytest.approx(one.complexity, rel=1e-5)
+
+
+def test_complexity_has_bits_per_byte_beside_it(banks, tiny_gpt2_folder):
+    found = hp.Task2VecComplexity(str(tiny_gpt2_folder))(banks[:6])
+    theirs = hp.Perplexity(str(tiny_gpt2_folder), bits_per_byte=True, bos=False)(banks[:6])
+    np.testing.assert_allclose(found["t2v_complexity_bits_per_byte"], theirs["bits_per_byte"], rtol=1e-4)
+
+
+def test_scorers_refuse(tiny_gpt2_folder, tiny_resnet_folder, banks):
+    with pytest.raises(ValueError, match="no head yet"):
+        hp.Task2VecComplexity(str(tiny_resnet_folder))
+    with pytest.raises(ValueError, match="prototype='mean'"):
+        hp.Task2VecAlignment.fit(banks, str(tiny_gpt2_folder), prototype="mean")
+    with pytest.raises(ValueError, match="empty dataset"):
+        hp.Task2VecAlignment.fit(banks.select([]), str(tiny_gpt2_folder))
+    with pytest.raises(ValueError, match="k=16 centroids, but 3 rows"):
+        hp.Task2VecAlignment.fit(banks.select(range(3)), str(tiny_gpt2_folder), prototype="centroids")
+    scorer = hp.Task2VecAlignment.fit(banks.select(range(9)), str(tiny_gpt2_folder))
+    with pytest.raises(ValueError, match="row 1"):
+        scorer({"text": ["the cat sat", ""]})
+    assert scorer.flops(banks[:4]) > 0
+
+
+def test_select_diverse_by_brute_force():
+    rng = np.random.default_rng(0)
+    x, score = rng.normal(size=(60, 5)), rng.normal(size=60)
+    score[7] = np.nan
+    ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "t2v_alignment": score.tolist()})
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    rank = np.argsort(np.argsort(np.where(np.isnan(score), -9, score))) - 1
+    chosen = []
+    for _ in range(20):
+        left = [i for i in range(60) if i not in chosen and i != 7]
+        near = [max((unit[i] @ unit[j] for j in chosen), default=-1) for i in left]
+        chosen.append(left[int(np.argmax([0.7 * rank[i] / 58 - 0.3 * c for i, c in zip(left, near, strict=True)]))])
+    found = hp.select_diverse(ds, 20, diversity=0.3)
+    assert found.tolist() == chosen
+    assert hp.select_diverse(ds, 5, diversity=0).tolist() == np.argsort(-np.nan_to_num(score, nan=-9))[:5].tolist()
+    assert set(hp.select_diverse(ds, 5, diversity=1, pool=10)) <= set(np.argsort(-np.nan_to_num(score, nan=-9))[:10])
+    with pytest.raises(ValueError, match="k=60"):
+        hp.select_diverse(ds, 60)
+    with pytest.raises(ValueError, match="diversity=2"):
+        hp.select_diverse(ds, 6, diversity=2)
