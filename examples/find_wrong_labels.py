@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset
+from label_noise import print_table, spoil
+from small_pictures import load
 from small_resnet import small_resnet
 
 import hf_prune as hp
-
-HARD_IS_LOW = ("aum", "confidence")  # a wrong label shows at the low end; of the others at the high end
 
 
 def parse() -> argparse.Namespace:
@@ -39,43 +38,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(args: argparse.Namespace) -> Dataset:
-    if args.data is None:
-        from PIL import Image as Picture
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        pictures = [Picture.fromarray((pixels * 15).astype(np.uint8)) for pixels in digits.images]
-        features = Features({args.column: Image(), args.label: ClassLabel(names=[str(i) for i in range(10)])})
-        ds = Dataset.from_dict({args.column: pictures, args.label: digits.target.tolist()}, features)
-    elif args.data.endswith(".parquet"):
-        ds = load_dataset("parquet", data_files=args.data, split="train")
-    else:
-        ds = load_dataset(args.data, split=args.split)
-    return hp.with_row_id(ds.select(range(min(args.limit or len(ds), len(ds)))))
-
-
-def spoil(ds: Dataset, label: str, share: float, classes: int) -> Dataset:
-    """Add `given`, the label with a share of the rows moved to another class, and `wrong`, which they are."""
-    rng = np.random.default_rng(0)
-    true = np.array(ds[label][:])
-    wrong = rng.permutation(len(ds)) < round(share * len(ds))
-    given = np.where(wrong, (true + rng.integers(1, classes, len(ds))) % classes, true)
-    return ds.add_column("given", given.tolist()).add_column("wrong", wrong.tolist())
-
-
-def roc_auc(suspicion: np.ndarray, wrong: np.ndarray) -> float:
-    """Chance that a wrong row looks more suspicious than a right one; ties count half."""
-    right = np.sort(suspicion[~wrong])
-    below = np.searchsorted(right, suspicion[wrong], "left") + np.searchsorted(right, suspicion[wrong], "right")
-    return float(below.mean() / (2 * len(right)))
-
-
 def main() -> None:
     args = parse()
-    ds = load(args)
+    ds = spoil(load(args.data, args.split, args.column, args.label, args.limit), args.label, args.wrong)
     classes = ds.features[args.label].num_classes
-    ds = spoil(ds, args.label, args.wrong, classes)
 
     torch.manual_seed(0)
     network = small_resnet(classes, args.width)
@@ -109,16 +75,8 @@ def main() -> None:
     ]
     ds = hp.score(ds, *scorers, output_dir=args.output / "scores")
 
-    wrong = np.array(ds["wrong"][:])
     names = ["aum", "confidence", "forgetting", "el2n_train", "el2n", "variability", "uncertainty_entropy", "random_0"]
-    print(f"{wrong.sum()} of {len(ds)} labels are wrong; of those that stay when {args.keep:.0%} is kept:")
-    print(f"{'score':<20} {'ROC-AUC':>8} {'high kept':>10} {'low kept':>10}")
-    for name in names:
-        values = np.array(ds[name][:], float)
-        kept = [hp.keep_mask(values, keep=args.keep, prefer=end) for end in ("high", "low")]
-        shares = [wrong[mask].mean() for mask in kept]
-        auc = roc_auc(-values if name in HARD_IS_LOW else values, wrong)
-        print(f"{name:<20} {auc:>8.3f} {shares[0]:>10.1%} {shares[1]:>10.1%}")
+    print_table(ds, names, args.keep)
 
     clean = hp.filter_by_score(ds, "aum", keep=args.keep)
     clean.save_to_disk(str(args.output / "kept"))

@@ -123,7 +123,8 @@ def filter_by_score(
         group_floor: 1 (the default with `group_by`) prunes groups alike, 0 protects none.
         one_per: column of cluster ids: only the best row of each is eligible; null is no cluster. Done before
             the count, which stays a fraction of the whole dataset: if fewer are left, all stay, with a
-            `ShortWarning`. A null score that is kept does not count against its cluster.
+            `ShortWarning` (without one for keep=1.0, which asks for all there are). A null score that is kept does
+            not count against its cluster.
         nulls: rows whose score is null or NaN: "raise", "keep" (always, counted as kept) or "drop".
         row_id: the id column; None for positions.
         splits: of a `DatasetDict`: a name, names, or "all"; "train" by default. Others come back as they are.

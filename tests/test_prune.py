@@ -146,7 +146,8 @@ def test_one_per_cluster():
     assert kept([1, 2, 3, 4, 5], threshold=1, one_per=clusters, prefer="high") == [1, 2, 3, 4]
     assert kept([1, 2, 3, 4, 5], rows=1, one_per=[0, 0, 0, 0, 0], prefer="low") == [0]
     with pytest.warns(ShortWarning, match="only 4 of the 5 rows asked for"):
-        assert keep_mask([1, 2, 3, 4, 5], keep=1.0, one_per=clusters).sum() == 4
+        assert keep_mask([1, 2, 3, 4, 5], rows=5, one_per=clusters).sum() == 4
+    assert kept([1, 2, 3, 4, 5], keep=1.0, one_per=clusters) == [1, 2, 3, 4]  # all there are: nothing to warn of
     assert len(kept([7] * 6, rows=2, one_per=list("aabbcc"))) == 2
     assert len(kept([1, 2, 3, 4], rows=2, prefer="random", one_per=[0, 0, 1, 1])) == 2
 

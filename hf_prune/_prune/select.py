@@ -259,7 +259,7 @@ def choose(pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: 
     if held > k:
         raise ValueError(f"nulls='keep': {held} rows without score are more than the {k} to keep; use 'drop'")
     left = min(k - held, len(rows))
-    if left < k - held:
+    if left < k - held and rule.keep != 1:  # keep=1.0 is said by who wants all that one_per and nulls leave
         warn(f"only {left + held} of the {k} rows asked for can be kept; all of them are", ShortWarning)
     if groups is None or rule.group_floor is None:
         return pick(rows, left)

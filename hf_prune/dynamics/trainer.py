@@ -52,10 +52,7 @@ class RecordingMixin(_Base):
         shift_labels: whether logits are for the next token; by default they are for causal language models.
 
     Attributes:
-        log: the folder; `TrainingLog(trainer.log)` reads it.
-
-    Attributes:
-        log_folder: for `TrainingLog` to read.
+        log_folder: the log's, which `TrainingLog` and the scorers' `from_log` take.
 
     Raises:
         TypeError: `train_dataset` is not a `datasets.Dataset`.
@@ -250,7 +247,7 @@ class RecordingTrainer(RecordingMixin, Trainer):
 
     trainer = RecordingTrainer(model, args, train_dataset=with_row_id(ds), log="runs/log")
     trainer.train()
-    scored = ds.map(AUM.from_log(TrainingLog("runs/log")), batched=True)
+    scored = ds.map(AUM.from_log("runs/log"), batched=True)
     """
 
 
