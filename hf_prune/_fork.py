@@ -16,11 +16,9 @@ in_child = False  # this process was forked from one that had imported the packa
 def _one_thread() -> None:
     global in_child
     in_child = True
-    for name, setter in (
-        ("torch", "set_num_threads"),
-        ("faiss", "omp_set_num_threads"),
-        ("numba", "set_num_threads"),
-    ):
+    # not numba: asked for its number of threads it would start them, and give OpenMP theirs back; kernels of this package
+    # run in threads of `_compiled.in_threads`, which has one here
+    for name, setter in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
         module = sys.modules.get(name)
         if module is not None and hasattr(module, setter):
             with contextlib.suppress(Exception):  # a half-imported library has no threads yet

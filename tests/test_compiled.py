@@ -51,3 +51,14 @@ def test_a_forked_worker_uses_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(_compiled.thread_count) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_that_knows_numba_has_one_thread_of_torch():
+    """numba.set_num_threads in the child once started its threads, and torch then waited for threads it had not."""
+    import multiprocessing
+
+    import torch
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(torch.get_num_threads) == 1

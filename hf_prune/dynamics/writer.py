@@ -46,7 +46,7 @@ UNITS: dict[str | None, str] = {"classification": "classes", "language_model": "
 class LogWriter:
     """Records the forward passes of a run; `TrainingLog.create` makes one.
 
-    What it holds grows with the rows of one epoch (44 bytes a row of this process), not with epochs or classes.
+    What it holds grows with the rows of one epoch (52 bytes a row of this process), not with epochs or classes.
     """
 
     def __init__(
