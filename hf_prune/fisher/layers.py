@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from hf_prune.fisher.uses import Convolution, Lookup, Product, Use, Vector, wide
+from hf_prune.fisher.uses import Convolution, Explicit, Lookup, Product, Use, Vector, wide
 
 Formula = Callable[[Any, Tensor, Tensor], dict[str, Use]]
 
@@ -30,14 +30,18 @@ def conv1d_of_gpt2(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
 
 def convolution(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`nn.Conv1d` and `nn.Conv2d`: a (b, in, h, w), g (b, out, h', w')."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    kernel, stride, dilation, around = layer.kernel_size, layer.stride, layer.dilation, layer.padding
+    if layer.padding_mode != "zeros" or isinstance(around, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        a, around = F.pad(a, layer._reversed_padding_repeated_twice, mode=mode), (0,) * len(kernel)
     bias = Vector(g.flatten(2).mT)
-    if x.ndim == 3:
-        x, g = x[:, :, None], g[:, :, None]
-        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    return {"weight": Convolution(x, g, kernel, stride, dilation, layer.groups), "bias": bias}
+    if a.ndim == 3:
+        a, g = a[:, :, None], g[:, :, None]
+        kernel, stride, dilation, around = (1, *kernel), (1, *stride), (1, *dilation), (0, *around)
+    if kernel == (1, 1) and around == (0, 0) and layer.groups == 1:
+        a = a[:, :, :: stride[0], :: stride[1]]
+        return {"weight": Product(a.flatten(2).mT, g.flatten(2).mT), "bias": bias}
+    return {"weight": Convolution(a, g, kernel, stride, around, dilation, layer.groups), "bias": bias}
 
 
 def embedding(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
@@ -71,15 +75,25 @@ def rms_norm_alike(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
 
 
 def batch_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
-    """`nn.BatchNorm1d` and `2d` with stored statistics: a (b, c, ...)."""
-    scale = (wide(layer.running_var) + layer.eps).rsqrt()
-    shape = (1, -1, *[1] * (a.ndim - 2))
-    return _by_channel(wide(a) - layer.running_mean.view(shape), g, scale)
+    """`nn.BatchNorm1d` and `2d` with stored statistics: a (b, c, ...).
+
+    Torch's own backward pass, in which each channel of each example is a channel: it reads its inputs once.
+    """
+    b, channels = a.shape[:2]
+    a, g = (wide(x).reshape(1, b * channels, -1) for x in (a, g))
+    mean, variance = (wide(x).repeat(b) for x in (layer.running_mean, layer.running_var))
+    wanted = (False, True, True)
+    _, scale, shift = torch.ops.aten.native_batch_norm_backward(
+        g, a, None, mean, variance, None, None, False, layer.eps, wanted
+    )
+    return {"weight": Explicit(scale.view(b, channels)), "bias": Explicit(shift.view(b, channels))}
 
 
 def group_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Use]:
     """`nn.GroupNorm`: a (b, c, ...)."""
-    return _by_channel(F.group_norm(wide(a), layer.num_groups, eps=layer.eps), g)
+    x = F.group_norm(wide(a), layer.num_groups, eps=layer.eps)
+    x, g = (v.flatten(2).mT for v in (x, g))
+    return {"weight": Vector(g, x), "bias": Vector(g)}
 
 
 FORMULAS: dict[Any, Formula] = {
@@ -148,7 +162,3 @@ def _scaled(x: Tensor, g: Tensor, dims: int) -> dict[str, Use]:
     x, g = (v.flatten(-dims).reshape(len(v), -1, v.shape[-dims:].numel()) for v in (x, g))
     return {"weight": Vector(g, x), "bias": Vector(g)}
 
-
-def _by_channel(x: Tensor, g: Tensor, scale: Tensor | None = None) -> dict[str, Use]:
-    x, g = (v.reshape(len(v), v.shape[1], -1).mT for v in (x, g))
-    return {"weight": Vector(g, x, scale), "bias": Vector(g)}

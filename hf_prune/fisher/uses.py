@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IN_CACHE = 1 << 18  # numbers formed at a time: 1 MB in float32
@@ -51,16 +52,17 @@ class Convolution:
     """Gradient of a convolution's weight.
 
     Args:
-        x: (b, in, h, w) inputs, already padded.
+        x: (b, in, h, w) inputs.
         g: (b, out, h', w') output gradients.
         kernel: height and width.
-        stride, dilation, groups: of the layer.
+        stride, padding, dilation, groups: of the layer.
     """
 
     x: Tensor
     g: Tensor
     kernel: tuple[int, int]
     stride: tuple[int, int]
+    padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
 
@@ -75,7 +77,7 @@ class Convolution:
             weight,
             None,
             self.stride,
-            (0, 0),
+            self.padding,
             self.dilation,
             False,
             (0, 0),
@@ -85,32 +87,49 @@ class Convolution:
         return grads.reshape(n, *shape)  # type: ignore[no-any-return]
 
     def rows(self, shape: Sequence[int]) -> Tensor:
-        """Squared row norms, (b, out), by the cheaper way.
+        """Squared row norms, (b, out), by the cheaper way: through the gradient, or `g' A g`.
 
-        Either through the gradient, or `g' A g` with A the (t, t) products of windows of the input: each is the sum,
-        over places in the kernel, of products of two pixels, so that no windows are laid out.
+        A are the (t, t) products of windows of the input. They come from the windows, or, where these overlap much,
+        from the products of all pixels: each is the sum, over places in the kernel, of products of two pixels.
         """
-        (b, channels, height, width), (_, out, *space) = self.x.shape, self.g.shape
-        pixels, steps, places = height * width, math.prod(space), math.prod(self.kernel)
-        through_inputs = pixels**2 * channels + self.groups * steps**2 * (out // self.groups + 4 * places)
-        if through_inputs >= places * (channels // self.groups) * steps * out:
+        (b, channels), (_, out, *space) = self.x.shape[:2], self.g.shape
+        pixels = math.prod(size + 2 * pad for size, pad in zip(self.x.shape[2:], self.padding, strict=True))
+        steps, places = math.prod(space), math.prod(self.kernel)
+        through_windows = steps**2 * channels * places
+        through_pixels = pixels**2 * channels + 4 * self.groups * steps**2 * sum(self.kernel)
+        products = self._of_windows if through_windows < through_pixels else self._of_pixels
+        if min(through_windows, through_pixels) + steps**2 * out >= places * channels // self.groups * steps * out:
             return summed_rows([self], shape, 0)
-        chunk = max(1, AT_ONCE // (self.groups * pixels**2))
+        chunk = max(1, IN_CACHE // (self.groups * pixels**2))
         parts = []
         for start in range(0, b, chunk):
-            x = wide(self.x[start : start + chunk]).reshape(-1, self.groups, channels // self.groups, pixels)
+            a = products(wide(self.x[start : start + chunk]))
             g = wide(self.g[start : start + chunk]).reshape(-1, self.groups, out // self.groups, steps)
-            products = (x.mT @ x).reshape(-1, self.groups, height, width, height, width)
-            a = torch.zeros((), dtype=x.dtype, device=x.device)
-            for i in range(self.kernel[0]):
-                for j in range(self.kernel[1]):
-                    rows, columns = (
-                        slice(k * d, k * d + s * (size - 1) + 1, s)
-                        for k, d, s, size in zip((i, j), self.dilation, self.stride, space, strict=True)
-                    )
-                    a = a + products[:, :, rows, columns, rows, columns]
-            parts.append(((g @ a.reshape(-1, self.groups, steps, steps)) * g).sum(3).flatten(1))
+            parts.append((g @ a).mul_(g).sum(3).flatten(1))
         return torch.cat(parts)
+
+    def _of_windows(self, x: Tensor) -> Tensor:
+        """Products of windows, (n, groups, t, t), from the windows."""
+        windows = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+        windows = windows.unflatten(1, (self.groups, -1))
+        return windows.mT @ windows
+
+    def _of_pixels(self, x: Tensor) -> Tensor:
+        """Products of windows, (n, groups, t, t), from products of pixels: sums over rows and columns of the kernel."""
+        x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
+        (height, width), space = x.shape[2:], self.g.shape[2:]
+        x = x.flatten(2).unflatten(1, (self.groups, -1))
+        found = (x.mT @ x).unflatten(3, (height, width)).unflatten(2, (height, width))
+        for axis in (0, 1):
+            size, d, s = space[axis], self.dilation[axis], self.stride[axis]
+            total: Tensor | None = None
+            for k in range(self.kernel[axis]):
+                pick = slice(k * d, k * d + s * (size - 1) + 1, s)
+                part = found[:, :, pick, :, pick] if axis == 0 else found[..., pick, :, pick]
+                total = part.clone(memory_format=torch.contiguous_format) if total is None else total.add_(part)
+            assert total is not None
+            found = total
+        return found.flatten(4).flatten(2, 3)
 
 
 @dataclass(frozen=True)
