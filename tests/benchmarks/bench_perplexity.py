@@ -5,7 +5,7 @@
 
 The loop: batches of 16 in the order of the rows, padded to the longest, an attention mask, BOS in front, logits of the
 whole batch, cross-entropy of each token. Both sides see the same texts, cut at the same token, in the same process and
-in turns. Outputs are compared, to 5e-4: with 49 152 words the metric's cross-entropy is that far from float64, ours 1e-6.
+in turns. Outputs are compared to 5e-4: with 49 152 words the metric's cross-entropy is 1.5e-4 from float64, ours 1e-6.
 Ratios are of medians, of wall time and of processor time.
 """
 
