@@ -5,7 +5,8 @@
 
 The loop: batches of 16 in the order of the rows, padded to the longest, an attention mask, BOS in front, logits of the
 whole batch, cross-entropy of each token. Both sides see the same texts, cut at the same token, in the same process and
-in turns. Outputs are compared; ratios are of medians, of wall time and of processor time.
+in turns. Outputs are compared to 5e-4: with 49 152 words the metric's cross-entropy is 1.5e-4 from float64, ours 1e-6.
+Ratios are of medians, of wall time and of processor time.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or made_model(folder)
-        rows = texts(args.rows or (64 if args.small else 512), args.data)
+        rows = texts(args.rows or (64 if args.small else 256), args.data)
         network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, args.dtype)).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)
         scorer = hp.Perplexity(model, max_tokens=args.tokens, dtype=args.dtype)
@@ -107,7 +108,7 @@ def main() -> None:
         }
         outputs = {name: run() for name, run in runs.items()}
         worst = max(float(np.abs(outputs["ours"] - out).max()) for out in outputs.values())
-        assert worst < (1e-4 if args.dtype == "float32" else 0.2), worst
+        assert worst < (5e-4 if args.dtype == "float32" else 0.2), worst
         took: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         for _ in range(args.rounds):
             for name, run in runs.items():
