@@ -51,6 +51,7 @@ _HOMES = {
     "Uncertainty": "dynamics.uncertainty",
     "VendiContribution": "diversity.vendi_contribution",
     "alignment_coefficient": "fisher.coefficients",
+    "alignment_matrix": "fisher.coefficients",
     "chunk_texts": "chunk",
     "crop_and_flip": "dynamics.loop",
     "cross_diversity_coefficient": "fisher.coefficients",
@@ -58,6 +59,7 @@ _HOMES = {
     "data_quality": "fisher.coefficients",
     "diversity_bounds": "fisher.coefficients",
     "diversity_coefficient": "fisher.coefficients",
+    "diversity_matrix": "fisher.coefficients",
     "duplicate_pairs": "dedup.pairs",
     "filter_by_score": "prune",
     "keep_mask": "prune",
@@ -123,10 +125,12 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
     from hf_prune.embed import Embedder as Embedder
     from hf_prune.fisher.coefficients import alignment_coefficient as alignment_coefficient
+    from hf_prune.fisher.coefficients import alignment_matrix as alignment_matrix
     from hf_prune.fisher.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
     from hf_prune.fisher.coefficients import data_quality as data_quality
     from hf_prune.fisher.coefficients import diversity_bounds as diversity_bounds
     from hf_prune.fisher.coefficients import diversity_coefficient as diversity_coefficient
+    from hf_prune.fisher.coefficients import diversity_matrix as diversity_matrix
     from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
     from hf_prune.fisher.embedding import task2vec as task2vec
     from hf_prune.fisher.probe import Probe as Probe

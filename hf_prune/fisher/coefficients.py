@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -228,6 +228,75 @@ def data_quality(
     return combine(alignment, diversity, alpha)
 
 
+def diversity_matrix(
+    parts: Mapping[str, Any],
+    probe: Any,
+    *,
+    batches: int = 16,
+    rows: int | None = None,
+    seed: int = 0,
+    noise_floor: bool = True,
+) -> dict[tuple[str, str], Coefficient]:
+    """Diversity of each of several datasets, and cross diversity of each two: every batch is embedded once.
+
+    Args:
+        parts: datasets by name.
+        probe, batches, rows, seed, noise_floor: as of `diversity_coefficient`.
+
+    Returns:
+        By both names, in the order given; the first before the second.
+    """
+    probe = Probe.of(probe)
+    found = {
+        name: embed_batches(ds, replace(probe, seed=probe.seed + 2 * i), batches, rows, seed, noise_floor=noise_floor)
+        for i, (name, ds) in enumerate(parts.items())
+    }
+    out = {}
+    for i, a in enumerate(found):
+        out[a, a] = _diversity(found[a], False)
+        for b in list(found)[i + 1 :]:
+            out[a, b] = _cross(found[a], found[b])
+    return out
+
+
+def alignment_matrix(
+    sources: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    probe: Any,
+    *,
+    batches: int = 16,
+    rows: int | None = None,
+    seed: int = 0,
+    noise_floor: bool = True,
+) -> dict[tuple[str, str], Coefficient]:
+    """Alignment of each source to each target, of all batches together: every batch is embedded once.
+
+    Args:
+        sources, targets: datasets by name.
+        probe: whose head is kept, or fitted already.
+        batches, rows, seed, noise_floor: as of `alignment_coefficient`.
+
+    Returns:
+        By the names of source and target.
+
+    Raises:
+        ValueError: as `diversity_coefficient`; a head that would have to be fitted to each target.
+    """
+    probe = Probe.of(probe)
+    if probe.fits:
+        raise ValueError("a head fitted to each target would make columns incomparable; use probe.fitted(ds) first")
+    both = []
+    for start, parts in ((0, sources), (2, targets)):
+        labels = replace(probe, seed=probe.seed + start)
+        both.append(
+            {
+                name: embed_batches(ds, labels, batches, rows, seed + start, noise_floor=noise_floor, most=None)
+                for name, ds in parts.items()
+            }
+        )
+    return {(a, b): _alignment(x, y) for a, x in both[0].items() for b, y in both[1].items()}
+
+
 def combine(alignment: Coefficient, diversity: Coefficient, alpha: float) -> DataQuality:
     """Both terms weighted."""
     value = alpha * alignment.value + (1 - alpha) * diversity.value
@@ -449,14 +518,14 @@ def _order(ds: Any, probe: Probe, seed: int) -> NDArray[np.int64]:
     """Rows in an order drawn by their ids, or by their content, whatever order they are in."""
     keys = rows_of.row_keys(ds, "row_id" if "row_id" in ds.column_names else _column(ds, probe))
     keys = keys + rows_of.seeded(rows_of.occurrence(keys).astype(np.uint64), 0)
-    return np.argsort(rows_of.seeded(keys, seed), kind="stable")
+    return np.asarray(np.argsort(rows_of.seeded(keys, seed), kind="stable"))
 
 
 def _shares(weights: Sequence[float] | None, parts: int) -> NDArray[np.float64]:
     shares = np.ones(parts) if weights is None else np.asarray(weights, np.float64)
     if shares.shape != (parts,) or not (shares > 0).all() or not np.isfinite(shares).all():
         raise ValueError(f"weights={weights}: give a positive share for each of the {parts} datasets")
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum())
 
 
 def _quotas(batches: int, rows: int, shares: NDArray[np.float64], mix: str) -> NDArray[np.int64]:

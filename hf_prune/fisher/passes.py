@@ -128,15 +128,18 @@ class Runner:
             loss = self._loss(known, targets)
             names = keys[places] if keys is not None else input_keys(given)
             self.width = logits.shape[-1]
-            for place, seed in enumerate(seeds):
+            # nothing is drawn for the exact and the empirical Fisher: one seed is as good as another
+            drawn = seeds[:1] if self.exact() or self.probe.fisher == "empirical" else seeds
+            for place, seed in enumerate(drawn):
                 squares = torch.zeros(())
                 for draw in range(self.passes()):
                     gradient = self._gradient(known, targets, names, seed, draw)
-                    last = place == len(seeds) - 1 and draw == self.passes() - 1
+                    last = place == len(drawn) - 1 and draw == self.passes() - 1
                     square = tap.sums if whole else tap.rows
                     squares = squares + square(logits, gradient.to(logits.dtype), keep=not last)
                 squares = squares if self.exact() else squares / self.passes()
-                yield Part(places, place, squares[None] if whole else squares, terms, loss)
+                for same in range(place, len(seeds) if len(drawn) < len(seeds) else place + 1):
+                    yield Part(places, same, squares[None] if whole else squares, terms, loss)
 
     def exact(self) -> bool:
         """Whether all classes are summed over; known once a row was seen."""
@@ -173,8 +176,8 @@ class Runner:
             labels = torch.full_like(targets, draw)
             return error(logits, labels) * logits.softmax(-1)[..., draw : draw + 1].sqrt()
         flat = targets.reshape(len(targets), -1)
-        keys = seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64)
-        uniform = torch.from_numpy(rows_of.uniform(keys.ravel(), draw).reshape(keys.shape)).to(logits.device)
+        keys: NDArray[np.uint64] = seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64)
+        uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
         there = flat >= 0
         wide = logits.reshape(*flat.shape, -1)
         labels = torch.full_like(flat, IGNORE)
@@ -251,7 +254,7 @@ def draw_labels(logits: Tensor, uniform: Tensor) -> Tensor:
     step = max(1, BLOCK // logits.shape[-1])
     out = []
     for start in range(0, len(logits), step):
-        running = logits[start : start + step].double().softmax(-1).cumsum(-1)
+        running = logits[start : start + step].float().softmax(-1).cumsum(-1, dtype=torch.float64)
         at = uniform[start : start + step].to(running)[:, None] * running[:, -1:]
         out.append(torch.searchsorted(running, at, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1))
     return torch.cat(out)
@@ -272,10 +275,10 @@ def input_keys(given: Inputs) -> NDArray[np.uint64]:
 
 def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
     """Name of the linear layer that gives the logits."""
-    own = getattr(network, "get_output_embeddings", lambda: None)()
+    own: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if reader.task == "language_model" and own is not None:
         return next(name for name, module in network.named_modules() if module is own)
-    return last_linear(reader, network, given)
+    return str(last_linear(reader, network, given))
 
 
 def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:

@@ -16,6 +16,7 @@ from hf_prune.scorer import Scorer
 from hf_prune.search import Directions, largest_cosines, largest_products
 
 METRICS = ("cosine", "euclidean", "margin")
+PROTOTYPES = ("centroids", "batch")
 
 
 def prototype_distance(x: np.ndarray, centroids: np.ndarray, metric: str = "cosine") -> tuple[Any, Any]:
@@ -122,6 +123,7 @@ class SSLPrototypes(Scorer):
         embedding: str = "embedding",
         seed: int = 0,
         *,
+        prototype: str = "centroids",
         metric: str = "cosine",
         spherical: bool = True,
         normalize: bool = True,
@@ -139,6 +141,7 @@ class SSLPrototypes(Scorer):
             k: number of centres, best within a factor of ten of the number of kinds; None: the root of the rows.
             embedding: column of rows of floats.
             seed: of the sample and the start; with equal content the centres do not depend on row order.
+            prototype: "centroids" of k-means; "batch": one, the mean of all rows learned on, as a large batch has it.
             metric: what the scorer will compute.
             spherical: k-means on the sphere; False: Euclidean.
             normalize: scale rows to length 1 first; False needs `spherical=False`.
@@ -156,9 +159,18 @@ class SSLPrototypes(Scorer):
             raise ValueError("normalize=False contradicts spherical=True; pass spherical=False as well")
         if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
             raise ValueError(f"k={k} is not a number of centres; use k >= 1, or None for the root of the rows")
+        if prototype not in PROTOTYPES:
+            raise ValueError(f"prototype={prototype!r} is not one of {', '.join(PROTOTYPES)}")
+        if prototype == "batch" and k not in (None, 1):
+            raise ValueError(f"prototype='batch' has one centre, not k={k}; leave k out")
         size = sample if sample is not None or k is None else max(kmeans.POINTS_PER_CENTROID * k, 1 << 16)
         drawn = canonical_sample(ds, embedding, cls.__name__, size or 1 << 18, seed, row_id)
         x, facts = drawn
+        if prototype == "batch":
+            centre = (kmeans.unit_rows(x) if normalize else x).mean(0, dtype=np.float64)[None].astype(np.float32)
+            if metric == "cosine" and not centre.any():
+                raise ValueError(f"the rows of {embedding!r} add up to zero, so no row has an angle to their mean")
+            return cls(centre, embedding, metric, normalize, cluster, name, {**facts, "prototype": prototype})
         if k is None:
             k = max(1, min(round(facts["rows"] ** 0.5), len(x) // 2 or 1))
         if k > len(x):

@@ -309,3 +309,16 @@ def test_no_warning_on_the_main_path(big):
         warnings.simplefilter("error")
         hp.SupervisedPrototypes.fit(big)
         hp.SSLPrototypes.fit(big, k=3)
+
+
+def test_one_large_batch_for_a_prototype(vectors):
+    found = hp.SSLPrototypes.fit(vectors, prototype="batch")
+    x = np.array(vectors["embedding"][:], np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.centroids, unit.mean(0)[None], atol=1e-6)
+    mean = unit.mean(0) / np.linalg.norm(unit.mean(0))
+    np.testing.assert_allclose(found(vectors[:])["ssl_proto"], 1 - unit @ mean, atol=1e-5)
+    with pytest.raises(ValueError, match="one centre, not k=4"):
+        hp.SSLPrototypes.fit(vectors, k=4, prototype="batch")
+    with pytest.raises(ValueError, match="prototype='mean'"):
+        hp.SSLPrototypes.fit(vectors, prototype="mean")

@@ -1,0 +1,138 @@
+"""Cost to equal variance of a Task2Vec embedding: per-row squares against squared mean gradients of mini-batches.
+
+    python tests/benchmarks/bench_task2vec.py --network resnet --rows 256 --repeats 4
+    python tests/benchmarks/bench_task2vec.py --network gpt2 --rows 32 --length 128 --repeats 4
+
+Both published codes are written again here, faithfully in what costs time and makes variance (the labels are drawn
+right): the gradient of the mean loss of a mini-batch (AWS: 64 pictures; Beyond-Scale: 8 texts) is squared for every
+weight, and averaged over filters at the end. Same network, rows and draws, interleaved. What counts is the variance of
+the embedding over label seeds, relative to its square, mean over coordinates, times the CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
+
+from hf_prune.dynamics.grand import error
+from hf_prune.fisher.squares import Squares
+
+BATCH = {"resnet": 64, "gpt2": 8}
+
+
+def network(name: str, size: str) -> tuple[nn.Module, str]:
+    torch.manual_seed(0)
+    if name == "resnet":
+        widths = [64, 128, 256, 512] if size == "full" else [32, 64, 128]
+        depths = [3, 4, 6, 3] if size == "full" else [1, 1, 1]  # full: ResNet-34
+        config = ResNetConfig(
+            embedding_size=widths[0], hidden_sizes=widths, depths=depths, layer_type="basic", num_labels=10
+        )
+        return ResNetForImageClassification(config).eval(), "classifier.1"
+    more = (
+        {"n_embd": 768, "n_layer": 12, "n_head": 12} if size == "full" else {"n_embd": 192, "n_layer": 4, "n_head": 4}
+    )
+    return GPT2LMHeadModel(GPT2Config(vocab_size=8192, n_positions=128, **more)).eval(), "lm_head"
+
+
+def inputs(name: str, rows: int, length: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if name == "resnet":
+        return torch.randn(rows, 3, 48, 48, generator=generator)
+    return torch.randint(0, 8192, (rows, length), generator=generator)
+
+
+def gradient_of(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Gradient of the summed loss under drawn labels; the last position of a text has no label."""
+    flat = logits.detach().reshape(-1, logits.shape[-1])
+    labels = torch.multinomial(flat.softmax(-1), 1, generator=generator).reshape(logits.shape[:-1])
+    if logits.ndim == 3:
+        labels[:, -1] = -100
+    return error(logits.detach(), labels)
+
+
+def ours(net: nn.Module, squares: Squares, x: torch.Tensor, seed: int, batch: int) -> np.ndarray:
+    generator, total, terms = torch.Generator().manual_seed(seed), 0.0, 0
+    for part in x.split(batch):
+        tap = squares.forward(part)
+        logits = tap.output.logits
+        total = total + tap.sums(logits, gradient_of(logits, generator))
+        terms += len(part) * (part.shape[1] - 1 if part.ndim == 2 else 1)
+    return (total / terms / squares.fan_in).numpy()
+
+
+def theirs(net: nn.Module, squares: Squares, x: torch.Tensor, seed: int, batch: int) -> np.ndarray:
+    """The mean gradient of each mini-batch, squared, times its number of terms: an estimate of the same Fisher."""
+    generator = torch.Generator().manual_seed(seed)
+    modules, blocks = dict(net.named_modules()), squares.blocks
+    weights = [net.get_parameter(block.name) for block in blocks]
+    sums, terms = [torch.zeros_like(w) for w in weights], 0
+    for part in x.split(batch):
+        logits = net(part).logits
+        found = torch.autograd.grad(logits, weights, gradient_of(logits, generator))
+        terms += len(part) * (part.shape[1] - 1 if part.ndim == 2 else 1)
+        for total, g in zip(sums, found, strict=True):
+            total += g.square()
+    out = []
+    for total, block in zip(sums, blocks, strict=True):
+        conv1d = type(modules[block.name.rpartition(".")[0]]).__name__ == "Conv1D"
+        flat = total.t() if conv1d else total.reshape(len(total), -1)
+        out.append((flat.reshape(block.stop - block.start, -1).mean(1) / terms).numpy())
+    return np.concatenate(out)
+
+
+def measure(run: Callable[[int], Any], seeds: range) -> tuple[list[np.ndarray], list[float]]:
+    found, times = [], []
+    for seed in seeds:
+        start = time.process_time()
+        found.append(run(seed))
+        times.append(time.process_time() - start)
+    return found, times
+
+
+def spread(found: list[np.ndarray]) -> float:
+    """Variance relative to the square of the mean, mean over coordinates."""
+    x = np.stack(found)
+    mean = x.mean(0)
+    return float((x.var(0, ddof=1)[mean > 0] / mean[mean > 0] ** 2).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=("resnet", "gpt2"), default="resnet")
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=4)
+    args = parser.parse_args()
+    net, head = network(args.network, args.size)
+    tables = [name for name, module in net.named_modules() if isinstance(module, nn.Embedding)]
+    squares = Squares(net, skip=[head, *tables])
+    x, batch = inputs(args.network, args.rows, args.length), BATCH[args.network]
+    ours(net, squares, x[:batch], 0, batch)  # the first call looks at the network
+    mine, peer, both = [], [], ([], [])
+    for seed in range(args.repeats):
+        for place, (run, kept) in enumerate(((ours, mine), (theirs, peer))):
+            found, seconds = measure(lambda s, run=run: run(net, squares, x, s, batch), range(seed, seed + 1))
+            kept += found
+            both[place].extend(seconds)
+    times = [float(np.median(seconds)) for seconds in both]
+    variances = [spread(mine), spread(peer)]
+    ratio = np.mean(mine, 0).sum() / np.mean(peer, 0).sum()
+    print(f"{args.network} {args.size}, {args.rows} rows, mini-batches of {batch}, {args.repeats} label seeds")
+    for what, seconds, variance in zip(("per-row squares", "squared means"), times, variances, strict=True):
+        print(f"  {what:>16}: {seconds:7.2f} s CPU, relative variance {variance:.4f}")
+    print(f"  same mean: L1 ratio {ratio:.3f}")
+    gain = variances[1] * times[1] / (variances[0] * times[0])
+    print(f"  time x{times[1] / times[0]:.2f}, variance x{variances[1] / variances[0]:.2f}, cost x{gain:.2f}")
+
+
+if __name__ == "__main__":
+    main()
