@@ -4,8 +4,8 @@
 
 1. exact copies, 2. near-copies (MinHash, the longest of a cluster stays), 3. the least likely texts of each domain
 (perplexity of `--model`, a causal language model), 4. texts unlike the target (DSIR), 5. semantic duplicates (SemDeDup
-on vectors of `--embedder`), 6. the most typical of what is left. Steps 5 and 6 together are D4; `hp.d4` does both in
-one call, with a fraction for the first instead of a similarity.
+on vectors of `--embedder`), 6. the most typical texts of each domain. Steps 5 and 6 are D4, which `hp.d4` does in one
+call, for all domains alike and with a fraction for the first instead of a similarity.
 
 The corpus is a Parquet file or a name on the Hub with a column of texts and one of domains; `--target` is one of the
 domains, of which some rows are set aside to show what is wanted.
@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--unlikely", type=float, default=0.1, help="share of each domain that perplexity drops")
     parser.add_argument("--unlike", type=float, default=0.3, help="share of the rows that DSIR drops")
     parser.add_argument("--cosine", type=float, default=0.95, help="similarity that makes a semantic duplicate")
-    parser.add_argument("--typical", type=float, default=0.2, help="share of the rows that the prototypes drop")
+    parser.add_argument("--typical", type=float, default=0.2, help="share of each domain that the prototypes drop")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 
@@ -137,7 +137,8 @@ def main() -> None:
     note("semantic duplicates", ds)
 
     ds = score(ds, hp.SSLPrototypes.fit(ds))
-    ds = hp.filter_by_score(ds, "ssl_proto", keep=1 - args.typical)
+    # by domain again: texts of the target are like each other, and would be the first to go
+    ds = hp.filter_by_score(ds, "ssl_proto", keep=1 - args.typical, group_by=args.domain)
     note("typical", ds)
 
     print_table("rows", steps, 0)

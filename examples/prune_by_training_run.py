@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--early", type=int, default=1, help="epochs after which EL2N looks at the network")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=128, help="tokens after which texts are cut")
+    parser.add_argument("--max-length", type=int, help="tokens after which texts are cut; the model's own limit")
     parser.add_argument("--keep", type=float, default=0.7)
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()

@@ -16,6 +16,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 
 import hf_prune
+from hf_prune import TrainingLog
 
 ROOT = Path(hf_prune.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -113,3 +114,101 @@ def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_pa
     assert one["row_id"][:] == two["row_id"][:]
     for column in ("ssl_proto", "supervised_proto", "supervised_proto_margin"):
         assert np.abs(np.array(one[column][:]) - two[column][:]).max() <= 1e-6
+
+
+def test_prune_by_el2n(pictures, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLES / "prune_by_el2n.py"), "--data", str(pictures), "--width", "4"]
+    command += ["--networks", "2", "--early", "2", "--epochs", "1", "--wrong", "0.1", "--offset", "0.25"]
+    said = run([*command, "--output", str(out)], tmp_path)
+    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2 and "." in line}
+    assert {name: line[0] for name, line in table.items() if name != "96"} == {
+        "random": "48", "hardest": "48", "window": "48", "all": "96",
+    }  # fmt: skip
+    means = {name: float(table[name][2]) for name in ("hardest", "window", "all")}
+    assert means["hardest"] > means["window"] and means["hardest"] > means["all"]
+
+    kept = load_from_disk(str(out / "kept"))
+    logs = [TrainingLog(out / f"early-{seed}") for seed in (0, 1)]
+    assert [(log.epochs, log.mode) for log in logs] == [(2, "eval")] * 2
+    mean = np.mean([log.read("el2n", 1) for log in logs], axis=0)
+    middle = np.argsort(-mean)[24 : 24 + 48]  # without the hardest quarter
+    assert sorted(kept["row_id"][:]) == sorted(logs[0].ids[int(i)].as_py() for i in middle)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Texts whose first words tell their class."""
+    words = [line.split() for line in ("card pay bank", "cat dog sat", "how why not")]
+    rng = np.random.default_rng(1)
+    label = rng.integers(0, 3, 240)
+    rows = {
+        "text": [" ".join([*rng.choice(words[c], 2), *rng.choice(["the", "a", "my", "on"], 3)]) for c in label],
+        "label": label.tolist(),
+    }
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list("abc"))})
+    path = tmp_path_factory.mktemp("questions") / "train.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
+def test_prune_by_training_run(questions, tiny_bert_folder, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLES / "prune_by_training_run.py"), "--data", str(questions)]
+    command += ["--model", str(tiny_bert_folder), "--flip", "0.1", "--epochs", "4", "--early", "3"]
+    said = run([*command, "--learning-rate", "3e-3", "--output", str(out)], tmp_path)
+    assert "24 of 240 labels are wrong" in said and "kept 168 of 240 rows by AUM" in said
+    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2}
+    assert set(table) == {"aum", "confidence", "forgetting", "el2n_train", "el2n", "variability", "random_0"}
+    assert float(table["aum"][0]) > 0.9 and float(table["el2n"][0]) > 0.9
+    assert abs(float(table["random_0"][0]) - 0.5) < 0.2
+    kept = load_from_disk(str(out / "kept"))
+    assert f"{np.mean(kept['wrong'][:]):.1%}" == table["aum"][1]
+    assert TrainingLog(out / "log").label == "labels" and TrainingLog(out / "log").epochs == 4
+    assert "el2n_train" in (out / "card" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Texts of three domains with words of their own."""
+    words = {
+        "bank": "card pay bank my when how",
+        "farm": "cat dog sat on mat ran",
+        "talk": "user hello system is not why",
+    }
+    rng = np.random.default_rng(2)
+    domains = [*words] * 40
+    rows = {
+        "text": [" ".join(rng.choice([*words[d].split(), "the", "a"], rng.integers(12, 30))) for d in domains],
+        "domain": [list(words).index(d) for d in domains],
+    }
+    features = Features({"text": Value("string"), "domain": ClassLabel(names=list(words))})
+    path = tmp_path_factory.mktemp("corpus") / "train.parquet"
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
+def test_lm_recipe(corpus, tiny_gpt2_folder, tiny_bert_folder, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, str(EXAMPLES / "lm_recipe.py"), "--data", str(corpus), "--target", "farm"]
+    command += ["--model", str(tiny_gpt2_folder), "--embedder", str(tiny_bert_folder), "--target-rows", "20"]
+    said = run([*command, "--copies", "0.2", "--max-tokens", "30", "--output", str(out)], tmp_path)
+    tables = {}
+    for block in said.split("\n\n"):
+        lines = [re.split(r"\s{2,}", line.strip()) for line in block.strip().splitlines()]
+        if lines[0][0] in ("rows", "tokens"):
+            assert lines[0][1:] == ["bank", "farm", "talk", "all"]
+            tables[lines[0][0]] = {name: [int(n.replace(",", "")) for n in numbers] for name, *numbers in lines[1:]}
+    assert set(tables) == {"rows", "tokens"}
+    for table in tables.values():  # what the steps took and what was kept is what there was
+        assert (np.sum([n for name, n in table.items() if name != "raw"], axis=0) == table["raw"]).all()
+        assert all(sum(numbers[:3]) == numbers[3] for numbers in table.values())
+    rows = tables["rows"]
+    assert rows["raw"][3] == 120 and rows["- exact copies"][3] == 10 and rows["- near-copies"][3] == 10
+    assert rows["- unlike farm"][1] == 0 < rows["- unlike farm"][3]  # farm texts are what the target looks like
+
+    kept = load_from_disk(str(out / "kept"))
+    assert len(kept) == rows["kept"][3] and sum(kept["tokens"][:]) == tables["tokens"]["kept"][3]
+    assert len(set(kept["text"][:])) == len(kept) and "embedding" not in kept.column_names
+    card = (out / "card" / "README.md").read_text()
+    assert all(name in card for name in ("exact", "minhash", "log_likelihood", "dsir", "semdedup", "ssl_proto"))

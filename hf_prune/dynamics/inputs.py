@@ -51,7 +51,7 @@ class Reader:
         rank: of the worker.
 
     Raises:
-        ValueError: the folder has no such head, or does not read that kind of input.
+        ValueError: the folder has no such head, does not read that kind of input, or not texts of that length.
     """
 
     def __init__(
@@ -76,6 +76,10 @@ class Reader:
             self.task = "classification" if task == "auto" else task
         else:
             self.task, self.kind = _head_of(model, task, kind)
+            if self.kind == "text" and max_length is not None:
+                from hf_prune._embed.plan import text_plan
+
+                text_plan(model, "auto", None, max_length, None)  # a length that is too much is told here, not in a job
 
     @property
     def head(self) -> str:

@@ -257,6 +257,8 @@ def test_bad_input(identity, tiny_gpt2_folder, tiny_resnet_folder):
         hp.EL2N(identity)({"x": [1.0], "label": [0]})
     with pytest.raises(ValueError, match="reads no kind='vector'"):
         hp.EL2N(tiny_resnet_folder, kind="vector")
+    with pytest.raises(ValueError, match="max_length=128 is more than the 40 positions of .*; lower it"):
+        hp.EL2N(tiny_gpt2_folder, max_length=128)  # before a row is scored
     with pytest.raises(ValueError, match="is empty"):
         hp.EL2N(tiny_gpt2_folder)({"text": ["the cat", ""]})
     with pytest.raises(ValueError, match="returned shape .*; for task='classification' return logits of shape"):
