@@ -262,10 +262,10 @@ def product_rows(uses: Sequence[Product]) -> Tensor:
 def quadratic(a: Tensor, g: Tensor) -> Tensor:
     """Diagonal of `g' (a a') g` for (n, t, in) and (n, t, out), (n, out); half of the symmetric (t, t) is enough."""
     half = a.shape[1] // 2
-    if half < 32:
-        return (((a @ a.mT) @ g) * g).sum(1)
+    if half < 64:
+        return ((a @ a.mT) @ g).mul_(g).sum(1)
     early, late = (a[:, :half], g[:, :half]), (a[:, half:], g[:, half:])
-    between = (((early[0] @ late[0].mT) @ late[1]) * early[1]).sum(1)
+    between = ((early[0] @ late[0].mT) @ late[1]).mul_(early[1]).sum(1)
     return quadratic(*early) + quadratic(*late) + 2 * between
 
 
