@@ -16,8 +16,8 @@ in_child = False  # this process was forked from one that had imported the packa
 def _one_thread() -> None:
     global in_child
     in_child = True
-    # not numba: asked for its number of threads it would start them, and give OpenMP theirs back; kernels of this package
-    # run in threads of `_compiled.in_threads`, which has one here
+    # not numba: asked for its number of threads it would start them, and give OpenMP theirs back; kernels of this
+    # package run in threads of `_compiled.in_threads`, which has one here
     for name, setter in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
         module = sys.modules.get(name)
         if module is not None and hasattr(module, setter):
