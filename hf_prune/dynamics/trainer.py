@@ -7,6 +7,7 @@ made, and carries the number of a row beside it through the data loader, so no c
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -317,6 +318,12 @@ def _check(trainer: Any) -> None:
     width = getattr(getattr(trainer.model, "config", None), "num_labels", 0)
     name = next((n for n in ("label", "labels") if n in ds.column_names), None)
     single = type(trainer.model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    if single and {"label", "labels"} <= set(ds.column_names):
+        warnings.warn(
+            "the dataset has columns 'label' and 'labels', and the collators of transformers train on 'label'; rename "
+            "or drop the one that is not meant",
+            stacklevel=3,
+        )
     if name and single and width > 1 and ds.features[name].dtype.startswith(("int", "uint")):
         values = np.asarray(column_array(ds, name).to_numpy())
         wrong = np.flatnonzero((values < 0) | (values >= width))

@@ -361,6 +361,8 @@ def test_bad_input(tmp_path):
         make(ds.remove_columns("row_id"))
     with pytest.raises(TypeError, match="train_dataset is a IterableDataset; recording needs a datasets.Dataset"):
         make(ds.to_iterable_dataset(), options={"max_steps": 2})
+    with pytest.warns(UserWarning, match="'label' and 'labels', and the collators of transformers train on 'label'"):
+        make(ds.add_column("labels", [0] * len(ds)))
     with pytest.raises(ValueError, match="dataloader_drop_last=True leaves rows out"):
         make(options={"dataloader_drop_last": True})
     with pytest.raises(ValueError, match="clean_dataset has other ids"):
