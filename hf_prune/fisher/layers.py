@@ -161,4 +161,3 @@ def _positions(x: Tensor) -> Tensor:
 def _scaled(x: Tensor, g: Tensor, dims: int) -> dict[str, Use]:
     x, g = (v.flatten(-dims).reshape(len(v), -1, v.shape[-dims:].numel()) for v in (x, g))
     return {"weight": Vector(g, x), "bias": Vector(g)}
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakMethod
@@ -84,7 +84,7 @@ class Squares:
             if name not in modules:
                 raise ValueError(f"the network has no module {name!r}; it has {', '.join(list(modules)[1:9])}, ...")
         check_network(network)
-        self.network, self.modules = network, modules
+        self.network, self.modules, self._parameters = network, modules, list(network.parameters())
         chosen = [
             name
             for name in modules
@@ -136,14 +136,15 @@ class Squares:
         Raises:
             ValueError: train mode, autocast to float16, an empty batch, rows that cannot be told apart.
         """
-        check_mode(self.network)
+        check_mode(self.modules, self._parameters)
         b = batch_size((args, kwargs))
         if self._probe is None:
             self._begin(args, kwargs)
         assert self._probe is not None
         tap = Tap(self, b)
         layers = list(dict.fromkeys([*self._taps, *self._owned]))
-        with hooked(self.network, layers, self._probe, b, tap._calls, WeakMethod(tap._arrive)) as starts:
+        arrive = WeakMethod(tap._arrive)
+        with hooked(self.modules, self._parameters, layers, self._probe, b, tap._calls, arrive) as starts:
             tap.output = self.network(*args, **kwargs)
         tap._begin(starts)
         return tap
@@ -247,10 +248,14 @@ class Tap:
             )
         self._sink, self._keep = sink, keep
         try:
-            torch.autograd.grad(outputs, self._starts, gradient, retain_graph=keep, allow_unused=True)
-            self._without_formula()
-            for p in list(self._uses):  # a layer that was called more often than it matters for these outputs
-                self._reduce(p)
+            with (
+                torch.autocast(outputs.device.type, enabled=False),
+                torch.no_grad(),
+            ):  # torch hands it on to its threads
+                torch.autograd.grad(outputs, self._starts, gradient, retain_graph=keep, allow_unused=True)
+                self._without_formula()
+                for p in list(self._uses):  # a layer that was called more often than it matters for these outputs
+                    self._reduce(p)
         finally:
             self._sink = None
             self._uses.clear()
@@ -268,13 +273,15 @@ class Tap:
         layer: Any = self._squares.modules[call.module]
         known = self._squares._formulas[call.module]
         assert known is not None
-        with torch.autocast(call.grads[0].device.type, enabled=False), torch.no_grad():
-            a, g = _rows_first(call.given[0], call.given_dims[0], self._b), call.grads[0].movedim(call.out_dims[0], 0)
-            uses = known(layer, a, g)
-            for own, p in wanted.items():
-                self._uses.setdefault(p, []).append(uses[own])
-                if len(self._uses[p]) == self._expected[p]:
-                    self._reduce(p)
+        a, g = (
+            _rows_first(call.given[0], call.given_dims[0], self._b),
+            _rows_first(call.grads[0], call.out_dims[0], self._b),
+        )
+        uses = known(layer, a, g)
+        for own, p in wanted.items():
+            self._uses.setdefault(p, []).append(uses[own])
+            if len(self._uses[p]) == self._expected[p]:
+                self._reduce(p)
         if call.module not in self._squares._owned:
             call.grads.clear()
             if not self._keep:
@@ -284,10 +291,8 @@ class Tap:
         block, (shape, axis) = self._squares._of[p], self._squares._shape[p]
         uses = self._uses.pop(p)
         assert self._sink is not None
-        with torch.autocast(self._starts[0].device.type, enabled=False), torch.no_grad():
-            rows = (
-                position_rows(uses, block.name) if p in self._squares._by_position else filter_rows(uses, shape, axis)
-            )
+        position = p in self._squares._by_position
+        rows = position_rows(uses, block.name) if position else filter_rows(uses, shape, axis)
         self._sink(block, rows)
 
     def _without_formula(self) -> None:
@@ -399,19 +404,19 @@ def check_network(network: nn.Module) -> None:
             raise ValueError(f"{name} has weights that are not finite; the network is broken, load another checkpoint")
 
 
-def check_mode(network: nn.Module) -> None:
+def check_mode(modules: Mapping[str, nn.Module], parameters: Iterable[nn.Parameter]) -> None:
     """Refuse train mode and autocast to float16.
 
     Raises:
         ValueError: either.
     """
-    for name, module in network.named_modules():
+    for name, module in modules.items():
         if module.training:
             why = "mixes the rows of a batch" if "BatchNorm" in type(module).__name__ else "may drop units at random"
             raise ValueError(
                 f"{type(module).__name__} {name!r} is in train mode, in which it {why}; call network.eval()"
             )
-    for device in {p.device.type for p in network.parameters()}:
+    for device in {p.device.type for p in parameters}:
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
             raise ValueError("autocast to float16: squared gradients underflow to 0; use torch.bfloat16")
 
@@ -419,7 +424,7 @@ def check_mode(network: nn.Module) -> None:
 def _rows_first(x: Tensor, dim: int | None, b: int) -> Tensor:
     """Batch first; what all rows share is repeated."""
     if dim is not None:
-        return x.movedim(dim, 0)
+        return x.movedim(dim, 0) if dim else x
     return x.expand(b, *x.shape[1:]) if x.ndim and x.shape[0] == 1 else x.expand(b, *x.shape)
 
 

@@ -209,7 +209,8 @@ def _check_alone(one: Any, two: Any) -> None:
 
 @contextlib.contextmanager
 def hooked(
-    network: nn.Module,
+    modules: Mapping[str, nn.Module],
+    parameters: Sequence[nn.Parameter],
     layers: Sequence[str],
     known: Probe,
     b: int,
@@ -219,20 +220,22 @@ def hooked(
     """Within it, calls of the named layers are noted in `calls`; gives the tensors at which the graph begins.
 
     Args:
-        network: parameters without gradients.
+        modules: of the network, by name.
+        parameters: of the network; without gradients meanwhile.
         layers: names of modules with a formula, or of owners.
         known: what the probe showed.
         b: rows in the batch.
         calls: to fill.
         arrive: called with a call when its last gradient came back; weak, since the graph is held by who is called.
     """
-    modules, counts, starts = dict(network.named_modules()), dict.fromkeys(layers, 0), list[Tensor]()
+    counts, starts = dict.fromkeys(layers, 0), list[Tensor]()
 
     def note(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, given: Any, kwargs: Any, out: Any) -> Any:
             given_dims, out_dims = known.of(name, counts[name])
             counts[name] += 1
-            tensors, returned = _tensors((given, kwargs)), _tensors(out)
+            tensors = _tensors(given[0] if len(given) == 1 and not kwargs else (given, kwargs))
+            returned = _tensors(out)
             for x, dim in zip([*tensors, *returned], [*given_dims, *out_dims], strict=True):
                 if dim is not None and x.shape[dim] != b:
                     raise ValueError(
@@ -242,7 +245,7 @@ def hooked(
                 raise ValueError(f"{name} was given {tuple(tensors[0].shape)}, in which the batch does not come first")
             call = Call(name, tensors, (given, kwargs), given_dims, [0 if dim is None else dim for dim in out_dims])
             calls.append(call)
-            leaves, spec = tree_flatten(out)
+            leaves, spec = ([out], None) if isinstance(out, Tensor) else tree_flatten(out)
             place = 0
             for i, leaf in enumerate(leaves):
                 if not isinstance(leaf, Tensor):
@@ -258,11 +261,11 @@ def hooked(
                 leaf.register_hook(_keep(call, number, arrive))  # type: ignore[no-untyped-call]
                 call.awaited += 1
                 leaves[i] = leaf
-            return tree_unflatten(leaves, spec)
+            return leaves[0] if spec is None else tree_unflatten(leaves, spec)
 
         return hook
 
-    return_to = [(p, p.requires_grad) for p in network.parameters()]
+    return_to = [(p, p.requires_grad) for p in parameters]
     handles = [modules[name].register_forward_hook(note(name), with_kwargs=True) for name in layers]
     try:
         for p, _ in return_to:
@@ -297,6 +300,8 @@ def slow_paths() -> Iterator[None]:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):  # as most often; a walk through the tree takes longer than the call of a small layer
+        return [tree]
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
