@@ -30,6 +30,20 @@ class Value:
 
     version: ClassVar[int] = 1
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in cls.__dict__:  # or `dataclass` writes one, with all numbers of all arrays
+            cls.__repr__ = Value.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Fields that differ from their defaults, arrays by type and shape: what a notebook shows."""
+        shown = []
+        for field in fields(self):  # type: ignore[arg-type]
+            item = getattr(self, field.name)
+            if not (isinstance(item, _PLAIN) and type(item) is type(field.default) and item == field.default):
+                shown.append(f"{field.name}={_short(item)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         _check_class(cls)
         return super().__new__(cls)
@@ -145,6 +159,17 @@ def unpack(classes: tuple[type, ...], text: str, blob: bytes) -> Any:
         return {k: decode(v) for k, v in item.items()}
 
     return decode(json.loads(text))
+
+
+def _short(item: Any) -> str:
+    if isinstance(item, np.ndarray):
+        return f"{item.dtype}{list(item.shape)}"
+    if isinstance(item, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_short(value)}" for key, value in item.items()) + "}"
+    if isinstance(item, (list, tuple)):
+        inside = ", ".join(_short(value) for value in item[:5]) + (", ..." if len(item) > 5 else "")
+        return f"[{inside}]" if isinstance(item, list) else f"({inside})"
+    return repr(item)
 
 
 def _check_class(cls: type) -> None:

@@ -343,3 +343,10 @@ def test_a_large_read_only_array_is_named_once():
     table.setflags(write=False)
     assert array_digest(table) == array_digest(table.copy())
     assert array_digest(table) != array_digest(table.astype(np.float32)) != array_digest(table.reshape(10, 100))
+
+
+def test_a_notebook_shows_settings_and_shapes_not_numbers(vectors):
+    scorer = hp.SSLPrototypes.fit(vectors, k=4, seed=3)
+    text = repr(scorer)
+    assert text.startswith("SSLPrototypes(centroids=float32[4, ") and "metric" not in text and len(text) < 600
+    assert repr(hp.Random(seed=7)) == "Random(seed=7, name='random_7')"
