@@ -187,7 +187,8 @@ class Runner:
     def _loss(self, logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
         if not self.language:
             return np.full(len(logits), np.nan)
-        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+        own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        loss = (logits.logsumexp(-1) - own).masked_fill(targets < 0, 0)
         return loss.sum(1, dtype=torch.float64).cpu().numpy()
 
     def _classes(self, batch: Batch) -> NDArray[np.int64]:
