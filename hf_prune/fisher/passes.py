@@ -176,7 +176,7 @@ class Runner:
             labels = torch.full_like(targets, draw)
             return error(logits, labels) * logits.softmax(-1)[..., draw : draw + 1].sqrt()
         flat = targets.reshape(len(targets), -1)
-        keys: NDArray[np.uint64] = seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64)
+        keys = np.asarray(seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64), np.uint64)
         uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
         there = flat >= 0
         wide = logits.reshape(*flat.shape, -1)
@@ -278,8 +278,8 @@ def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
     """Name of the linear layer that gives the logits."""
     own: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if reader.task == "language_model" and own is not None:
-        return next(name for name, module in network.named_modules() if module is own)
-    return str(last_linear(reader, network, given))
+        return next(str(name) for name, module in network.named_modules() if module is own)
+    return last_linear(reader, network, given)
 
 
 def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
