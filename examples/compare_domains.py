@@ -63,7 +63,7 @@ def main() -> None:
     print(f"pairs of parts further apart than either is within itself, intervals apart: {apart} of {len(between)}")
     nearest = full + np.diag([np.inf] * len(names))
     print("nearest other part: " + ", ".join(f"{n}: {names[j]}" for n, j in zip(names, nearest.argmin(1), strict=True)))
-    union = hp.diversity_coefficient(list(parts.values()), probe, batches=2 * len(names), rows=args.rows)
+    union = hp.diversity_coefficient(list(parts.values()), probe, batches=max(2 * len(names), 8), rows=args.rows)
     print(f"union: {union}\nlargest of one part: {max(within, key=float)}")
     if not probe.reader().own and probe.reader().task == "language_model":
         low, high = hp.diversity_bounds(probe, **sizes)

@@ -212,3 +212,24 @@ def test_lm_recipe(corpus, tiny_gpt2_folder, tiny_bert_folder, tmp_path):
     assert len(set(kept["text"][:])) == len(kept) and "embedding" not in kept.column_names
     card = (out / "card" / "README.md").read_text()
     assert all(name in card for name in ("exact", "minhash", "log_likelihood", "dsir", "semdedup", "ssl_proto"))
+
+
+def test_compare_domains(tmp_path, tiny_gpt2_folder):
+    rng = np.random.default_rng(0)
+    words = "the card pay bank when how my is not why cat dog sat mat ran far".split()
+    texts, kinds = [], []
+    for i in range(80):
+        texts.append(" ".join(rng.choice(words[8 * (i % 2) :][:8], rng.integers(6, 12))))
+        kinds.append(i % 2)
+    features = Features({"text": Value("string"), "domain": ClassLabel(names=["bank", "cat"])})
+    ds = Dataset.from_dict({"text": texts, "domain": kinds}, features=features)
+    for name, part in (("train", ds.select(range(64))), ("held_out", ds.select(range(48, 80)))):
+        part.to_parquet(str(tmp_path / f"{name}.parquet"))
+    command = [sys.executable, str(EXAMPLES / "compare_domains.py"), "--data", str(tmp_path / "train.parquet")]
+    command += ["--validation", str(tmp_path / "held_out.parquet"), "--by", "domain", "--model", str(tiny_gpt2_folder)]
+    command += ["--batches", "8", "--rows", "4", "--row-sample", "6", "--max-length", "16"]
+    out = run(command, tmp_path)
+    for line in ("nearest other part: bank: cat, cat: bank", "union: ", "lower bound: ", "alignment of single rows"):
+        assert line in out
+    share = re.findall(r"the probe .* parameters\): ([\d.]+) %", out)
+    assert 0 < float(share[0]) < 200

@@ -533,7 +533,7 @@ def _quotas(batches: int, rows: int, shares: NDArray[np.float64], mix: str) -> N
     if mix == "interleaved":
         return np.tile(_rounded(rows, shares), (batches, 1))
     owner = np.repeat(np.arange(len(shares)), _rounded(batches, shares))
-    return rows * (owner[:, None] == np.arange(len(shares))).astype(np.int64)
+    return np.asarray(rows * (owner[:, None] == np.arange(len(shares))), np.int64)
 
 
 def _rounded(total: int, shares: NDArray[np.float64]) -> NDArray[np.int64]:

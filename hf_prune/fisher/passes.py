@@ -176,7 +176,7 @@ class Runner:
             labels = torch.full_like(targets, draw)
             return error(logits, labels) * logits.softmax(-1)[..., draw : draw + 1].sqrt()
         flat = targets.reshape(len(targets), -1)
-        keys: NDArray[np.uint64] = seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64)
+        keys = np.asarray(seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64), np.uint64)
         uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
         there = flat >= 0
         wide = logits.reshape(*flat.shape, -1)
@@ -187,7 +187,8 @@ class Runner:
     def _loss(self, logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
         if not self.language:
             return np.full(len(logits), np.nan)
-        loss = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none")
+        own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        loss = (logits.logsumexp(-1) - own).masked_fill(targets < 0, 0)
         return loss.sum(1, dtype=torch.float64).cpu().numpy()
 
     def _classes(self, batch: Batch) -> NDArray[np.int64]:
@@ -277,8 +278,8 @@ def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
     """Name of the linear layer that gives the logits."""
     own: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if reader.task == "language_model" and own is not None:
-        return next(name for name, module in network.named_modules() if module is own)
-    return str(last_linear(reader, network, given))
+        return next(str(name) for name, module in network.named_modules() if module is own)
+    return last_linear(reader, network, given)
 
 
 def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
