@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IN_CACHE = 1 << 18  # numbers formed at a time: 1 MB in float32
-AT_ONCE = 1 << 22  # where forming them is one call that wants many examples
+AT_ONCE = 1 << 19  # numbers read and formed, where one call takes several examples
 
 
 def wide(x: Tensor) -> Tensor:
@@ -227,8 +227,9 @@ def filter_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
 def summed_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
     """Squared row norms through the gradients, (b, rows), some examples at a time."""
     first = uses[0]
-    b = len(first.value if isinstance(first, Explicit) else first.g)
-    chunk = max(1, AT_ONCE // math.prod(shape))
+    g = first.value if isinstance(first, Explicit) else first.g
+    b = len(g)
+    chunk = max(1, AT_ONCE // (math.prod(shape) + 2 * math.prod(g.shape[1:])))
     parts = []
     for start in range(0, b, chunk):
         part = slice(start, start + chunk)
