@@ -143,7 +143,7 @@ class Squares:
         assert self._probe is not None
         tap = Tap(self, b)
         layers = list(dict.fromkeys([*self._taps, *self._owned]))
-        arrive = WeakMethod(tap._arrive)
+        arrive: WeakMethod[Callable[[Call], None]] = WeakMethod(tap._arrive)
         with hooked(self.modules, self._parameters, layers, self._probe, b, tap._calls, arrive) as starts:
             tap.output = self.network(*args, **kwargs)
         tap._begin(starts)

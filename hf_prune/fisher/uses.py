@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IN_CACHE = 1 << 18  # numbers formed at a time: 1 MB in float32
-AT_ONCE = 1 << 22  # where forming them is one call that wants many examples
+AT_ONCE = 1 << 19  # numbers read and formed, where one call takes several examples
 
 
 def wide(x: Tensor) -> Tensor:
@@ -111,15 +111,15 @@ class Convolution:
     def _of_windows(self, x: Tensor) -> Tensor:
         """Products of windows, (n, groups, t, t), from the windows."""
         windows = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
-        windows = windows.unflatten(1, (self.groups, -1))
+        windows = windows.reshape(len(x), self.groups, -1, windows.shape[2])
         return windows.mT @ windows
 
     def _of_pixels(self, x: Tensor) -> Tensor:
         """Products of windows, (n, groups, t, t), from products of pixels: sums over rows and columns of the kernel."""
         x = F.pad(x, (self.padding[1], self.padding[1], self.padding[0], self.padding[0]))
         (height, width), space = x.shape[2:], self.g.shape[2:]
-        x = x.flatten(2).unflatten(1, (self.groups, -1))
-        found = (x.mT @ x).unflatten(3, (height, width)).unflatten(2, (height, width))
+        x = x.reshape(len(x), self.groups, -1, height * width)
+        found = (x.mT @ x).reshape(len(x), self.groups, height, width, height, width)
         for axis in (0, 1):
             size, d, s = space[axis], self.dilation[axis], self.stride[axis]
             total: Tensor | None = None
@@ -129,7 +129,7 @@ class Convolution:
                 total = part.clone(memory_format=torch.contiguous_format) if total is None else total.add_(part)
             assert total is not None
             found = total
-        return found.flatten(4).flatten(2, 3)
+        return found.reshape(len(x), self.groups, math.prod(space), math.prod(space))
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,9 @@ def filter_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
 def summed_rows(uses: Sequence[Use], shape: Sequence[int], axis: int) -> Tensor:
     """Squared row norms through the gradients, (b, rows), some examples at a time."""
     first = uses[0]
-    b = len(first.value if isinstance(first, Explicit) else first.g)
-    chunk = max(1, AT_ONCE // math.prod(shape))
+    g = first.value if isinstance(first, Explicit) else first.g
+    b = len(g)
+    chunk = max(1, AT_ONCE // (math.prod(shape) + 2 * math.prod(g.shape[1:])))
     parts = []
     for start in range(0, b, chunk):
         part = slice(start, start + chunk)
