@@ -39,7 +39,9 @@ def network(name: str, size: str) -> tuple[nn.Module, str]:
     more = (
         {"n_embd": 768, "n_layer": 12, "n_head": 12} if size == "full" else {"n_embd": 192, "n_layer": 4, "n_head": 4}
     )
-    return GPT2LMHeadModel(GPT2Config(vocab_size=8192, n_positions=128, **more)).eval(), "lm_head"
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=8192, n_positions=128, bos_token_id=0, eos_token_id=0, **more)
+    ).eval(), "lm_head"
 
 
 def inputs(name: str, rows: int, length: int) -> torch.Tensor:
