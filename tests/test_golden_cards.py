@@ -38,6 +38,8 @@ SCORERS = {
     "exact": lambda ds: hp.ExactDedup.fit(ds),
     "minhash": lambda ds: hp.MinHashDedup.fit(ds, ngram=2),
     "substring": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
+    "t2v_alignment": lambda ds: hp.Task2VecAlignment.fit(ds, probe=hp.Probe(two_layers(), kind="vector", head="keep")),
+    "t2v_complexity": lambda ds: hp.Task2VecComplexity(probe=hp.Probe(two_layers(), kind="vector", head="keep")),
     "text_rules": lambda ds: hp.TextStatistics(statistics=("n_words", "duplicate_line_fraction")),
 }
 
@@ -61,6 +63,15 @@ def one_layer():
     torch.nn.init.eye_(network.weight)
     torch.nn.init.zeros_(network.bias)
     return network
+
+
+def two_layers():
+    import torch
+
+    first = torch.nn.Linear(16, 16)
+    torch.nn.init.eye_(first.weight)
+    torch.nn.init.zeros_(first.bias)
+    return torch.nn.Sequential(first, torch.nn.Tanh(), one_layer())
 
 
 @pytest.mark.parametrize("name", SCORERS)
