@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=48, help="of a batch")
     parser.add_argument("--row-sample", type=int, default=40, help="rows of each part that are scored one by one")
     parser.add_argument("--draws", type=int, default=1, help="labels drawn for each term")
+    parser.add_argument("--tables", action="store_true", help="count tables of embeddings: tells bounds from domains")
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--heat-map", type=Path)
     return parser.parse_args()
@@ -45,6 +46,7 @@ def main() -> None:
         layers=args.layers,
         estimator=args.estimator,
         draws=args.draws,
+        tables=args.tables,
         max_length=args.max_length,
         head="keep",
     )

@@ -314,6 +314,9 @@ def diversity_bounds(
     The least: one token, the same in all of it, but for the end of text at odds of one in the vocabulary. The most:
     every token at random.
 
+    Random tokens are alike in all but which words occur, and that shows in the tables of embeddings: take a probe with
+    `tables=True`, and compare with datasets under the same probe, or the upper bound need not lie above them.
+
     Args:
         probe: of a transformers language model.
         batches, rows, seed: as of `diversity_coefficient`.
