@@ -11,7 +11,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from hub_server import IGNORED, HubServer
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hf_prune._hub import remote as _hub_remote
 from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
@@ -291,6 +291,30 @@ def test_retry_after_is_obeyed(hub, monkeypatch):
     hub.fail("/commit/", 1, 429, headers={"Retry-After": "7"})
     push(hub, rows(), what="scores")
     assert 7.0 in naps and len(score_commits(hub)) == 1
+
+
+def test_the_wait_is_told(hub, caplog):
+    hub.fail("/commit/", 1, 503)
+    push(hub, rows(), what="scores")
+    assert [r.levelname for r in caplog.records if "503; trying again in" in r.getMessage()] == ["WARNING"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_offline_mode_is_not_waited_out(wrapped):
+    calls = []
+
+    def action():
+        calls.append(1)
+        if not wrapped:
+            raise OfflineModeIsEnabled("offline")
+        try:
+            raise OfflineModeIsEnabled("offline")
+        except OfflineModeIsEnabled as error:
+            raise LocalEntryNotFoundError("not in the cache") from error
+
+    with pytest.raises((OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        _hub_remote.retry(action, "reading")
+    assert len(calls) == 1
 
 
 def test_a_push_that_dies_is_finished_by_the_next(hub, monkeypatch):

@@ -53,7 +53,6 @@ SCORERS: dict[str, Entry] = {
     "uncertainty": Entry("Uncertainty"),
     "uncertainty_log": Entry("Uncertainty", maker="from_log"),
     "vendi": Entry("VendiContribution"),
-    "text_statistics": Entry("TextStatistics"),
     "exact": Entry("ExactDedup", ("reference",)),
     "minhash": Entry("MinHashDedup", ("reference",)),
     "substring": Entry("SubstringDedup", ("reference",)),

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 
@@ -64,21 +65,24 @@ def retry(action: Callable[[], T], what: str) -> T:
                 raise
             wait = _wait(cause, attempt)
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else type(cause).__name__
-            logger.info("%s: %s; trying again in %.1f s", what, status, wait)
+            logger.warning("%s: %s; trying again in %.1f s", what, status, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def _transient(error: BaseException | None) -> BaseException | None:
     """The error in the chain of causes that waiting may mend; the client wraps some in plain RuntimeErrors."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
-            return error if error.response.status_code in AGAIN else None
-        if isinstance(error, (*_DROPPED, json.JSONDecodeError)):  # a gateway's error page is no JSON
-            return error
+    chain: list[BaseException] = []
+    while error is not None and not any(error is seen for seen in chain):
+        chain.append(error)
         error = error.__cause__ or error.__context__
+    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):  # a ConnectionError, but wanted by the user
+        return None
+    for link in chain:
+        if isinstance(link, HfHubHTTPError) and not isinstance(link, LocalEntryNotFoundError):
+            return link if link.response.status_code in AGAIN else None
+        if isinstance(link, (*_DROPPED, json.JSONDecodeError)):  # a gateway's error page is no JSON
+            return link
     return None
 
 

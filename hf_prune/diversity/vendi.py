@@ -338,7 +338,8 @@ def _gram_of(unit: np.ndarray) -> np.ndarray:
     import torch
 
     out = np.empty((d, d), unit.dtype)
-    x, into = torch.from_numpy(unit), torch.from_numpy(out)
+    x = torch.from_numpy(unit if unit.flags.writeable else unit.copy())  # torch warns of memory it may not write to
+    into = torch.from_numpy(out)
     for at in range(0, d, STRIP):
         to = at + STRIP
         torch.mm(x[:, at:to].T, x[:, at:], out=into[at:to, at:])

@@ -103,6 +103,9 @@ class TrainingLog:
         if version != FORMAT:
             raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT}; install a matching hf_prune")
 
+    def __repr__(self) -> str:
+        return f"TrainingLog({str(self.folder)!r}, mode={self.mode!r}, epochs={self.epochs})"
+
     @property
     def epochs(self) -> int:
         """Finished epochs."""

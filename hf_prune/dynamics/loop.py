@@ -95,7 +95,7 @@ def train_with_log(
         KeyError: a column is missing; the message lists those there are.
         ValueError: no epochs, labels out of range, ids that are null or repeated, a log in the folder and `resume`
             False, or one of another dataset.
-        TypeError: labels that are not integers.
+        TypeError: labels that are not integers, or a name where the model should be.
 
     >>> import tempfile, torch
     >>> from datasets import Dataset
@@ -111,6 +111,8 @@ def train_with_log(
 
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} leave nothing to train; give 1 or more")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model={model!r} is no torch module; load it first, as with AutoModel...from_pretrained(...)")
     factor = _schedule(schedule)
     make_inputs = inputs if callable(inputs) else _reader(ds, inputs)
     labels = _labels(ds, label, id_column)

@@ -213,6 +213,16 @@ def test_a_loss_that_is_nan_in_mid_run(ds, tmp_path):
     assert np.isnan(log.read("loss", 1)).sum() == 1
 
 
+def test_a_log_tells_what_it_is(alone):
+    log, _ = alone
+    assert repr(log) == f"TrainingLog({str(log.folder)!r}, mode='train', epochs=4)"
+
+
+def test_a_name_is_no_model(ds, tmp_path):
+    with pytest.raises(TypeError, match="model='a/name' is no torch module; load it first"):
+        train_with_log("a/name", ds, tmp_path / "log", epochs=1, **OPTIONS)
+
+
 def test_bad_input(ds, tmp_path):
     def run(data=ds, net=None, **options):
         return train_with_log(net or make_net(), data, tmp_path / "log", **{**OPTIONS, "epochs": 1, **options})
