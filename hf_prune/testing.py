@@ -241,19 +241,28 @@ def second_process(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         task, answer = Path(folder, "task"), Path(folder, "answer")
         task.write_bytes(dill.dumps((case.scorer, case.rows)))
-        known = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-        environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": known}
-        done = subprocess.run(
-            [sys.executable, "-c", _SECOND, str(task), str(answer)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=case.seconds,
-        )
-        _need(done.returncode == 0, f"it failed in a second process: {done.stderr.strip()[-500:]}")
+        failed = _in_second_process(task, answer, case.seconds)
+        _need(not failed, f"it failed in a second process: {failed[-500:]}")
         found, scores = pickle.loads(answer.read_bytes())
     _need(found == case.hash, "its hash is another in a second process")
     _same(case, scores, "a second process")
+
+
+def _in_second_process(task: Path, answer: Path, seconds: float) -> str:
+    """Run the task in a fresh interpreter; what went wrong, or nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SECOND, str(task), str(answer)],
+        env=_second_environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    return done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""
+
+
+def _second_environment() -> dict[str, str]:
+    known = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    return os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": known}
 
 
 _SECOND = """

@@ -2,13 +2,65 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 import hf_prune as hp
+from hf_prune import testing
 from hf_prune.testing import CHECKS, check_scorer
+
+# a process with another hash seed that has imported everything, and forks for each task: a new interpreter for each
+# of some eighty scorers would spend minutes on imports (tests of `testing` itself start real ones)
+FORKS = """
+import os, sys, traceback
+import datasets, dill, torch, transformers
+from datasets.fingerprint import Hasher
+code = sys.argv[1]
+for line in sys.stdin:
+    task, answer, report = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["second", task, answer]
+        try:
+            exec(code)
+        except BaseException:
+            open(report, "w").write(traceback.format_exc())
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def second_process(tmp_path_factory):
+    """Second processes of the conformance suite come out of one that has done its imports."""
+    report = tmp_path_factory.mktemp("second") / "report"
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORKS, testing._SECOND],
+        env=testing._second_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(task: Path, answer: Path, seconds: float) -> str:
+        report.unlink(missing_ok=True)
+        print(task, answer, report, sep="\t", file=server.stdin, flush=True)
+        assert server.stdout.readline() == "done\n"
+        return report.read_text() if report.exists() else ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "_in_second_process", run)
+        yield
+    server.communicate()
+    assert server.returncode == 0
+
 
 SCORERS = {
     "DSIR": lambda ds: hp.DSIR.fit(ds, ds.select(range(24))),
