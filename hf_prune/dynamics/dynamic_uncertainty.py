@@ -42,7 +42,7 @@ def dynamic_uncertainty(probabilities: Iterable[Any], window: int = 10) -> NDArr
         ring[epoch % window] = value
     if count == 0:
         raise ValueError(
-            f"a window of {window} epochs needs {window + 1} recorded ones or more; lower window, or train on"
+            f"a window of {window} epochs needs {window + 1} recorded ones or more; lower window, or train for longer"
         )
     return total / count
 

@@ -122,18 +122,18 @@ class KenLM(Scorer):
         return {self.name: found} | ({f"{self.name}_perplexity": 10.0**-found} if self.perplexity else {})
 
     def _load(self) -> Any:
-        try:
-            import kenlm
-        except ImportError as error:
-            raise ImportError(
-                "KenLM models are read by the package kenlm (a C++ compiler builds it); pip install 'hf_prune[kenlm]'"
-            ) from error
         path = Path(_pointer(str(self.revision)).get("path", ""))
         if not path.is_file() or _file_digest(path) != self.revision:
             raise FileNotFoundError(
                 f"the KenLM file {self.model} ({str(self.revision)[:12]}) is not on this machine (looked at {path}); "
                 "make the scorer anew from the file's new place, or share HF_PRUNE_HOME between the machines"
             )
+        try:
+            import kenlm
+        except ImportError as error:
+            raise ImportError(
+                "KenLM models are read by the package kenlm (a C++ compiler builds it); pip install 'hf_prune[kenlm]'"
+            ) from error
 
         def load() -> Any:
             try:
