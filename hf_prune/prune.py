@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hf_prune._arrow import column_array
 from hf_prune._layout import check_layout, take_rows
 from hf_prune._prune.draw import METHODS, Method, ccs
-from hf_prune._prune.inputs import chunked, clusters_of, costs_of, hashes_of, ids_of, keys_of, scores_of
+from hf_prune._prune.inputs import chunked, clusters_of, costs_of, draw_keys, hashes_of, ids_of, scores_of
 from hf_prune._prune.rule import Rule, check_offset, make_rule
 from hf_prune._prune.select import (
     Index,
@@ -280,8 +280,8 @@ def sample_by_score(
 ) -> Any:
     """A random sample without replacement by a score, in dataset order.
 
-    The noise is a pure function of (seed, row id), or of (seed, position) where there is no id column:
-    shuffled rows with ids give the same sample.
+    The noise is a pure function of (seed, row id). Where there is no id column all columns are read, and it is one of
+    (seed, content, number of the copy). So shuffled rows give the same sample.
 
     Args:
         ds: a `Dataset` or a `DatasetDict`, as in `filter_by_score`.
@@ -307,7 +307,7 @@ def sample_by_score(
     ['b']
     >>> ds = Dataset.from_dict({"x": list("abcdef"), "score": [0.0, 0.1, 0.1, 0.2, 0.9, 5.0]})
     >>> sample_by_score(ds, "score", rows=3, method="ccs", beta=1 / 6, hardest="high", strata=3)["x"][:]
-    ['a', 'c', 'e']
+    ['a', 'b', 'e']
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known; choose one of {', '.join(map(repr, METHODS))}")
@@ -447,8 +447,7 @@ def _sampled(ds: Any, request: _Request, draw: Method, cut: _Cut | None) -> Mask
     values, null = _column(ds, request)
     n, groups = len(ds), _groups(ds, request)
     scores = values.astype(np.float64)
-    ids = ids_of(ds, request.row_id)
-    u = uniform(keys_of(ids, np.arange(n)), request.seed)
+    u = uniform(draw_keys(ds, request.row_id), request.seed)
 
     def pick(at: Index, k: int) -> Pick:
         return Pick(draw(scores[at], u[at], k))
@@ -457,7 +456,7 @@ def _sampled(ds: Any, request: _Request, draw: Method, cut: _Cut | None) -> Mask
     rows = np.flatnonzero(~null)
     if cut is not None:
         keys = values if cut.key is None else scores_of(column_array(ds, cut.key), cut.key, "raise")[0]
-        hashes = hashes_of(ids, request.seed)
+        hashes = hashes_of(ids_of(ds, request.row_id), request.seed)
 
         def hard(at: Index, k: int) -> Pick:
             return best(oriented(keys[at], cut.hardest), k, lambda i: hashes(at[i]))

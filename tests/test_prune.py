@@ -768,3 +768,17 @@ def test_bad_ccs_scores(small):
     endless = small.remove_columns("s").add_column("s", [0.0, 1.0, math.inf, 2.0, 3.0])
     with pytest.raises(ValueError, match=r"divides the range of the scores, and 1 are infinite \(one is inf\)"):
         sample_by_score(endless, "s", rows=2, method="ccs")
+
+
+def test_a_sample_without_ids_is_drawn_by_content():
+    """Another order of the rows gives the same sample; copies do not share their luck."""
+    rng = np.random.default_rng(0)
+    ds = Dataset.from_dict({"x": [f"row {i}" for i in range(400)], "s": rng.normal(size=400)})
+    other = ds.select(rng.permutation(400))
+    for method in ("gumbel", "proportional"):
+        scored = ds if method == "gumbel" else ds.map(lambda row: {"s": abs(row["s"])})
+        moved = other if method == "gumbel" else other.map(lambda row: {"s": abs(row["s"])})
+        kept = sample_by_score(scored, "s", keep=0.25, method=method, seed=3)
+        assert sorted(kept["x"][:]) == sorted(sample_by_score(moved, "s", keep=0.25, method=method, seed=3)["x"][:])
+    copies = Dataset.from_dict({"x": ["same"] * 200, "s": [1.0] * 200})
+    assert len(sample_by_score(copies, "s", keep=0.5, seed=1)) == 100

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hf_prune._arrow import column_array, numbers, take
 from hf_prune._prune.select import Hashes, Index, Mask, codes_of
-from hf_prune.rows import check_unique, digests, seeded
+from hf_prune.rows import check_unique, content_keys, digests, seeded
 
 
 def ids_of(ds: Any, row_id: str | None) -> pa.ChunkedArray | None:
@@ -30,6 +30,12 @@ def keys_of(ids: pa.ChunkedArray | None, at: Index) -> NDArray[np.uint64]:
     if len(np.unique(keys)) < len(keys):
         check_unique(part)
     return keys
+
+
+def draw_keys(ds: Any, row_id: str | None) -> NDArray[np.uint64]:
+    """Keys (n,) to draw rows by: of their ids, or of content and copy where there are none, never of positions."""
+    ids = ids_of(ds, row_id)
+    return content_keys(ds) if ids is None else keys_of(ids, np.arange(len(ds)))
 
 
 def hashes_of(ids: pa.ChunkedArray | None, seed: int) -> Hashes:

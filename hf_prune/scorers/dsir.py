@@ -15,7 +15,7 @@ from hf_prune import rows
 from hf_prune._arrow import floats_column
 from hf_prune._layout import take_rows
 from hf_prune._prune.draw import METHODS
-from hf_prune._prune.inputs import ids_of, keys_of
+from hf_prune._prune.inputs import draw_keys
 from hf_prune._prune.rule import make_rule
 from hf_prune.batch import Batch
 from hf_prune.models import memo
@@ -415,7 +415,7 @@ def sample_by_targets(
             the rest.
         keep, rows: a fraction of all rows, or their number.
         seed: of the noise, which is a function of (seed, target, row id).
-        row_id: column of ids; positions where there is none.
+        row_id: column of ids; content and the number of the copy where there is none.
         layout: as in `filter_by_score`.
 
     Returns:
@@ -438,7 +438,7 @@ def sample_by_targets(
     rule = make_rule(keep=keep, rows=rows, threshold=None, budget=None, prefer="high", nulls="raise", grouped=False,
                      group_floor=None, costed=False)  # fmt: skip
     k = rule.count(len(ds))
-    keys = keys_of(ids_of(ds, row_id), np.arange(len(ds)))
+    keys = draw_keys(ds, row_id)
     wanted = [int(k * p) for p in shares / shares.sum()]
     wanted[-1] += k - sum(wanted)
     taken = np.zeros(len(ds), bool)
