@@ -34,16 +34,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--early", type=int, default=10, help="epochs after which EL2N looks at the network")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--keep", type=float, default=0.7)
+    parser.add_argument("--seed", type=int, default=0, help="of the wrong labels, the weights and the order")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    ds = spoil(load(args.data, args.split, args.column, args.label, args.limit), args.label, args.wrong)
+    ds = spoil(load(args.data, args.split, args.column, args.label, args.limit), args.label, args.wrong, args.seed)
     classes = ds.features[args.label].num_classes
 
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     network = small_resnet(classes, args.width)
     early: list[torch.nn.Module] = []
 
@@ -62,6 +63,7 @@ def main() -> None:
         schedule="constant",  # a rate that drops lets the network memorise wrong labels
         augment=hp.crop_and_flip if args.data else None,  # a mirrored digit is another one
         on_epoch=on_epoch,
+        seed=args.seed,
     )
 
     scorers: list[Any] = [

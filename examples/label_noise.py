@@ -12,9 +12,9 @@ import hf_prune as hp
 HARD_IS_LOW = ("aum", "confidence")  # a wrong label shows at the low end; of the other scores at the high end
 
 
-def spoil(ds: Dataset, label: str, share: float) -> Dataset:
+def spoil(ds: Dataset, label: str, share: float, seed: int = 0) -> Dataset:
     """Add `given`, the label with a share of the rows moved to another class, and `wrong`, which they are."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     true = np.array(ds[label][:])
     classes = ds.features[label].num_classes
     wrong = rng.permutation(len(ds)) < round(share * len(ds))
