@@ -19,13 +19,12 @@ from hf_prune.fisher.distance import (
     mean_pairs,
     symmetric,
 )
-from hf_prune.fisher.embedding import batches_of
+from hf_prune.fisher.embedding import batches_of, task2vec
 from hf_prune.fisher.probe import Probe
 
 LEAST = 8  # batches: fewer leave the jackknife nothing to go by
 ROWS = 64  # a batch, where there are enough
 MIXES = ("concatenated", "interleaved")
-REFERENCE_BATCH = 8  # rows whose mean loss the published code differentiates
 REFERENCE_EPS = 1e-8
 
 
@@ -128,16 +127,17 @@ def diversity_coefficient(
             batch mixes them.
         weights: shares of the datasets, in batches or in each batch's rows; None: equal ones.
         noise_floor: embed with a second label seed too, which costs a backward pass more.
-        reference_compat: as the published code has it: the square of the mean gradient of 8 rows is F over their
-            tokens, 1e-8 is added to sums, equal batches are left out, and the "interval" is the spread of pairs.
+        reference_compat: as the published code has it: embeddings of `fisher="published"`, to whose sums 1e-8 is added;
+            equal batches are left out, and the "interval" is the spread of pairs. Far larger values: they are mostly
+            noise of the labels.
 
     Raises:
         ValueError: fewer than 8 batches, or more rows than there are.
 
     Reference: Lee, Miranda et al., 2023, arXiv 2306.13840.
     """
-    probe = Probe.of(probe)
-    found = embed_batches(ds, probe, batches, rows, seed, mix, weights, noise_floor)
+    probe = Probe.of(probe, fisher="published") if reference_compat else Probe.of(probe)
+    found = embed_batches(ds, probe, batches, rows, seed, mix, weights, noise_floor and not reference_compat)
     return _diversity(found, reference_compat)
 
 
@@ -416,6 +416,11 @@ def _embed_groups(
         apart = [ds.select(np.flatnonzero(groups == group)) for group in range(count)]
         found = [_embed_groups(part, np.zeros(len(part), np.int64), 1, probe.fitted(part), seeds) for part in apart]
         return np.concatenate([v for v, _ in found], 1), np.concatenate([t for _, t in found])
+    if probe.fisher == "published":
+        parts = [ds.select(np.flatnonzero(groups == group)) for group in range(count)]
+        every = [[task2vec(part, probe, seed=seed) for part in parts] for seed in seeds]
+        vectors = np.array([[embedding.vector for embedding in found] for found in every])
+        return vectors, np.array([embedding.terms for embedding in every[0]])
     runner = Runner(probe)
     sums, terms, start = np.zeros(()), np.zeros(count, np.int64), 0
     for batch in batches_of(ds):
@@ -428,8 +433,7 @@ def _embed_groups(
 def _diversity(found: Batches, reference_compat: bool) -> Coefficient:
     vectors, m = found.vectors, len(found.terms)
     if reference_compat:
-        a_batch = (found.terms / found.rows * REFERENCE_BATCH)[:, None]
-        distances = symmetric(vectors[0] / a_batch, vectors[0] / a_batch, REFERENCE_EPS)
+        distances = symmetric(vectors[0], vectors[0], REFERENCE_EPS)
         pairs = distances[np.triu_indices(m, 1)]
         pairs = pairs[pairs > 0] if pairs.any() else pairs
         value, spread = float(pairs.mean()), float(pairs.std())

@@ -99,8 +99,12 @@ def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
     """
     from hf_prune.fisher.passes import Runner
 
-    probe = Probe.of(probe) if seed is None else Probe.of(probe, seed=seed)
-    runner = Runner(probe.fitted(ds))
+    probe = (Probe.of(probe) if seed is None else Probe.of(probe, seed=seed)).fitted(ds)
+    if probe.fisher == "published":
+        from hf_prune.fisher.published import published_task2vec
+
+        return published_task2vec(ds, probe)
+    runner = Runner(probe)
     total, terms, rows = np.zeros(0), 0, 0
     for batch in batches_of(ds):
         sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)

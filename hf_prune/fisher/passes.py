@@ -50,6 +50,8 @@ class Runner:
     def __init__(self, probe: Probe, rank: int | None = None) -> None:
         if probe.fits:
             raise ValueError("the probe has no head yet; call probe.fitted(ds), or use head='keep'")
+        if probe.fisher == "published":
+            raise ValueError("fisher='published' squares mini-batches and tells no row from another; leave it out here")
         self.probe, self.reader = probe, probe.reader(rank)
         self.language = self.reader.task == "language_model"
         self._squares: Squares | None = None
@@ -99,10 +101,8 @@ class Runner:
         Raises:
             ValueError: a row in which there is nothing to predict, a label that is no class of the head.
         """
-        keys = digests(batch.arrow("row_id")) if "row_id" in batch else None
         classes = self._classes(batch) if self.probe.fisher == "empirical" and not self.language else None
-        as_ids = self.language and IDS in batch and "text" not in batch and self.probe.column is None
-        reader = Ids.of(self.reader) if as_ids else self.reader
+        reader = Ids.of(self.reader) if has_ids(self.probe, self.reader, batch) else self.reader
         for places, inputs in reader.passes(batch):
             given = inputs(np.arange(len(places)))
             if self._squares is None:
@@ -126,7 +126,7 @@ class Runner:
                     "padding, or one token long; drop such rows first"
                 )
             loss = self._loss(known, targets)
-            names = keys[places] if keys is not None else input_keys(given)
+            names = row_names(batch, places, given)
             self.width = logits.shape[-1]
             # nothing is drawn for the exact and the empirical Fisher: one seed is as good as another
             drawn = seeds[:1] if self.exact() or self.probe.fisher == "empirical" else seeds
@@ -175,14 +175,7 @@ class Runner:
         if self.exact():
             labels = torch.full_like(targets, draw)
             return error(logits, labels) * logits.softmax(-1)[..., draw : draw + 1].sqrt()
-        flat = targets.reshape(len(targets), -1)
-        keys = np.asarray(seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64), np.uint64)
-        uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
-        there = flat >= 0
-        wide = logits.reshape(*flat.shape, -1)
-        labels = torch.full_like(flat, IGNORE)
-        labels[there] = draw_labels(wide[there], uniform[there])
-        return error(logits, labels.reshape(targets.shape))
+        return error(logits, sampled_labels(logits, targets, names, seed, draw))
 
     def _loss(self, logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
         if not self.language:
@@ -244,6 +237,30 @@ class Ids(Classifier):
         encoder.head = self.head
         encoder.tokens = lambda ids, special=True: (ids, None)  # type: ignore
         return encoder, [list(map(int, row)) for row in batch[column]], False
+
+
+def row_names(batch: Batch, places: NDArray[np.int64], given: Inputs) -> NDArray[np.uint64]:
+    """A 64-bit name (m,) of each row of a pass: by its `row_id`, or else by what the network reads of it."""
+    return digests(batch.arrow("row_id"))[places] if "row_id" in batch else input_keys(given)
+
+
+def sampled_labels(logits: Tensor, targets: Tensor, names: NDArray[np.uint64], seed: int, draw: int) -> Tensor:
+    """Labels drawn from the model where targets are 0 or more, IGNORE elsewhere: the shape of targets.
+
+    A function of (seed, name of the row, position, draw) and of the logits alone.
+    """
+    flat = targets.reshape(len(targets), -1)
+    keys = np.asarray(seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64), np.uint64)
+    uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
+    there = flat >= 0
+    labels = torch.full_like(flat, IGNORE)
+    labels[there] = draw_labels(logits.reshape(*flat.shape, -1)[there], uniform[there])
+    return labels.reshape(targets.shape)
+
+
+def has_ids(probe: Probe, reader: Classifier, batch: Batch) -> bool:
+    """Whether a language model is given token ids in place of texts."""
+    return reader.task == "language_model" and IDS in batch and "text" not in batch and probe.column is None
 
 
 def draw_labels(logits: Tensor, uniform: Tensor) -> Tensor:

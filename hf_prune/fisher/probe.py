@@ -16,7 +16,7 @@ from hf_prune.values import Value
 LENGTH = 128  # tokens, as published: attention and logits of more cost more than they tell
 FEW = 16  # classes up to which all labels are summed over
 
-FISHERS = ("auto", "exact", "sampled", "empirical")
+FISHERS = ("auto", "exact", "sampled", "empirical", "published")
 HEADS = ("auto", "keep", "fit")
 ESTIMATORS = ("sequence", "position")
 
@@ -37,7 +37,8 @@ class Probe(Value):
             at the first of them.
         fisher: whose labels: "sampled" from the model, `draws` for each term; "exact": all classes, each by its
             probability, one backward pass a class; "empirical": those of the data, which is another matrix (its mean
-            gradient is not 0). "auto": exact for up to 16 classes, else sampled.
+            gradient is not 0). "auto": exact for up to 16 classes, else sampled. "published": as both published codes
+            have it, to compare with their numbers: see `published_task2vec`; single rows have no score then.
         draws: sampled labels for each term.
         seed: of the sampled labels, which are a function of (seed, row, position, draw) alone.
         head: "keep" the model's, or "fit" a linear one to the data that is embedded (to the target, for a scorer).
@@ -100,6 +101,8 @@ class Probe(Value):
             raise ValueError(f"l2={self.l2!r}: without a penalty a head that fits all labels has no finite weights")
         if self.model.dtype == "float16":
             raise ValueError("the probe is float16, in which squared gradients underflow to 0; use bfloat16 or float32")
+        if self.fisher == "published" and (self.layers is not None or self.estimator != "sequence"):
+            raise ValueError("fisher='published' takes whole networks and texts; leave out layers and estimator")
         language = self.reader().task == "language_model"
         if self.estimator == "position" and not language:
             raise ValueError("estimator='position' is for language models: other networks have one label a row")

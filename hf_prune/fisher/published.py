@@ -1,0 +1,106 @@
+"""Task2Vec as both published codes work it out, for comparing with numbers that they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_prune.dynamics.grand import error
+from hf_prune.dynamics.logits import next_tokens
+from hf_prune.dynamics.statistics import IGNORE
+from hf_prune.fisher.embedding import Embedding, batches_of
+from hf_prune.fisher.passes import Ids, has_ids, head_name, row_names, sampled_labels, with_head
+from hf_prune.fisher.probe import Probe
+
+PICTURES, TEXTS = 64, 8  # rows of a mini-batch, as published
+TOGETHER = 1 << 20  # tokens of a pass: mini-batches are not cut
+
+
+def published_task2vec(ds: Any, probe: Probe) -> Embedding:
+    """`task2vec` of a probe with `fisher="published"`.
+
+    The gradient of the mean loss of each mini-batch is squared, and averaged over mini-batches and over the first axis
+    of each weight (which is that of the inputs in GPT-2's linear layers). All modules count but the head, whose
+    gradient is part of a tied table's. Texts: a position is scored under the label drawn for the next one.
+
+    Not as published: no dropout, norms keep their statistics, padding has no loss, heads are fitted by this library
+    (of a language model: kept).
+
+    Reference: awslabs/aws-cv-task2vec; brando90/beyond-scale-language-data-diversity.
+    """
+    reader = replace(probe, micro_batch=TOGETHER).reader()
+    network, language = reader.network(), reader.task == "language_model"
+    weights: dict[str, nn.Parameter] = {}
+    total, batches, terms, rows = np.zeros(0), 0, 0, 0
+    for batch in batches_of(ds, TEXTS if language else PICTURES):
+        reads = Ids.of(reader) if has_ids(probe, reader, batch) else reader
+        sums: list[Tensor] = []
+        count = 0
+        for places, inputs in reads.passes(batch):
+            given = inputs(np.arange(len(places)))
+            if not weights:
+                head = head_name(reader, network, given)
+                if probe.weight is not None:
+                    network = with_head(network, head, probe.weight, probe.bias)
+                weights = weights_of(network, head)
+            with _differentiable(list(weights.values())):
+                logits = reader.call(network, given)
+                labels = _labels(logits.detach().float(), given, row_names(batch, places, given), probe.seed, language)
+                back = error(logits.detach(), labels).to(logits.dtype)
+                found = torch.autograd.grad(logits, list(weights.values()), back, allow_unused=True)
+            count += int((labels >= 0).sum())
+            grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), found, strict=True)]
+            sums = grads if not sums else [a + b for a, b in zip(sums, grads, strict=True)]
+        means = [(g.float() / count).square().reshape(len(g), -1).mean(1, dtype=torch.float64) for g in sums]
+        squares = torch.cat(means).cpu().numpy()
+        total = squares if not batches else total + squares
+        batches, terms, rows = batches + 1, terms + count, rows + batch.n
+    if not rows:
+        raise ValueError("task2vec got an empty dataset; there is nothing to embed")
+    layers, start = {}, 0
+    for name, weight in weights.items():
+        layers[name] = (start, start + len(weight))
+        start += len(weight)
+    facts = {"model": probe.model.provenance(), "fisher": probe.fisher, "seed": probe.seed}
+    if probe.weight is not None:
+        facts["head"] = replace(probe, seed=0).digest
+    return Embedding(total / batches, layers, terms, rows, probe.key, facts)
+
+
+def weights_of(network: nn.Module, head: str) -> dict[str, nn.Parameter]:
+    """Parameters called `weight` of all modules but the head."""
+    found = {}
+    for name, module in network.named_modules():
+        if name != head and isinstance(getattr(module, "weight", None), nn.Parameter):
+            found[f"{name}.weight"] = module.weight
+    return found
+
+
+def _labels(logits: Tensor, given: Any, names: Any, seed: int, language: bool) -> Tensor:
+    """Labels drawn from the model, (m,) or (m, t), IGNORE where there is no loss."""
+    if not language:
+        return sampled_labels(logits, logits.new_zeros(len(logits), dtype=torch.int64), names, seed, 0)
+    counts = nn.functional.pad(next_tokens(given), (0, 1), value=IGNORE)
+    later = nn.functional.pad(counts[:, :-1], (1, 0), value=IGNORE)  # where the label that a position borrows is drawn
+    drawn = sampled_labels(logits, later, names, seed, 0)
+    return nn.functional.pad(drawn[:, 1:], (0, 1), value=IGNORE)
+
+
+@contextmanager
+def _differentiable(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to the weights meanwhile: a model that others share comes back as it was."""
+    before = [w.requires_grad for w in weights]
+    try:
+        for w in weights:
+            w.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for w, was in zip(weights, before, strict=True):
+            w.requires_grad_(was)
