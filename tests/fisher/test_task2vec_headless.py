@@ -104,6 +104,20 @@ def test_a_fitted_head_needs_none_in_the_folder(kind, tmp_path, capfd):
         hp.EL2N(models=[folder])(ds[:])
 
 
+def test_what_is_drawn_is_the_same_in_every_process(tmp_path):
+    """It is replaced, and must not be a reason for two workers to differ all the same."""
+    model, heads = Model(save(BertModel(BertConfig(**TEXTS)), tmp_path / "base")), []
+    for seed in (1, 2):
+        clear_cache()
+        torch.manual_seed(seed)
+        network = model.load(head="AutoModelForSequenceClassification", new_head=True)
+        assert network.random_head == "classifier"
+        heads.append(network.classifier.weight)
+    assert torch.equal(*heads) and heads[0].std() > 0
+    with pytest.raises(ValueError, match="no weights for the head"):  # in the cache, and refused all the same
+        model.load(head="AutoModelForSequenceClassification")
+
+
 def test_rows_are_scored_by_such_a_probe(tmp_path):
     torch.manual_seed(0)
     folder, ds = save(BertModel(BertConfig(**TEXTS)), tmp_path / "base"), rows_for("bert")
