@@ -212,7 +212,12 @@ class Model(Value):
         return path
 
     def load(
-        self, rank: int | None = None, head: str = "AutoModel", subfolder: str = "", device: Any = None
+        self,
+        rank: int | None = None,
+        head: str = "AutoModel",
+        subfolder: str = "",
+        device: Any = None,
+        new_head: bool = False,
     ) -> torch.nn.Module:
         """Network in eval mode on the device of the rank, from the per-process cache.
 
@@ -221,9 +226,11 @@ class Model(Value):
             head: class of `transformers` that loads a Hub name or folder, `AutoModelForCausalLM` for example.
             subfolder: where in the folder the network is.
             device: instead of the rank's; "cpu" for a look at the network from a parent, which must not start CUDA.
+            new_head: the last linear layer will be replaced, so the files need not have it. The network says in
+                `random_head` which one is filled at random, if any.
 
         Raises:
-            ValueError: the files lack weights that `head` needs; filled at random they would differ in every worker.
+            ValueError: the files lack weights that `head` needs; filled at random they would mean nothing.
         """
         import torch
 
@@ -231,7 +238,15 @@ class Model(Value):
         # a forked worker inherits the cache: what lies on the CPU is of use to it, what lies on a GPU is not
         owner = 0 if device.type == "cpu" else os.getpid()
         key = ("model", self.digest, head, subfolder, str(device), owner)
-        return cached(key, lambda: self._load(head, subfolder).eval().to(device))
+        network = cached(key, lambda: self._load(head, subfolder).eval().to(device))
+        lacking: Any = getattr(network, "random_head", None)
+        if lacking and not new_head:
+            fit = "" if head == "AutoModelForCausalLM" else "; or, for a Probe, let one be fitted to labels: head='fit'"
+            raise ValueError(
+                f"{self.label} has no weights for the head {lacking!r} of {type(network).__name__}, which would be "
+                f"random numbers; give a model that was trained for this task{fit}"
+            )
+        return network
 
     def processor(self, which: str = "AutoTokenizer", subfolder: str = "") -> Any:
         """Tokenizer (`AutoTokenizer`), image processor (`AutoImageProcessor`) or `AutoProcessor` of the model."""
@@ -274,7 +289,9 @@ class Model(Value):
             return _load_live(self.folder()).to(dtype)
         import transformers
 
-        with _quiet():
+        # what the files lack is drawn under a seed: the same in all workers, and the caller's generator stays as it is
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
             module, info = getattr(transformers, head).from_pretrained(
                 self.folder() / subfolder,
                 dtype=dtype,
@@ -283,13 +300,20 @@ class Model(Value):
                 output_loading_info=True,
             )
         missing = sorted(info["missing_keys"])
-        if lost := [name for name in missing if "pooler" not in name.split(".")]:
+        last = [name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)][-1:]
+        in_head = [name for name in missing if name.rpartition(".")[0] in last and head != "AutoModel"]
+        # a pooler that the checkpoint lacks (BERT, ViT with another head) is common, and harmless where it is not read:
+        # `AutoModel` gives its output beside the states, a classifier reads it
+        unread = [name for name in missing if head == "AutoModel" and "pooler" in name.split(".")]
+        if lost := [name for name in missing if name not in in_head + unread]:
+            shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
             raise ValueError(
-                f"{self.label} has no weights for {lost[0]} and {len(lost) - 1} more of {type(module).__name__}, which "
-                "would be random numbers; give a model that was trained for this task"
+                f"{self.label} has no weights for {shown} of {type(module).__name__}, which would be random numbers; "
+                "give a model that was trained for this task, or a network of your own (a torch.nn.Module or "
+                "package.module:factory) that runs the layers there are, pools, and ends in a linear layer"
             )
-        # a pooler that the checkpoint lacks (BERT, ViT with another head) is common, and harmless where it is not read
-        module.has_random_pooler = bool(missing)
+        module.has_random_pooler = bool(unread)
+        module.random_head = last[0] if in_head else None
         return module  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -38,7 +41,6 @@ def test_has_the_files_of_a_space(name):
     assert head["sdk"] == "gradio" and head["app_file"] == "app.py" and {"evaluate", "measurement"} <= set(head["tags"])
     assert {"title", "emoji", "colorFrom", "colorTo", "sdk_version", "pinned", "description"} <= set(head)
     assert "hf_prune" in (folder / "requirements.txt").read_text().split()
-    compile((folder / "app.py").read_text(), "app.py", "exec")
 
 
 def test_vendi(tmp_path):
@@ -71,3 +73,35 @@ def test_task2vec_alignment(tmp_path, tiny_gpt2_folder):
         predictions=TEXTS * 4, references=TEXTS[::-1] * 4, probe=str(tiny_gpt2_folder)
     )
     assert type(found["alignment"]) is float and found["alignment"] <= 1
+
+
+class Refused(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_space_computes(name, tmp_path, tiny_gpt2_folder, monkeypatch):
+    """The app with its widgets left out: gradio wants a server."""
+    module = load(name, tmp_path)
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path / "app"))
+    monkeypatch.setenv("PROBE", str(tiny_gpt2_folder))
+    seen = []
+    widget = lambda *args, **kwargs: seen.append(kwargs)  # noqa: E731
+    stub = SimpleNamespace(Interface=widget, Textbox=widget, Number=widget, JSON=widget, Error=Refused)
+    monkeypatch.setitem(sys.modules, "gradio", stub)
+    compute = runpy.run_path(str(FOLDERS / name / "app.py"))["compute"]
+    assert "Citation" in seen[-1]["article"] and "sdk" not in seen[-1]["article"]
+    lines, options = "\n".join([*TEXTS, "  "]), {"probe": str(tiny_gpt2_folder)}
+    if name == "vendi":
+        assert compute("[1, 0]\n[0, 2]", 1) == {"vendi_score": pytest.approx(2), "rows": 2}
+        assert compute(lines, 2) == module.compute(data=TEXTS, q=2)
+        with pytest.raises(Refused, match="zero vector"):
+            compute("[1, 0]\n[0, 0]")
+    elif name == "alignment":
+        with pytest.raises(Refused, match="32 texts in the source, 1 in the target"):
+            compute(lines, "the cat")
+        assert compute(lines, lines) == module.compute(predictions=TEXTS, references=TEXTS, **options)
+    else:
+        assert compute(lines) == module.compute(data=TEXTS, **options)
+    with pytest.raises(Refused, match="there are no"):
+        compute(*["", ""] if name == "alignment" else [" "])

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 class Classifier(Reader):
     """A network with its preprocessing: rows of a batch in, logits out. Made for each batch; weights are cached."""
 
+    new_head = False  # the head will be replaced by a fitted one: the model's files need not have it
+
     def network(self) -> torch.nn.Module:
         """The network in eval mode, on the device of the rank."""
-        return self.model.load(self.rank, self.head)
+        return self.model.load(self.rank, self.head, new_head=self.new_head)
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""

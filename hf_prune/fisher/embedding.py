@@ -54,7 +54,14 @@ class Embedding(Value):
         return {name: float(self.vector[first:last].sum()) for name, (first, last) in self.layers.items()}
 
     def merge(self, *others: Embedding) -> Self:
-        """The embedding of all the data together, from parts that were embedded apart: on other machines, say.
+        """The embedding of all the data together, from parts that were embedded apart.
+
+        On other machines, say, or in the processes of `accelerate launch`, each with its share of the rows (`world` is
+        accelerate's `PartialState`, `gather_object` is in `accelerate.utils`):
+
+            share = ds.shard(world.num_processes, world.process_index)
+            first, *others = gather_object([task2vec(share, probe)])        # probe = probe.fitted(ds) for classes
+            whole = first.merge(*others)
 
         Raises:
             ValueError: parts of different probes, or of heads that were fitted apart.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hf_prune import rows as rows_of
-from hf_prune.batch import Batch
+from hf_prune.batch import Batch, MissingColumnError
 from hf_prune.dynamics.grand import error, last_linear
 from hf_prune.dynamics.inputs import Inputs
 from hf_prune.dynamics.logits import Classifier, next_tokens
@@ -292,11 +292,21 @@ def input_keys(given: Inputs) -> NDArray[np.uint64]:
 
 
 def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
-    """Name of the linear layer that gives the logits."""
+    """Name of the linear layer that gives the logits.
+
+    Raises:
+        ValueError: there is none; another layer than it is filled at random.
+    """
     own: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if reader.task == "language_model" and own is not None:
         return next(str(name) for name, module in network.named_modules() if module is own)
-    return last_linear(reader, network, given)
+    name = last_linear(reader, network, given)
+    if (drawn := getattr(network, "random_head", None)) not in (None, name):
+        raise ValueError(
+            f"{reader.model.label} has no weights for {drawn!r}, which is not its head {name!r}, and random numbers "
+            "would stay in the probe; give a network of your own that ends in a linear layer"
+        )
+    return name
 
 
 def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
@@ -304,7 +314,9 @@ def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray
     shared = {id(t): t for t in [*network.parameters(), *network.buffers()]}
     found = copy.deepcopy(network, shared)
     first = next(network.parameters())
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=first.device, dtype=first.dtype).eval()
+    # made on "meta", or it would draw numbers that are thrown away, from the caller's generator
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=first.dtype)
+    head = head.to_empty(device=first.device).eval()
     with torch.no_grad():
         head.weight.copy_(torch.tensor(weight))
         if bias is not None:
@@ -317,6 +329,7 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     """A head fitted to a dataset: weight (C, d), bias, and the labels in its order (None for a language model).
 
     Raises:
+        KeyError: no column of labels.
         ValueError: one class only, null labels, a head that reads no single vector a row.
     """
     from hf_prune.fisher.embedding import batches_of
@@ -329,6 +342,11 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     start: Tensor | None = None
     name = ""
     for batch in batches_of(ds):
+        if not language and probe.label not in batch:
+            raise MissingColumnError(
+                f"a head is fitted to column {probe.label!r}, the rows have {sorted(batch)}; name it as label=..., or "
+                "keep the model's own head: head='keep'; or say task='language_model' where it is one"
+            )
         values = None if language else batch.arrow(probe.label).to_pylist()
         for places, inputs in reader.passes(batch):
             given = inputs(np.arange(len(places)))
@@ -340,9 +358,10 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
                 features.append(x[:, :-1][after >= 0].cpu())
                 labels += after[after >= 0].tolist()
             elif x.ndim != 2:
+                keep = "" if getattr(network, "random_head", None) else "use head='keep', or "
                 raise ValueError(
-                    f"the head {name!r} reads {tuple(x.shape)}, not one vector a row; use head='keep', or a network "
-                    "that pools before its head"
+                    f"the head {name!r} reads {tuple(x.shape)}, not one vector a row; {keep}give a network that pools "
+                    "before its head"
                 )
             else:
                 assert values is not None

@@ -30,7 +30,10 @@ class Probe(Value):
 
     Args:
         model: a `Model`, folder, Hub name, `package.module:factory` or live module, with a head for classes or a causal
-            language model. A live module is stored as it is now.
+            language model. A live module is stored as it is now. Where a head is fitted to classes, the folder need not
+            have one: that of a `BertModel`, `ViTModel` or `ResNetModel` will do, if the last linear layer is all that
+            a classifier of its kind has beyond it. Else (RoBERTa, DistilBERT, a BERT without pooler) give a module that
+            pools, as a mean over tokens does, and ends in a linear layer.
         column: that it reads; by default `text`, `image` or `embedding`, whichever goes with the model.
         label: column of classes; read only to fit a head and for the empirical Fisher.
         layers: names of modules that count, with all below them ("transformer.h.3"); None: all. The backward pass stops
@@ -137,7 +140,7 @@ class Probe(Value):
         """The probe with a head fitted to a dataset: linear, on features computed once.
 
         Raises:
-            ValueError: one class only; labels that are null.
+            ValueError: one class only; labels that are null; a model that lacks other weights than those of its head.
         """
         from hf_prune.fisher.passes import fit_head
 
@@ -153,6 +156,9 @@ class Probe(Value):
         reader = Classifier(
             self.model, self.column, task=self.task, kind=self.kind, micro_batch=self.micro_batch, rank=rank
         )
+        # a language model's fit begins at its head
+        replaced = self.head != "keep" or self.weight is not None
+        reader.new_head = replaced and reader.task != "language_model"
         if not reader.own and reader.kind == "text":
             limit = text_plan(self.model, "auto", None, self.max_length, None).max_length
             reader.max_length = min(LENGTH, limit or LENGTH) if self.max_length is None else self.max_length

@@ -34,6 +34,21 @@ def row_probe(probe: Any) -> Probe:
     return replace(found, estimator="position") if found.reader().task == "language_model" else found
 
 
+def squared(probe: Probe) -> str:
+    """Which gradients are squared, and where: the two estimators give other numbers.
+
+    >>> import torch
+    >>> squared(Probe(torch.nn.Linear(3, 2), kind="vector"))
+    "a row's gradient is squared whole, in all layers"
+    """
+    alone = probe.estimator == "position"
+    where = "the layers after the last mixing of positions" if alone else "all layers"
+    if probe.layers is not None:
+        where = ", ".join(probe.layers)
+    what = "each position's gradient is squared by itself" if alone else "a row's gradient is squared whole"
+    return f"{what}, in {where}"
+
+
 @dataclass(frozen=True, eq=False)
 class _OfRows(Scorer):
     """What both have: a probe with its head, run once in each process."""
@@ -66,7 +81,8 @@ class _OfRows(Scorer):
             "column": probe.column,
         }
         params = {name: value for name, value in found.params.items() if name != "probe"}
-        return replace(found, model=probe.model.provenance(), params={**params, **facts})
+        raw = f"{found.raw}; {squared(probe)}"
+        return replace(found, raw=raw, model=probe.model.provenance(), params={**params, **facts})
 
     def _runner(self, rank: int | None) -> Runner:
         from hf_prune.fisher.passes import Runner
@@ -79,9 +95,17 @@ class Task2VecAlignment(_OfRows):
     """1 minus the Task2Vec distance between a row and a target. High = like the target = keep.
 
     About as dear as an epoch of training the probe: take a probe far smaller than the model that will be trained, or
-    count its last block only. Of a language model given by name or folder only the last block's positions count, which
-    is cheaper and much less noisy. Look at the column's correlation with length and with the complexity before you
-    trust it, and at its agreement between two label seeds.
+    count its last block only. Look at the column's correlation with length and with the complexity before you trust it,
+    and at its agreement between two label seeds.
+
+    Of a language model given by name or folder only the last block's positions count, which is cheaper and much less
+    noisy; a `Probe` is taken as it is. So the numbers of the first two differ, those of the last two do not:
+
+        Task2VecAlignment.fit(target, Probe("gpt2"))                            # whole texts, all layers
+        Task2VecAlignment.fit(target, "gpt2")                                   # positions, last block
+        Task2VecAlignment.fit(target, Probe("gpt2", estimator="position"))
+
+    The card ("Raw quantity"), `describe()` and the repr say which was used.
 
     Args:
         probe: with its head.
@@ -197,7 +221,8 @@ class Task2VecComplexity(_OfRows):
     in Kolmogorov's sense, it should go with how far the text can be compressed.
 
     Args:
-        probe: a `Probe` whose head is kept or fitted, or a model, folder or Hub name.
+        probe: a `Probe` whose head is kept or fitted, or a model, folder or Hub name: then, of a language model, with
+            `estimator="position"`, as for `Task2VecAlignment`.
         name: column.
 
     Raises:

@@ -189,6 +189,21 @@ def test_row_scores_are_those_of_task2vec(banks, tiny_gpt2_folder):
     assert complexity == pytest.approx(one.complexity, rel=1e-5)
 
 
+def test_provenance_says_which_gradients_are_squared(banks, tiny_gpt2_folder):
+    """A folder and a Probe of it give other numbers, and say so."""
+    folder, target = str(tiny_gpt2_folder), banks.select(range(8))
+    named, whole, same = (
+        hp.Task2VecAlignment.fit(target, probe)
+        for probe in (folder, hp.Probe(folder), hp.Probe(folder, estimator="position"))
+    )
+    assert named == same and named.prototypes.shape != whole.prototypes.shape
+    assert named.describe().raw.endswith("squared by itself, in the layers after the last mixing of positions")
+    assert whole.describe().raw.endswith("squared whole, in all layers")
+    assert "estimator='position'" in repr(named) and "estimator" not in repr(whole)
+    chosen = hp.Task2VecComplexity(hp.Probe(folder, layers=["transformer.h.1.mlp"]))
+    assert chosen.describe().raw.endswith("squared whole, in transformer.h.1.mlp")
+
+
 def test_complexity_has_bits_per_byte_beside_it(banks, tiny_gpt2_folder):
     found = hp.Task2VecComplexity(str(tiny_gpt2_folder))(banks[:6])
     theirs = hp.Perplexity(str(tiny_gpt2_folder), bits_per_byte=True, bos=False)(banks[:6])

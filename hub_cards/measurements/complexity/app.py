@@ -1,5 +1,40 @@
-import evaluate
-from evaluate.utils import launch_gradio_widget
+"""The Space: texts in a box, their Task2Vec complexity beside them.
 
-module = evaluate.load("hf-prune/complexity", module_type="measurement")
-launch_gradio_widget(module)
+The variable PROBE names the probe, a Hub name or a folder; users of the Space cannot choose it, for it is loaded.
+"""
+
+import os
+from pathlib import Path
+
+import evaluate
+import gradio as gr
+
+HERE = Path(__file__).resolve().parent
+PROBE = os.environ.get("PROBE", "openai-community/gpt2")
+module = evaluate.load(str(HERE / "complexity.py"), module_type="measurement")
+
+
+def compute(texts: str) -> dict[str, float]:
+    """Complexity of the lines, one text each."""
+    data = [line.strip() for line in texts.splitlines() if line.strip()]
+    if not data:
+        raise gr.Error("there are no texts; write one on each line")
+    try:
+        return module.compute(data=data, probe=PROBE)
+    except Exception as error:  # what the user can mend, in the words of the library
+        raise gr.Error(str(error)) from error
+
+
+interface = gr.Interface(
+    compute,
+    gr.Textbox(label="Texts: one a line", lines=12),
+    gr.JSON(label="Complexity"),
+    title="Task2Vec Complexity",
+    description=f"{module.description} Probe: {Path(PROBE).name}.",
+    article=(HERE / "README.md").read_text(encoding="utf-8").split("---", 2)[2],
+    flagging_mode="never",
+    api_name="compute",
+)
+
+if __name__ == "__main__":
+    interface.launch()
