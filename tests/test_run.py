@@ -604,3 +604,16 @@ def test_a_plan_reads_itself():
     assert Plan.from_json(plan.to_json({})) == plan
     with pytest.raises(ValueError, match="format 9"):
         Plan.from_json(plan.to_json({}).replace('"format": 1', '"format": 9'))
+
+
+def test_one_of_several_that_accelerate_takes_for_alone(monkeypatch):
+    from accelerate.state import PartialState
+
+    from hf_prune._run.world import World
+
+    monkeypatch.setattr(PartialState, "_shared_state", {})
+    PartialState(cpu=True)
+    assert World().size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"one of 2 processes, but accelerate was set up for one"):
+        World()

@@ -25,6 +25,10 @@ class ElsewhereError(RuntimeError):
 class World:
     """Which of how many processes this is.
 
+    Raises:
+        RuntimeError: launched as one of several, but the script made accelerate's state as if it were alone: all
+            processes would write the same files.
+
     >>> (World().size, World().index, World().rank)
     (1, 0, None)
     """
@@ -35,7 +39,8 @@ class World:
         self.state: Any = None
         accelerate = sys.modules.get("accelerate.state")
         known = bool(accelerate and accelerate.PartialState._shared_state)
-        if not known and int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        if not known and launched < 2:
             return
         from accelerate.state import PartialState
 
@@ -48,6 +53,11 @@ class World:
         else:
             self.state = PartialState()
         self.size, self.index = int(self.state.num_processes), int(self.state.process_index)
+        if self.size == 1 < launched:
+            raise RuntimeError(
+                f"this is one of {launched} processes, but accelerate was set up for one; without an accelerator make "
+                "its state by PartialState(cpu=True) or Accelerator(cpu=True), or leave that to hf_prune"
+            )
         self.rank = int(self.state.local_process_index) if self.size > 1 else None
 
     @property
