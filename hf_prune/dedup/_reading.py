@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hf_prune import rows
 from hf_prune._arrow import gather, positions_of
+from hf_prune._progress import shown
 from hf_prune.batch import Batch, missing_column
 from hf_prune.lookup import find
 from hf_prune.texts import NULL, read_column, read_texts
@@ -105,7 +106,7 @@ def blocks(ds: Any, text: str | Sequence[str], who: str, ids: bool = False) -> I
         if there is not None and name not in there:
             raise missing_column(name, there, f"{who}.fit")
     start = some = 0
-    for batch in _batches(ds, needed, f"{who}.fit"):
+    for batch in shown(_batches(ds, needed, f"{who}.fit"), ds, f"{who}.fit", lambda batch: batch.n):
         found = read(batch, text, ids)
         yield found._replace(start=start)
         start, some = start + batch.n, some + int((~found.null).sum())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hf_prune import rows
 from hf_prune._arrow import floats_column
 from hf_prune._layout import take_rows
+from hf_prune._progress import shown
 from hf_prune._prune.draw import METHODS
 from hf_prune._prune.inputs import draw_keys
 from hf_prune._prune.rule import make_rule
@@ -117,8 +118,9 @@ class NgramCounts(Value):
             with lock:
                 _kernels.add_counts(hashed.ids, total)
 
-        for held in read_columns(ds, sorted(set(names)), who, STEP):
-            texts, _ = utf8(Batch(held, who), paths)
+        held = (Batch(part, who) for part in read_columns(ds, sorted(set(names)), who, STEP))
+        for batch in shown(held, ds, f"{who}.fit", lambda batch: batch.n):
+            texts, _ = utf8(batch, paths)
             hash_texts(texts, ngram, buckets, hash, count, f"{who}.fit, counting rows from {seen}")
             seen += len(texts)
         if not seen:
