@@ -118,13 +118,7 @@ class Runner:
             if classes is not None:
                 self.reader.check_classes(classes[places], places, self.probe.label, logits.shape[1])
                 targets = torch.from_numpy(classes[places]).to(logits.device)
-            there = (targets >= 0).reshape(len(places), -1)
-            terms = there.sum(1).cpu().numpy()
-            if not terms.all():
-                raise ValueError(
-                    f"row {int(places[int((terms == 0).argmax())])} of this batch has nothing to predict: it is all "
-                    "padding, or one token long; drop such rows first"
-                )
+            terms = terms_of(targets, places)
             loss = self._loss(known, targets)
             names = row_names(batch, places, given)
             self.width = logits.shape[-1]
@@ -242,6 +236,21 @@ class Ids(Classifier):
 def row_names(batch: Batch, places: NDArray[np.int64], given: Inputs) -> NDArray[np.uint64]:
     """A 64-bit name (m,) of each row of a pass: by its `row_id`, or else by what the network reads of it."""
     return digests(batch.arrow("row_id"))[places] if "row_id" in batch else input_keys(given)
+
+
+def terms_of(targets: Tensor, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Loss terms (m,) of each row of a pass.
+
+    Raises:
+        ValueError: a row has none.
+    """
+    terms = (targets >= 0).reshape(len(targets), -1).sum(1).cpu().numpy()
+    if not terms.all():
+        row = int(places[int((terms == 0).argmax())])
+        raise ValueError(
+            f"row {row} of this batch has nothing to predict: it is all padding, or one token; drop such rows first"
+        )
+    return np.asarray(terms)
 
 
 def sampled_labels(logits: Tensor, targets: Tensor, names: NDArray[np.uint64], seed: int, draw: int) -> Tensor:

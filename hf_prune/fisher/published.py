@@ -15,8 +15,9 @@ from hf_prune.dynamics.grand import error
 from hf_prune.dynamics.logits import next_tokens
 from hf_prune.dynamics.statistics import IGNORE
 from hf_prune.fisher.embedding import Embedding, batches_of
-from hf_prune.fisher.passes import Ids, has_ids, head_name, row_names, sampled_labels, with_head
+from hf_prune.fisher.passes import Ids, has_ids, head_name, row_names, sampled_labels, terms_of, with_head
 from hf_prune.fisher.probe import Probe
+from hf_prune.fisher.squares import check_network
 
 PICTURES, TEXTS = 64, 8  # rows of a mini-batch, as published
 TOGETHER = 1 << 20  # tokens of a pass: mini-batches are not cut
@@ -48,13 +49,14 @@ def published_task2vec(ds: Any, probe: Probe) -> Embedding:
                 head = head_name(reader, network, given)
                 if probe.weight is not None:
                     network = with_head(network, head, probe.weight, probe.bias)
+                check_network(network)
                 weights = weights_of(network, head)
             with _differentiable(list(weights.values())):
                 logits = reader.call(network, given)
                 labels = _labels(logits.detach().float(), given, row_names(batch, places, given), probe.seed, language)
                 back = error(logits.detach(), labels).to(logits.dtype)
                 found = torch.autograd.grad(logits, list(weights.values()), back, allow_unused=True)
-            count += int((labels >= 0).sum())
+            count += int(terms_of(labels, places).sum())
             grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), found, strict=True)]
             sums = grads if not sums else [a + b for a, b in zip(sums, grads, strict=True)]
         means = [(g.float() / count).square().reshape(len(g), -1).mean(1, dtype=torch.float64) for g in sums]

@@ -78,5 +78,7 @@ def test_what_has_no_rows_is_refused(tiny_gpt2_folder, texts):
         hp.Task2VecAlignment.fit(texts, probe)(texts[:])
     with pytest.raises(ValueError, match="leave out layers"):
         hp.Probe(str(tiny_gpt2_folder), fisher="published", layers="transformer.h.1")
+    with pytest.raises(ValueError, match="row 1 of this batch has 1 tokens"):
+        hp.task2vec(datasets.Dataset.from_dict({"text": ["my dog sat", "a"]}), probe)
     with pytest.raises(ValueError, match="empty dataset"):
         hp.task2vec(texts.select([]), probe)
