@@ -347,6 +347,56 @@ def test_going_on_in_the_middle_of_an_epoch(tmp_path):
         np.testing.assert_array_equal(TrainingLog(tmp_path / "log").read(name, 1), whole.read(name, 1))
     with pytest.raises(ValueError, match="is not of epoch 2"):
         made.load_state([tmp_path / "state"])
+    full(made, z=2 * Z)  # is compared with what was recorded before the break, too
+    whole = TrainingLog.from_logits(tmp_path / "long", IDS, np.stack([Z, -Z, 2 * Z]), Y, divergence=True)
+    np.testing.assert_array_equal(TrainingLog(tmp_path / "log").read("divergence", 2), whole.read("divergence", 2))
+
+
+def test_an_attempt_without_a_finished_epoch_is_begun_anew(tmp_path):
+    folder = tmp_path / "log"
+    first = TrainingLog.create(folder, ids=IDS, divergence=True, labels=Y)
+    first.record(IDS[:2], Z[:2], Y[:2])
+    first.save_state(tmp_path / "state")
+    with pytest.warns(UserWarning, match="holds a log without a finished epoch, .* begins anew"):
+        made = TrainingLog.create(folder, ids=IDS[:3], divergence=True)
+    assert not list(folder.glob("probabilities-*"))
+    with pytest.raises(ValueError, match="another run has begun a log in .* since this one did"):
+        full(first)
+    with pytest.raises(ValueError, match="the probabilities that belong to .*state are gone"):
+        made.load_state([tmp_path / "state"])
+    full(made, IDS[:3], Z[:3], Y[:3])
+    with pytest.raises(ValueError, match="holds a training log already"):
+        TrainingLog.create(folder, ids=IDS)
+    assert TrainingLog(folder).epochs == 1
+
+
+def test_a_checkpoint_that_was_cut_off_is_no_hindrance(tmp_path):
+    full(TrainingLog.create(tmp_path / "log", ids=IDS))
+    half = tmp_path / "log" / "checkpoint-1.hf_prune_tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    assert TrainingLog.create(tmp_path / "log", ids=IDS, resume=True).epoch == 1 and not half.exists()
+
+
+def test_labels_are_those_that_the_log_began_with(tmp_path):
+    folder = tmp_path / "log"
+    full(TrainingLog.create(folder, ids=IDS, labels=Y))
+    with pytest.raises(ValueError, match=r"log: 'b' has 1, not 2 \(1 of 4 rows\); go on with the labels"):
+        TrainingLog.create(folder, ids=IDS, labels=[0, 1, 1, 0], resume=True)
+    TrainingLog.create(folder, ids=IDS[::-1], labels=Y[::-1], resume=True)
+    TrainingLog.create(folder, ids=IDS, resume=True)  # not told: not compared
+    full(TrainingLog.create(tmp_path / "old", ids=IDS))  # as logs were before they had labels and names of runs
+    manifest = tmp_path / "old" / "log.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "run"}))
+    made = TrainingLog.create(tmp_path / "old", ids=IDS, labels=1 - Y, resume=True)
+    full(made)
+    assert TrainingLog(tmp_path / "old").epochs == 2
+    text = TrainingLog.create(tmp_path / "text", ids=IDS, labels=Y, task="language_model")
+    full(text, z=np.zeros((4, 2, 3)), y=np.zeros((4, 2), int))
+    TrainingLog.create(tmp_path / "text", ids=IDS, labels=1 - Y, resume=True)
+    for labels in ([0, 1], [0.5] * 4, Y[:, None]):
+        with pytest.raises(ValueError, match="do not go with 4 ids; give one integer each"):
+            TrainingLog.create(tmp_path / "bad", ids=IDS, labels=labels)
 
 
 def test_divergence_keeps_two_epochs(tmp_path):
