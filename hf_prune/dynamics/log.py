@@ -230,6 +230,7 @@ class TrainingLog:
         Raises:
             ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset or other
                 labels; no rows; ids that are null or repeated; one class.
+            TypeError: labels that are not integers.
             OSError: the folder cannot be written.
 
         >>> import tempfile

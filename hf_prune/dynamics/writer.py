@@ -539,10 +539,10 @@ def _arrow(ids: Any) -> pa.ChunkedArray:
 
 def _integers(labels: Any, count: int) -> NDArray[np.int64]:
     values = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
-    if values.dtype.kind not in "iu" or values.shape != (count,):
-        raise ValueError(
-            f"labels of type {values.dtype} and shape {values.shape} do not go with {count} ids; give one integer each"
-        )
+    if values.dtype.kind not in "biu":
+        raise TypeError(f"labels of type {values.dtype} are no classes; a log is of hard labels, given as integers")
+    if values.shape != (count,):
+        raise ValueError(f"labels of shape {values.shape} do not go with {count} ids; give one each")
     return values.astype(np.int64)
 
 

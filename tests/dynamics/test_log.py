@@ -453,9 +453,11 @@ def test_labels_are_those_that_the_log_began_with(tmp_path):
     text = TrainingLog.create(tmp_path / "text", ids=IDS, labels=Y, task="language_model")
     full(text, z=np.zeros((4, 2, 3)), y=np.zeros((4, 2), int))
     TrainingLog.create(tmp_path / "text", ids=IDS, labels=1 - Y, resume=True)
-    for labels in ([0, 1], [0.5] * 4, Y[:, None]):
-        with pytest.raises(ValueError, match="do not go with 4 ids; give one integer each"):
+    for labels in ([0, 1], Y[:, None]):
+        with pytest.raises(ValueError, match="do not go with 4 ids; give one each"):
             TrainingLog.create(tmp_path / "bad", ids=IDS, labels=labels)
+    with pytest.raises(TypeError, match="hard labels"):
+        TrainingLog.from_logits(tmp_path / "bad", IDS, Z[None], [0.5] * 4)
 
 
 def test_divergence_keeps_two_epochs(tmp_path):
