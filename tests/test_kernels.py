@@ -2,15 +2,17 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_prune import _kernels
+from hf_prune.dynamics import _kernels as token_kernels
 
 floats = st.floats(-1e3, 1e3, width=32)
 tables = st.integers(1, 6).flatmap(lambda k: st.lists(st.lists(floats, min_size=k, max_size=k), min_size=1, max_size=6))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(tables)
 def test_largest(rows):
     table = np.array(rows, np.float32) + np.float32(0)  # no negative zeros, which are equal and lower
@@ -75,3 +77,57 @@ def test_add_rows(dtype):
     assert np.allclose(sums, wanted, atol=1e-13)
     _kernels.add_rows(sums, x, labels, rows, -1.0, 0, 6)
     assert np.allclose(sums, 0, atol=1e-13)
+
+
+def plain_tokens(z, y):
+    """The definition of `tokens`, for one token."""
+    z = z.astype(np.float64)
+    others = np.delete(z, y)
+    following, rival = np.sort(others)[-2:] if len(others) > 1 else (-np.inf, others[0])
+    if np.isnan(z).any() or not np.isfinite([z[y], rival]).all() or not np.isfinite(np.float32(z[y] - rival)):
+        return [np.nan] * 7
+    s = np.maximum(others - rival, token_kernels.FLOOR)
+    e = np.exp(s)
+    earlier = z[y] == rival and (z[:y] == rival).any()
+    return [z[y], rival, following, earlier, e.sum(), (e * e).sum(), (s * e).sum()]
+
+
+def run_tokens(z, y, bits):
+    shift = 16 if bits == np.int16 else 0
+    packed = (z.view(np.int32) >> shift).astype(bits)
+    out = np.zeros((len(z), 7))
+    starts = np.arange(len(z)) * z.shape[1]
+    token_kernels.tokens(packed.reshape(-1), shift, starts, np.asarray(y), z.shape[1], out)
+    return out, (packed.astype(np.int32) << shift).view(np.float32)
+
+
+@pytest.mark.parametrize("bits", [np.int32, np.int16])
+@pytest.mark.parametrize("width", [2, 3, 17, 1023, 1024, 1025, 5000])
+def test_tokens(width, bits):
+    rng = np.random.default_rng(width)
+    z = (rng.normal(size=(60, width)) * rng.choice([0.01, 1, 10, 100], (60, 1))).astype(np.float32)
+    z[:20] = z[:20].round()  # equal ones
+    z[20:30][rng.random((10, width)) < 0.3] = -np.inf
+    z[30, :-1] = -0.0
+    z[31, :-1] = 0.0
+    for row, value in zip(range(32, 37), (np.nan, -np.nan, np.inf, -np.inf, 3e38), strict=True):
+        z[row, rng.integers(width)] = value
+    z[37] = -np.inf
+    y = rng.integers(0, width, 60)
+    y[:10] = np.where(rng.random(10) < 0.5, z[:10].argmax(1), z[:10].argsort(1, kind="stable")[:, -1])
+    y[38:44] = [0, width - 1, min(1023, width - 1), min(1024, width - 1), 1, 0]
+    got, seen = run_tokens(z, y, bits)
+    want = np.array([plain_tokens(*pair) for pair in zip(seen, y, strict=True)])
+    np.testing.assert_array_equal(got[:, :4], want[:, :4])
+    np.testing.assert_allclose(got[:, 4:], want[:, 4:], rtol=1e-5, atol=1e-30)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(tables.filter(lambda rows: len(rows[0]) > 1), st.data())
+def test_tokens_of_any_numbers(rows, data):
+    z = np.array(rows, np.float32)
+    y = data.draw(st.lists(st.integers(0, z.shape[1] - 1), min_size=len(z), max_size=len(z)))
+    got, _ = run_tokens(z, y, np.int32)
+    want = np.array([plain_tokens(*pair) for pair in zip(z, y, strict=True)])
+    np.testing.assert_array_equal(got[:, :4], want[:, :4])
+    np.testing.assert_allclose(got[:, 4:], want[:, 4:], rtol=1e-5, atol=1e-30)

@@ -58,7 +58,8 @@ class TrainingLog:
     takes the memory of one epoch of the columns asked for; an epoch that a crash cut off is not seen.
 
     Args:
-        folder: with `log.json`, `rows.parquet` (ids and their keys) and a folder of parts for each epoch.
+        folder: with `log.json`, `rows.parquet` (ids, their keys, and labels where the recorder knew them) and a folder
+            of parts for each epoch.
 
     Attributes:
         mode: "train": of the forward passes of training itself, with augmentation and dropout, before each update;
@@ -196,6 +197,7 @@ class TrainingLog:
         folder: str | Path,
         *,
         ids: Any,
+        labels: Any = None,
         mode: Mode = "train",
         task: Task | None = None,
         id_column: str = "row_id",
@@ -213,6 +215,7 @@ class TrainingLog:
         Args:
             folder: seen by all processes.
             ids: n of the dataset's rows: a list, an array or an Arrow column.
+            labels: (n,) integers, for a classifier: kept, so that a resumed run with other labels is refused.
             mode: what will be recorded; see `TrainingLog`.
             task: "classification" or "language_model"; by default what the first logits are.
             id_column, label: the columns' names, for those who read the log.
@@ -220,12 +223,14 @@ class TrainingLog:
             divergence: record the column `divergence` too; keeps the probabilities of two epochs, (n, classes)
                 float32 each, in files of the folder.
             facts: of the run, for the provenance.
-            resume: go on after the last finished epoch of the log that is there, if one is.
+            resume: go on after the last finished epoch of the log that is there, if one is. Without it, a log that has
+                no finished epoch is begun anew, with a warning.
             world: the processes; by default those of `accelerate launch`.
 
         Raises:
-            ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset; no rows;
-                ids that are null or repeated; one class.
+            ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset or other
+                labels; no rows; ids that are null or repeated; one class.
+            TypeError: labels that are not integers.
             OSError: the folder cannot be written.
 
         >>> import tempfile
@@ -241,6 +246,7 @@ class TrainingLog:
         return LogWriter(
             Path(folder).expanduser().absolute(),
             ids=ids,
+            labels=labels,
             mode=mode,
             task=task,
             id_column=id_column,
@@ -271,7 +277,8 @@ class TrainingLog:
         """
         if not len(logits):
             raise ValueError(f"logits of shape {tuple(logits.shape)} have no epoch; give (epochs, rows, classes)")
-        writer = cls.create(folder, ids=ids, mode=mode, **options)
+        known = labels if np.ndim(labels) == 1 and "labels" not in options else options.pop("labels", None)
+        writer = cls.create(folder, ids=ids, labels=known, mode=mode, **options)
         for epoch in logits:
             writer.record(ids, epoch, labels)
             writer.end_epoch()

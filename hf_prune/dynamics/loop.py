@@ -82,7 +82,8 @@ def train_with_log(
         record: "train": what training's own forward passes give; "eval": one clean pass after each epoch.
         divergence: record `divergence` too; see `TrainingLog.create`.
         seed: of the order, the augmentation and torch's own generators. Weights are yours to make.
-        resume: go on with the log in the folder, if there is one.
+        resume: go on with the log in the folder, if there is one. Without it, one that has no finished epoch is begun
+            anew, with a warning.
         save_every: epochs from checkpoint to checkpoint, 0 for none; the last one is kept.
         workers: processes that load rows.
         accelerator: an `accelerate.Accelerator`, for mixed precision and the like.
@@ -94,7 +95,7 @@ def train_with_log(
     Raises:
         KeyError: a column is missing; the message lists those there are.
         ValueError: no epochs, labels out of range, ids that are null or repeated, a log in the folder and `resume`
-            False, or one of another dataset.
+            False, or one of another dataset or other labels.
         TypeError: labels that are not integers, or a name where the model should be.
 
     >>> import tempfile, torch
@@ -135,7 +136,7 @@ def train_with_log(
         "seed": seed,
     }
     folder = Path(log).expanduser().absolute()
-    named: dict[str, Any] = {"ids": ids, "id_column": id_column, "label": label, "mode": record}
+    named: dict[str, Any] = {"ids": ids, "labels": labels, "id_column": id_column, "label": label, "mode": record}
     writer = TrainingLog.create(folder, **named, divergence=divergence, facts=facts, resume=resume, world=world)
     rows = writer.positions(ids)
     data = _Data(ds, make_inputs, labels, rows)

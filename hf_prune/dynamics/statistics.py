@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -20,6 +22,7 @@ IGNORE = -100  # the label of tokens without a loss, in transformers and in torc
 FLOOR = -100.0  # logits this far below the largest count as this far: exp gives 4e-44
 CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}  # logits looked at at once: what a cache holds, what keeps a GPU busy
 FLOATS = ("p_label", "margin", "el2n", "loss", "entropy", "p_max", "gap", "p_margin")
+BITS = {"float32": ("int32", 0), "bfloat16": ("int16", 16)}  # what the compiled loop reads, and by what it shifts that
 EPS = 1e-8  # inside the logarithms of the divergence
 
 
@@ -59,7 +62,8 @@ def of_rows(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tenso
 def of_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Means over the labelled tokens of n rows, each (n,) float32, and `tokens`, their number (n,) int32.
 
-    Tokens without a label are not looked at; the others are, some at a time, so that no copy of all logits is made.
+    Tokens without a label are not looked at; the others are, some at a time, so that no copy of all logits is made. On
+    a processor a compiled loop does it, if the logits are float32 or bfloat16.
 
     Args:
         logits: (n, t, V); those at a position are for the label there, shifted by the caller where need be.
@@ -79,13 +83,14 @@ def of_tokens(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Ten
 
     labelled = labels != IGNORE
     row, place = labelled.nonzero(as_tuple=True)
-    step = max(1, _chunk(logits) // max(1, logits.shape[2]))
+    compiled = logits.device.type == "cpu" and str(logits.dtype)[6:] in BITS and logits.stride(2) == 1
+    step = max(1, len(row) if compiled else _chunk(logits) // max(1, logits.shape[2]))
     sums = torch.zeros(*labels.shape, len(FLOATS) + 1, device=logits.device)
     wide = torch.promote_types(logits.dtype, torch.float32)
     for i in range(0, len(row), step):
         r, t = row[i : i + step], place[i : i + step]
-        with torch.no_grad():
-            part = _block(logits[r, t].to(wide), labels[r, t])  # an index of tensors makes a copy
+        with torch.no_grad():  # an index of tensors makes a copy
+            part = _compiled(logits, r, t, labels[r, t]) if compiled else _block(logits[r, t].to(wide), labels[r, t])
         right = torch.where(part["loss"].isnan(), part["loss"], part["correct"].float())
         sums[r, t] = torch.stack([*(part[name] for name in FLOATS), right], 1)
     tokens = labelled.sum(1)
@@ -113,20 +118,70 @@ def _chunk(logits: torch.Tensor) -> int:
 def _block(z: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Statistics of rows of logits, which are written over: few passes, each over what the cache holds."""
     import torch
-    from torch.nn.functional import logsigmoid
 
     at = labels.long()[:, None]
     z_y = z.gather(1, at)[:, 0]
     rival, where = z.scatter_(1, at, -torch.inf).max(1)  # of equal ones the first
     margin = z_y - rival
     s = (z - rival[:, None]).clamp_(min=FLOOR)
-    second = z.scatter_(1, where[:, None], -torch.inf).amax(1)
+    following = z.scatter_(1, where[:, None], -torch.inf).amax(1)
     e = torch.exp(s, out=z)
     total = e.sum(1)
     squares = (e.norm(dim=1) / total).square()
-    log_total = total.log()
-    inner = log_total - s.mul_(e).sum(1) / total  # the entropy of q: two terms, neither of them negative
+    first = (margin > 0) | ((margin == 0) & (at[:, 0] < where))
+    return _of_sums(margin, torch.maximum(z_y, following) - rival, total, squares, s.mul_(e).sum(1) / total, first)
 
+
+def _compiled(
+    logits: torch.Tensor, row: torch.Tensor, place: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """`_block` of the logits (n, t, V) at some places, which are read where they lie."""
+    import torch
+
+    from hf_prune._compiled import in_threads
+    from hf_prune.dynamics import _kernels
+
+    width = logits.shape[2]
+    if int(labels.min()) < 0 or int(labels.max()) >= width:
+        raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())} are not in 0..{width - 1}")
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(logits.shape, logits.stride(), strict=True))
+    flat = logits.detach().as_strided((extent,), (1,), logits.storage_offset())
+    name, shift = BITS[str(logits.dtype)[6:]]
+    bits = flat.view(getattr(torch, name)).numpy()
+    starts = (row * logits.stride(0) + place * logits.stride(1)).numpy()
+    classes, out = labels.long().numpy(), np.empty((len(row), 7))
+    pieces = np.array_split(np.arange(len(row)), torch.get_num_threads())
+    spans = [slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece)]
+    in_threads(lambda at: _kernels.tokens(bits, shift, starts[at], classes[at], width, out[at]), spans)
+    z_y, rival, following, earlier, total, squares, inner = torch.from_numpy(out).unbind(1)
+    first = (z_y > rival) | ((z_y == rival) & (earlier == 0))
+    lead = torch.maximum(z_y, following) - rival
+    return _of_sums(z_y - rival, lead, total, squares / total.square(), inner / total, first)
+
+
+def _of_sums(
+    margin: torch.Tensor,
+    lead: torch.Tensor,
+    total: torch.Tensor,
+    squares: torch.Tensor,
+    mean: torch.Tensor,
+    first: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """The statistics, each (n,).
+
+    Args:
+        margin: z_y - r, where r is the largest logit of the other classes v.
+        lead: the larger of z_y and of what follows r among the others, less r.
+        total: sum over v of e^s, where s = z_v - r.
+        squares: sum of q_v^2.
+        mean: sum of q_v s_v.
+        first: whether y is the first of the largest.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    log_total = total.log()
+    inner = log_total - mean  # the entropy of q: two terms, neither of them negative
     d = log_total - margin
     right, wrong, loss = d.neg().sigmoid(), d.sigmoid(), -logsigmoid(-d)
     p_rival = wrong / total
@@ -140,12 +195,11 @@ def _block(z: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         "loss": loss,
         "entropy": right * loss + wrong * (inner - logsigmoid(d)),
         "p_max": p_max,
-        "gap": torch.where(ahead, p_margin, -p_rival * torch.expm1(torch.maximum(z_y, second) - rival)),
+        "gap": torch.where(ahead, p_margin, -p_rival * torch.expm1(lead)),
         "p_margin": p_margin,
     }
     bad = ~margin.isfinite()
     out = {name: value.float().masked_fill_(bad, torch.nan) for name, value in stats.items()}
-    first = (margin > 0) | ((margin == 0) & (at[:, 0] < where))
     return {**out, "correct": first & ~bad}
 
 

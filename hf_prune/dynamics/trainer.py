@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -39,12 +40,12 @@ class RecordingMixin(_Base):
 
     Works with image and text classification, and with language models (means over the labelled tokens; labels are
     shifted for causal ones). Gradient accumulation, mixed precision, several processes and `resume_from_checkpoint` are
-    those of the Trainer. An epoch that `max_steps` or a callback cuts off is not logged.
+    those of the Trainer. An epoch that `max_steps` or a callback cuts off is not logged, and a warning says so.
 
     Args:
         args, kwargs: of the Trainer. `train_dataset` is a `datasets.Dataset` with a column of ids.
-        log: folder for the log, seen by all processes. A new run needs a new one; `train(resume_from_checkpoint=...)`
-            goes on with the one that is there.
+        log: folder for the log, seen by all processes. A new run needs a new one, or one without a finished epoch,
+            which it clears; `train(resume_from_checkpoint=...)` goes on with the log that is there.
         id_column: as `with_row_id` adds it.
         record: "train": what the forward passes of training give, for free; "eval": one clean pass after each epoch,
             which costs about a third of the epoch.
@@ -88,8 +89,8 @@ class RecordingMixin(_Base):
         """`Trainer.train`, with the log begun or gone on with.
 
         Raises:
-            ValueError: there is a log in the folder and no checkpoint to go on from, or it is of another dataset; ids
-                that are null or repeated.
+            ValueError: there is a log in the folder and no checkpoint to go on from, or it is of another dataset or
+                other labels; ids that are null or repeated.
         """
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -99,6 +100,7 @@ class RecordingMixin(_Base):
         self._writer = TrainingLog.create(
             self.log_folder,
             ids=ids,
+            labels=_stored_labels(self),
             mode=self.record,
             id_column=self.id_column,
             label=next(iter(self.label_names or ["labels"])),
@@ -171,7 +173,7 @@ class RecordingMixin(_Base):
             writer.go_to(0)  # again from the start, if a smaller batch is tried
             return
         if within and not self.args.ignore_data_skip and self.record == "train":
-            writer.go_to(epoch)
+            writer.go_to(epoch, partial=True)
             writer.load_state(self._kept())
         elif writer.epoch == epoch - 1 and not within:  # killed between the last checkpoint of an epoch and its end
             if self.record == "train":
@@ -192,12 +194,23 @@ class RecordingMixin(_Base):
             )
         return found[world.index :: world.size]
 
-    def _epoch_ends(self) -> None:
+    def _epoch_ends(self, batches: int) -> None:
         assert self._writer is not None
-        if (self.state.epoch or 0) % 1:  # max_steps, or a callback that stops
-            self._writer.discard()
-        else:
+        share = (self.state.epoch or 0) % 1
+        if not share:
             self._finish_epoch()
+            return
+        world, args = self._writer.world, self.args  # max_steps, or a callback that stops
+        seen = sum(world.gather(self._writer.discard()))
+        if self.record == "eval":
+            seen = round(share * batches) * args.train_batch_size * args.world_size
+        if world.main:
+            warnings.warn(
+                f"epoch {int(self.state.epoch or 0)} was cut off after {seen} of its {len(self.train_dataset)} rows "
+                "and is not in the log: end the run with an epoch, by num_train_epochs or by a max_steps that is a "
+                f"multiple of {-(-batches // args.gradient_accumulation_steps)}",
+                stacklevel=2,
+            )
 
     def _finish_epoch(self) -> None:
         assert self._writer is not None
@@ -261,8 +274,8 @@ class _Epochs(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._train_begins()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer._epoch_ends()
+    def on_epoch_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        self.trainer._epoch_ends(len(train_dataloader))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer._checkpoint_saved()
@@ -333,6 +346,17 @@ def _check(trainer: Any) -> None:
                 f"column {name!r} has {len(wrong)} labels that are not in 0..{width - 1}: {values[wrong[:5]].tolist()} "
                 f"of {ids}; give the model num_labels={int(values.max()) + 1}, or drop such rows"
             )
+
+
+def _stored_labels(trainer: Any) -> np.ndarray | None:
+    """The classes (n,) in the dataset's column of labels; None of a language model, or without such a column."""
+    ds = trainer.train_dataset
+    names = [n for n in ("label", *(trainer.label_names or ()), "labels") if n in ds.column_names]
+    column = column_array(ds, names[0]) if names and not trainer._shifts() else None
+    if column is None or column.null_count or not pa.types.is_integer(column.type):
+        return None
+    values: np.ndarray = column.to_numpy()
+    return values
 
 
 def _labels_of(inputs: Mapping[str, Any], names: Any) -> torch.Tensor:

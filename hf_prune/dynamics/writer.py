@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -54,6 +55,7 @@ class LogWriter:
         folder: Path,
         *,
         ids: Any,
+        labels: Any,
         mode: Mode,
         task: Task | None,
         id_column: str,
@@ -73,6 +75,7 @@ class LogWriter:
         self.world = world or World()
         self.ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else _arrow(ids)
         self.keys, self.order = _sorted_keys(self.ids, id_column)
+        self.labels = None if labels is None else _integers(labels, len(self.ids))[self.order]
         self.classes: int | None = None
         if classes is not None:
             self._settle(task, classes)
@@ -80,10 +83,12 @@ class LogWriter:
         self._parts: list[dict[str, NDArray[Any]]] = []
         self._size, self._steps = 0, 0
         self._maps: dict[int, np.memmap[Any, np.dtype[np.float32]]] = {}
+        self.run: str | None = uuid.uuid4().hex  # tells the runs that begin in one folder apart
         self.epoch: int  # finished so far: the one that is recorded
-        self.epoch, self.task, self.classes = self.world.from_main(
-            lambda: (self._open(resume), self.task, self.classes)
+        self.epoch, self.task, self.classes, self.run = self.world.from_main(
+            lambda: (self._open(resume), self.task, self.classes, self.run)
         )
+        self.labels = None  # they lie in the folder now
 
     def positions(self, ids: Any) -> NDArray[np.int64]:
         """Rows of the log (m,) that have these ids.
@@ -176,8 +181,12 @@ class LogWriter:
         self._clear()
         return seen
 
-    def go_to(self, epoch: int) -> None:
+    def go_to(self, epoch: int, *, partial: bool = False) -> None:
         """Make `epoch` the one that is recorded next: for a run that goes on from a checkpoint. All processes call it.
+
+        Args:
+            epoch: from 0.
+            partial: `load_state` follows, with the part of it that was recorded before the checkpoint.
 
         Raises:
             ValueError: the log does not reach so far, or the probabilities that `divergence` needs are gone.
@@ -194,21 +203,23 @@ class LogWriter:
             )
         self._clear()
         self._maps.clear()
-        self.world.from_main(lambda: self._remove(epoch))
+        self.world.from_main(lambda: self._remove(epoch, partial))
         self.epoch = epoch
 
     def save_state(self, path: Path) -> None:
         """Keep what this process has of the epoch so far, beside a checkpoint."""
         self._work_out()
+        for array in self._maps.values():
+            array.flush()
         table = self._table().append_column("step", pa.array(self._column("step")))
-        of = json.dumps({"epoch": self.epoch, "task": self.task, "classes": self.classes})
+        of = json.dumps({"epoch": self.epoch, "task": self.task, "classes": self.classes, "run": self.run})
         write_parquet(path, table.replace_schema_metadata({"hf_prune": of}), _explained)
 
     def load_state(self, paths: list[Path]) -> None:
         """Go on in the middle of an epoch, with what `save_state` kept.
 
         Raises:
-            ValueError: it is of another epoch.
+            ValueError: it is of another epoch, or the probabilities that `divergence` needs are gone.
         """
         self._clear()
         for path in paths:
@@ -216,6 +227,12 @@ class LogWriter:
             of = json.loads(table.schema.metadata[b"hf_prune"])
             if of["epoch"] != self.epoch:
                 raise ValueError(f"{path} is not of epoch {self.epoch}; go on from a checkpoint of the run of this log")
+            theirs = of.get("run", self.run) == self.run and _probabilities_path(self.folder, self.epoch).exists()
+            if self.divergence and table.num_rows and not theirs:
+                raise ValueError(
+                    f"the probabilities that belong to {path} are gone: the log in {self.folder} was begun anew; go on "
+                    "from a checkpoint of the run of this log, or begin a log in a new folder"
+                )
             self.task, self.classes = of["task"], of["classes"]
             self._parts.append({name: table.column(name).to_numpy() for name in table.column_names})
             self._steps = max(self._steps, int(self._parts[-1]["step"].max(initial=-1)) + 1)
@@ -225,16 +242,25 @@ class LogWriter:
     def _open(self, resume: bool) -> int:
         """Make the folder on the main process; returns the number of finished epochs."""
         if (self.folder / MANIFEST).exists():
-            if not resume:
+            if resume:
+                return self._continue(TrainingLog(self.folder))
+            if any(self.folder.glob(f"epoch-*/{REPORT}")) or any(self.folder.glob("checkpoint-*[0-9]")):
                 raise ValueError(
                     f"{self.folder} holds a training log already; name another folder, go on with it (resume), or "
                     "remove it first"
                 )
-            return self._continue(TrainingLog(self.folder))
+            warnings.warn(
+                f"{self.folder} holds a log without a finished epoch, as a run that failed early leaves it: what there "
+                "is of it is removed, and the log begins anew",
+                stacklevel=2,
+            )
+            self._remove(0)
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"key": self.keys, "id": pa.chunked_array(self.ids.take(pa.array(self.order)))})
-        write_parquet(self.folder / ROWS, table, _explained)
+        columns = {"key": self.keys, "id": pa.chunked_array(self.ids.take(pa.array(self.order)))}
+        if self.labels is not None:
+            columns["label"] = self.labels
+        write_parquet(self.folder / ROWS, pa.table(columns), _explained)
         self._write_manifest()
         return 0
 
@@ -253,27 +279,55 @@ class LogWriter:
                 differ.append(f"{name}={there!r}, not {wanted!r}")
         if differ:
             raise ValueError(f"the log in {self.folder} has {', '.join(differ)}; go on as it began, or elsewhere")
-        self.task, self.classes = found.task or self.task, found.classes or self.classes
+        if found.task != "language_model":  # whose labels are no column
+            self._same_labels()
+        self.task, self.classes, self.run = found.task or self.task, found.classes or self.classes, self._run_there()
         epochs = found.epochs
-        self._remove(epochs)
+        self._remove(epochs, partial=True)
         return epochs
 
-    def _remove(self, epoch: int) -> None:
-        """Remove this epoch and later ones, the last first, so that a crash leaves no gap; and what was cut off."""
+    def _same_labels(self) -> None:
+        """Refuse labels that are not those that the log began with, where it knows them."""
+        if self.labels is None or "label" not in pq.read_schema(self.folder / ROWS).names:
+            return
+        there = pq.read_table(self.folder / ROWS, columns=["label"]).column("label").to_numpy()
+        changed = np.flatnonzero(there != self.labels)
+        if len(changed):
+            shown = [f"{self._id(i)!r} has {self.labels[i]}, not {there[i]}" for i in changed[:SHOWN]]
+            raise ValueError(
+                f"the labels are not those of the log in {self.folder}: {', '.join(shown)}"
+                f"{', ...' if len(changed) > SHOWN else ''} ({len(changed)} of {len(there)} rows); go on with the "
+                "labels that it began with, or begin a log in another folder"
+            )
+
+    def _run_there(self) -> str | None:
+        """The run that the log in the folder is of; None of one written before runs had names."""
+        found: str | None = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("run")
+        return found
+
+    def _remove(self, epoch: int, partial: bool = False) -> None:
+        """Remove this epoch and later ones, the last first, so that a crash leaves no gap; and what was cut off.
+
+        With `partial` the probabilities of this epoch stay: those of the rows before a checkpoint are nowhere else.
+        """
         with _explained(self.folder):
-            for path in self.folder.rglob("*.hf_prune_tmp"):
-                path.unlink()
+            for path in list(self.folder.rglob("*.hf_prune_tmp")):
+                if path.is_dir():  # a checkpoint
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
             later = [p for p in self.folder.glob("epoch-*") if int(p.name[6:]) >= epoch]
             for path in sorted(later, reverse=True):
                 (path / REPORT).unlink(missing_ok=True)
                 shutil.rmtree(path)
             for path in self.folder.glob("probabilities-*.npy"):
-                if int(path.stem[14:]) >= epoch:
+                if int(path.stem[14:]) >= epoch + partial:
                     path.unlink()
 
     def _write_manifest(self) -> None:
         facts = {
             "format": FORMAT,
+            "run": self.run,
             "mode": self.mode,
             "task": self.task,
             "id_column": self.id_column,
@@ -415,6 +469,10 @@ class LogWriter:
     def _finish(self, padding: int) -> dict[str, Any]:
         """Check the union of the parts, and say that the epoch is finished."""
         at = epoch_folder(self.folder, self.epoch)
+        if self._run_there() != self.run:
+            raise ValueError(
+                f"another run has begun a log in {self.folder} since this one did; give each run a folder of its own"
+            )
         names = [f"part-{i:05d}.parquet" for i in range(self.world.size)]
         tables = pa.concat_tables([pq.read_table(at / name) for name in names])
         seen = np.bincount(tables.column("row").to_numpy(), minlength=len(self.keys))
@@ -477,6 +535,15 @@ def _sorted_keys(ids: Any, column: str) -> tuple[NDArray[np.uint64], NDArray[np.
 def _arrow(ids: Any) -> pa.ChunkedArray:
     values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     return pa.chunked_array([pa.array(values)])
+
+
+def _integers(labels: Any, count: int) -> NDArray[np.int64]:
+    values = np.asarray(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if values.dtype.kind not in "biu":
+        raise TypeError(f"labels of type {values.dtype} are no classes; a log is of hard labels, given as integers")
+    if values.shape != (count,):
+        raise ValueError(f"labels of shape {values.shape} do not go with {count} ids; give one each")
+    return values.astype(np.int64)
 
 
 def _refuse(outside: Any, labels: Any, id_of: Any, classes: int | None) -> None:

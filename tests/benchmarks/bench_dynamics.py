@@ -3,6 +3,8 @@
     python tests/benchmarks/bench_dynamics.py            ResNet-8 (He et al.'s for CIFAR, n = 1), 1 024 images, 10 pairs
     python tests/benchmarks/bench_dynamics.py --small    512 images, 3 pairs
     python tests/benchmarks/bench_dynamics.py --device cuda --images 50000 --batch 512
+    python tests/benchmarks/bench_dynamics.py --network gpt2    GPT-2 of 4 layers, width 256, 50 257 words; 8 texts of
+                                                                128 tokens a step (no peer keeps a dict of tokens)
 
 Runs are interleaved; a pair is a bare and a recorded run after each other. Times are CPU seconds of the process on a
 CPU (steadier than the clock on a busy machine), seconds on a GPU; all that recording does counts, checks and files too.
@@ -26,6 +28,8 @@ from torch import nn
 
 import hf_prune as hp
 
+VOCABULARY = 50_257
+
 
 class Block(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -39,6 +43,19 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.body(x) + self.short(x))
+
+
+class GPT2(nn.Module):
+    """Logits for the next tokens, (b, 127, V)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        self.body = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=4, n_head=4, n_positions=128))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(input_ids=x).logits[:, :-1]
 
 
 def resnet8(classes: int = 10) -> nn.Module:
@@ -93,18 +110,24 @@ class Dict(Nothing):
 
 
 def train(
-    x: torch.Tensor, y: torch.Tensor, epochs: int, batch: int, recorder: Nothing, clock: Callable[[], float]
+    make: Callable[[], nn.Module],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    epochs: int,
+    batch: int,
+    recorder: Nothing,
+    clock: Callable[[], float],
 ) -> tuple[torch.Tensor, float]:
     """The weights, and the seconds that went by inside the recorder."""
     inside = 0.0
     torch.manual_seed(0)
-    net = resnet8().to(x.device)
+    net = make().to(x.device)
     opt = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(batch):
             labels = y[rows]
             logits = net(x[rows])
-            loss = nn.functional.cross_entropy(logits, labels)
+            loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
             start = clock()
             recorder.step(rows, logits, labels)
             inside += clock() - start
@@ -119,23 +142,33 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=["resnet8", "gpt2"], default="resnet8")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--images", type=int)
     parser.add_argument("--pairs", type=int)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    n = options.images or (512 if options.small else 1024)
+    text = options.network == "gpt2"
+    n = options.images or ((16 if options.small else 32) if text else (512 if options.small else 1024))
+    epochs, batch = options.epochs or (1 if text else 2), options.batch or (8 if text else 128)
     pairs = options.pairs or (3 if options.small else 10)
     if options.device == "cpu":
         torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, 3, 32, 32, generator=generator).to(options.device)
-    y = torch.randint(0, 10, (n,), generator=generator).to(options.device)
-    ids = [f"image {i}" for i in range(n)]
+    if text:
+        x = torch.randint(0, VOCABULARY, (n, 128), generator=generator).to(options.device)
+        y = x[:, 1:]
+    else:
+        x = torch.randn(n, 3, 32, 32, generator=generator).to(options.device)
+        y = torch.randint(0, 10, (n,), generator=generator).to(options.device)
+    ids = [f"row {i}" for i in range(n)]
+    make = GPT2 if text else resnet8
     clock = time.process_time if options.device == "cpu" else time.perf_counter
-    makers: dict[str, Callable[[], Any]] = {"bare": Nothing, "ours": lambda: Ours(ids), "dict": lambda: Dict(ids)}
+    makers: dict[str, Callable[[], Any]] = {"bare": Nothing, "ours": lambda: Ours(ids)}
+    if not text:
+        makers["dict"] = lambda: Dict(ids)
     times: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     ends: dict[str, torch.Tensor] = {}
@@ -144,17 +177,19 @@ def main() -> None:
         for name in makers if turn % 2 else reversed(makers):
             recorder = makers[name]()
             start = clock()
-            ends[name], inside = train(x, y, options.epochs, options.batch, recorder, clock)
+            ends[name], inside = train(make, x, y, epochs, batch, recorder, clock)
             times[name].append(clock() - start)
             shares[name].append(inside / (times[name][-1] - inside))
             if name != "bare" and turn == pairs - 1:
                 margins[name] = recorder.margins(ids)
     assert all(torch.equal(end, ends["bare"]) for end in ends.values()), "recording changed the weights"
-    np.testing.assert_allclose(margins["ours"], margins["dict"], atol=1e-5)
-    print(f"ResNet-8, {n} images, batch {options.batch}, {options.epochs} epochs, {options.device}, {pairs} pairs")
+    if not text:
+        np.testing.assert_allclose(margins["ours"], margins["dict"], atol=1e-5)
+    what = f"GPT-2, {n} texts" if text else f"ResNet-8, {n} images"
+    print(f"{what}, batch {batch}, {epochs} epochs, {options.device}, {pairs} pairs")
     bare = np.array(times["bare"][1:])
     draws = np.random.default_rng(0).integers(0, pairs, (10_000, pairs))
-    for name in ("ours", "dict"):
+    for name in list(makers)[1:]:
         whole = np.array(times[name][1:]) / bare - 1
         for what, ratio in (("whole runs against bare ones", whole), ("time inside", np.array(shares[name][1:]))):
             low, high = np.quantile(np.median(ratio[draws], 1), [0.025, 0.975])

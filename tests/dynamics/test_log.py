@@ -149,6 +149,65 @@ def test_tokens(monkeypatch):
                 assert got[name][i].item() == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), (i, name)
 
 
+def exact(z: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of tokens (m, V) by their definitions, in float64; from logarithms, where 1 - p would cancel."""
+    z = z.double()
+    n = torch.arange(len(y))
+    log_p, mine = z.log_softmax(1), torch.zeros_like(z, dtype=torch.bool)
+    mine[n, y] = True
+    p = log_p.exp()
+    others = z.masked_fill(mine, -torch.inf)
+    wrong = p.masked_fill(mine, 0).sum(1)
+    out = {
+        "loss": (others.logsumexp(1) - z[n, y]).exp().log1p(),
+        "margin": z[n, y] - others.max(1).values,
+        "el2n": (wrong**2 + p.masked_fill(mine, 0).square().sum(1)).sqrt(),
+        "entropy": -torch.where(p > 0, p * log_p, 0).sum(1),
+        "p_label": p[n, y],
+        "p_max": p.max(1).values,
+        "gap": p.topk(2).values[:, 0] - p.topk(2).values[:, 1],
+        "p_margin": p[n, y] - p.masked_fill(mine, -torch.inf).max(1).values,
+        "accuracy": (z.argmax(1) == y).double(),
+    }
+    bad = ~out["margin"].isfinite() | z.isnan().any(1)
+    return {name: value.masked_fill(bad, torch.nan) for name, value in out.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("layout", ["whole", "shifted", "turned"])
+def test_tokens_against_plain_torch(dtype, layout):
+    """What is compiled, and what is not: logits of other types, and those that lie across."""
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 9, 3000, generator=rng) * torch.tensor([0.1, 1, 5, 20, 5, 5])[:, None, None]
+    z[2].masked_fill_(torch.rand(9, 3000, generator=rng) < 0.2, -torch.inf)
+    z[4, 3, 7] = torch.nan
+    z = z.to(dtype)
+    y = torch.randint(0, 3000, (6, 9), generator=rng)
+    top = z.nan_to_num(-9).argmax(2)
+    y = torch.where(torch.rand(6, 9, generator=rng) < 0.5, top, y)
+    y = torch.where(z.gather(2, y[..., None])[..., 0] == -torch.inf, top, y)
+    y[1, 2:5], y[5] = -100, -100
+    if layout == "shifted":
+        z, y = z[:, :-1], y[:, :-1]
+    elif layout == "turned":
+        z = z.transpose(1, 2).contiguous().transpose(1, 2)
+    kept = z.clone()
+    got = statistics.of_tokens(z, y)
+    assert torch.equal(z.nan_to_num(5), kept.nan_to_num(5))
+    for i in range(6):
+        labelled = y[i] >= 0
+        assert got["tokens"][i] == labelled.sum()
+        for name, values in exact(z[i, labelled], y[i, labelled]).items():
+            torch.testing.assert_close(got[name][i].double(), values.mean(), rtol=1e-5, atol=1e-9, equal_nan=True)
+
+
+def test_tokens_of_a_class_that_does_not_exist():
+    for y in (-1, 3):
+        with pytest.raises(IndexError, match=r"are not in 0\.\.2"):
+            statistics.of_tokens(torch.zeros(1, 1, 3), torch.tensor([[y]]))
+    assert statistics.of_tokens(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.long))["tokens"].tolist() == [0, 0]
+
+
 def test_a_log_of_stored_logits(tmp_path):
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3, 4, 3)).astype(np.float32)
@@ -347,6 +406,58 @@ def test_going_on_in_the_middle_of_an_epoch(tmp_path):
         np.testing.assert_array_equal(TrainingLog(tmp_path / "log").read(name, 1), whole.read(name, 1))
     with pytest.raises(ValueError, match="is not of epoch 2"):
         made.load_state([tmp_path / "state"])
+    full(made, z=2 * Z)  # is compared with what was recorded before the break, too
+    whole = TrainingLog.from_logits(tmp_path / "long", IDS, np.stack([Z, -Z, 2 * Z]), Y, divergence=True)
+    np.testing.assert_array_equal(TrainingLog(tmp_path / "log").read("divergence", 2), whole.read("divergence", 2))
+
+
+def test_an_attempt_without_a_finished_epoch_is_begun_anew(tmp_path):
+    folder = tmp_path / "log"
+    first = TrainingLog.create(folder, ids=IDS, divergence=True, labels=Y)
+    first.record(IDS[:2], Z[:2], Y[:2])
+    first.save_state(tmp_path / "state")
+    with pytest.warns(UserWarning, match="holds a log without a finished epoch, .* begins anew"):
+        made = TrainingLog.create(folder, ids=IDS[:3], divergence=True)
+    assert not list(folder.glob("probabilities-*"))
+    with pytest.raises(ValueError, match="another run has begun a log in .* since this one did"):
+        full(first)
+    with pytest.raises(ValueError, match="the probabilities that belong to .*state are gone"):
+        made.load_state([tmp_path / "state"])
+    full(made, IDS[:3], Z[:3], Y[:3])
+    with pytest.raises(ValueError, match="holds a training log already"):
+        TrainingLog.create(folder, ids=IDS)
+    assert TrainingLog(folder).epochs == 1
+
+
+def test_a_checkpoint_that_was_cut_off_is_no_hindrance(tmp_path):
+    full(TrainingLog.create(tmp_path / "log", ids=IDS))
+    half = tmp_path / "log" / "checkpoint-1.hf_prune_tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    assert TrainingLog.create(tmp_path / "log", ids=IDS, resume=True).epoch == 1 and not half.exists()
+
+
+def test_labels_are_those_that_the_log_began_with(tmp_path):
+    folder = tmp_path / "log"
+    full(TrainingLog.create(folder, ids=IDS, labels=Y))
+    with pytest.raises(ValueError, match=r"log: 'b' has 1, not 2 \(1 of 4 rows\); go on with the labels"):
+        TrainingLog.create(folder, ids=IDS, labels=[0, 1, 1, 0], resume=True)
+    TrainingLog.create(folder, ids=IDS[::-1], labels=Y[::-1], resume=True)
+    TrainingLog.create(folder, ids=IDS, resume=True)  # not told: not compared
+    full(TrainingLog.create(tmp_path / "old", ids=IDS))  # as logs were before they had labels and names of runs
+    manifest = tmp_path / "old" / "log.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "run"}))
+    made = TrainingLog.create(tmp_path / "old", ids=IDS, labels=1 - Y, resume=True)
+    full(made)
+    assert TrainingLog(tmp_path / "old").epochs == 2
+    text = TrainingLog.create(tmp_path / "text", ids=IDS, labels=Y, task="language_model")
+    full(text, z=np.zeros((4, 2, 3)), y=np.zeros((4, 2), int))
+    TrainingLog.create(tmp_path / "text", ids=IDS, labels=1 - Y, resume=True)
+    for labels in ([0, 1], Y[:, None]):
+        with pytest.raises(ValueError, match="do not go with 4 ids; give one each"):
+            TrainingLog.create(tmp_path / "bad", ids=IDS, labels=labels)
+    with pytest.raises(TypeError, match="hard labels"):
+        TrainingLog.from_logits(tmp_path / "bad", IDS, Z[None], [0.5] * 4)
 
 
 def test_divergence_keeps_two_epochs(tmp_path):

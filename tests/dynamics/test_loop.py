@@ -146,6 +146,21 @@ def test_going_on_is_as_if_nothing_had_happened(ds, alone, tmp_path):
         train_with_log(net, other, tmp_path / "log", epochs=4, resume=True, **options)
 
 
+def test_going_on_with_other_labels(ds, tmp_path):
+    train_with_log(make_net(), ds, tmp_path / "log", epochs=1, **{**OPTIONS, "save_every": 1})
+    other = ds.map(lambda row: {"label": 2 if row["row_id"] in ("r3", "r4") else row["label"]})
+    with pytest.raises(ValueError, match=r"'r[34]' has 2, not [01], 'r[34]' has 2, not [01] \(2 of 53 rows\)"):
+        train_with_log(make_net(), other, tmp_path / "log", epochs=2, resume=True, **OPTIONS)
+
+
+def test_a_run_that_failed_early(ds, alone, tmp_path):
+    with pytest.raises(ValueError, match="give the network 3 outputs"):
+        train_with_log(make_net(2), ds, tmp_path / "log", epochs=4, **OPTIONS)
+    with pytest.warns(UserWarning, match="log holds a log without a finished epoch, .* begins anew"):
+        log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **OPTIONS)
+    np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
+
+
 def test_threshold_samples_may_have_a_class_of_their_own(ds, tmp_path):
     relabelled = ds.map(lambda row, i: {"label": C if i < N // (C + 1) else row["label"]}, with_indices=True)
     log = train_with_log(make_net(C + 1), relabelled, tmp_path / "log", epochs=1, **OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -262,8 +263,9 @@ def test_going_on(tmp_path, steps, record):
     with pytest.raises(Killed):
         run("broken", callbacks=[Kill()])
     assert TrainingLog(tmp_path / "broken-log").epochs == (steps + 1) // 6
-    with pytest.raises(ValueError, match="holds a training log already"):
-        run("broken")
+    if TrainingLog(tmp_path / "broken-log").epochs:
+        with pytest.raises(ValueError, match="holds a training log already"):
+            run("broken")
     again = run("broken", checkpoint=True)
     assert torch.equal(weights(again), weights(whole))
     log, want = TrainingLog(tmp_path / "broken-log"), TrainingLog(tmp_path / "whole-log")
@@ -298,12 +300,78 @@ def test_killed_between_the_last_checkpoint_of_an_epoch_and_its_end(tmp_path):
     assert log.epochs == 2 and log.report(0).rows == N
 
 
-def test_an_epoch_that_is_cut_off_is_not_logged(tmp_path):
+@pytest.mark.parametrize("record", ["train", "eval"])
+@pytest.mark.parametrize("how", ["max_steps", "a callback"])
+def test_an_epoch_that_is_cut_off_is_told(tmp_path, how, record):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 8
+
+    options = {"max_steps": 8} if how == "max_steps" else {}
     trainer = RecordingTrainer(
-        classifier(), arguments(tmp_path, max_steps=8), train_dataset=texts(), data_collator=pad, log=tmp_path / "log"
-    )
-    trainer.train()
+        classifier(), arguments(tmp_path, **options), train_dataset=texts(), data_collator=pad, log=tmp_path / "log",
+        record=record, callbacks=[] if options else [Stop()],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"epoch 1 was cut off after 8 of its 22 rows and is not .* a multiple of 6$"):
+        trainer.train()
     assert TrainingLog(tmp_path / "log").epochs == 1
+
+
+def test_a_run_that_failed_early(tmp_path):
+    """Begun anew without a checkpoint; with one, what was recorded before it counts, also after a false start."""
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    def run(name, kill=False, checkpoint=None, divergence=False):
+        made = RecordingTrainer(
+            classifier(), arguments(tmp_path / name, save_strategy="steps", save_steps=4, num_train_epochs=2),
+            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", divergence=divergence,
+            callbacks=[Kill()] if kill else [],
+        )  # fmt: skip
+        with pytest.raises(KeyboardInterrupt) if kill else contextlib.nullcontext():
+            made.train(resume_from_checkpoint=checkpoint)
+        return TrainingLog(tmp_path / f"{name}-log")
+
+    want = run("whole", divergence=True)
+    run("a", kill=True, divergence=True)
+    assert same(run("a", checkpoint=True, divergence=True), want)
+    run("b", kill=True)
+    with pytest.warns(UserWarning, match="b-log holds a log without a finished epoch, .* begins anew"):
+        run("b", kill=True)
+    assert same(run("b", checkpoint=True), want)
+    run("c", kill=True)
+    with pytest.warns(UserWarning, match="begins anew"):
+        assert same(run("c"), want)
+    with pytest.raises(ValueError, match="holds a training log already"):
+        run("c")
+
+
+def same(log, want):
+    columns = set(log.columns) & set(want.columns)
+    pairs = [(log.read(name, e), want.read(name, e)) for e in range(want.epochs) for name in columns]
+    return log.epochs == want.epochs and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def test_going_on_with_other_labels(tmp_path):
+    def run(ds, name, model=classifier, collate=pad, checkpoint=None):
+        options = arguments(tmp_path / name, save_strategy="epoch", num_train_epochs=2 if checkpoint else 1)
+        made = RecordingTrainer(model(), options, train_dataset=ds, data_collator=collate, log=tmp_path / f"{name}-log")
+        made.train(resume_from_checkpoint=checkpoint)
+        return TrainingLog(tmp_path / f"{name}-log").epochs
+
+    ds = texts()
+    other = ds.map(lambda row, i: {"label": 2 if i == 3 else row["label"]}, with_indices=True)
+    run(ds, "a")
+    with pytest.raises(
+        ValueError, match=r"labels are not those of the log in .*a-log: 'r3' has 2, not 0 \(1 of 22 rows"
+    ):
+        run(other, "a", checkpoint=True)
+    assert run(ds, "a", checkpoint=True) == 2
+    run(ds, "text", language_model, pad_lm)  # its labels are tokens; a column "label" says nothing
+    assert run(other, "text", language_model, pad_lm, checkpoint=True) == 2
 
 
 def test_evaluation_is_not_recorded_and_needs_no_ids(tmp_path):
