@@ -85,3 +85,15 @@ def test_bad_input():
         hp.ExactDedup.fit(ds)({"text": ["new"]})
     with pytest.raises(KeyError, match="reads column 'body'"):
         hp.ExactDedup.fit(ds, "body")
+
+
+def test_second_hash_sees_every_byte():
+    from hf_prune.dedup import _kernels
+
+    texts = [bytes(range(n)) for n in range(40)]
+    texts += [bytes(t[:i]) + bytes([t[i] ^ 128]) + bytes(t[i + 1 :]) for t in texts for i in range(len(t))]
+    data = np.frombuffer(b"".join(texts), np.uint8)
+    offsets = np.cumsum([0, *map(len, texts)])
+    assert len(np.unique(_kernels.byte_hashes(data, offsets))) == len(set(texts)) == len(texts)
+    again = _kernels.byte_hashes(np.frombuffer(b"xyz" + data.tobytes(), np.uint8), offsets + 3)
+    assert (again == _kernels.byte_hashes(data, offsets)).all()
