@@ -45,6 +45,20 @@ def lengths(x: np.ndarray, length: np.ndarray) -> None:
 
 
 @sums
+def unit(x: np.ndarray, out: np.ndarray, squares: np.ndarray) -> None:
+    """Rows of (n, d) float32 at length 1, into `out` (NaN for zero rows); and their squared lengths (n,) float32."""
+    n, d = x.shape
+    for i in range(n):
+        total = np.float32(0)
+        for c in range(d):
+            total += x[i, c] * x[i, c]
+        squares[i] = total
+        scale = np.float32(1) / np.sqrt(total)
+        for c in range(d):
+            out[i, c] = x[i, c] * scale
+
+
+@sums
 def cosines(x: np.ndarray, found: np.ndarray, exact: np.ndarray, cosine: np.ndarray) -> None:
     """Cosine (n,) in float64 of each of (n, d) rows to the direction found for it; NaN for zero rows."""
     n, d = x.shape

@@ -37,6 +37,21 @@ def test_lengths_and_cosines():
     assert np.isnan(cosine[3])
 
 
+def test_unit_rows():
+    x = np.random.default_rng(0).normal(size=(40, 37)).astype(np.float32)
+    x[3], x[5], x[7] = 0, 3e20, np.inf
+    out, squares = np.empty_like(x), np.empty(40, np.float32)
+    _kernels.unit(x, out, squares)
+    with np.errstate(all="ignore"):
+        expected = (x**2).sum(1)
+        rows = x / np.sqrt(expected)[:, None]
+    np.testing.assert_allclose(squares, expected, rtol=1e-6)
+    usual = np.isfinite(expected) & (expected > 0)
+    assert usual.sum() == 37
+    np.testing.assert_allclose(out[usual], rows[usual], rtol=1e-6)
+    assert np.isnan(out[3]).all() and not squares[3] and np.isinf(squares[[5, 7]]).all()
+
+
 def bfloat16_bits(values):
     return (values.astype(np.float32).view(np.int32) >> 16).astype(np.int16)  # towards zero: a rounding that is allowed
 

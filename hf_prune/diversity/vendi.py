@@ -15,6 +15,7 @@ from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabi
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
+COMPILED = 1024  # rows of a block from which the compiled loop is worth its loading
 LARGEST = 16_384  # side of a matrix whose eigenvalues are still taken: 2 GB, some minutes
 EPS = float(np.finfo(np.float64).eps)
 WELL_ABOVE = 64 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: past the noise of float32 products
@@ -305,11 +306,17 @@ def _unit(
     Rows of length 1 already come back as they are.
     """
     x = np.asarray(x, dtype)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        squares = np.asarray(np.vecdot(x, x), np.float64)
+    out = None if space is None else space[: len(x)]
+    ready = out if weights is None and dtype == np.float32 and len(x) >= COMPILED else None
+    if ready is not None:
+        squares = _compiled_unit(x, ready)
+    else:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            squares = np.asarray(np.vecdot(x, x), np.float64)
     if weights is None and len(x) and np.abs(squares - 1).max() < 4 * np.finfo(dtype).eps:
         return x
     if not ((squares > 1e-30) & (squares < 1e30)).all():  # a square may have overflowed where the row has not
+        ready = None
         largest = np.abs(x).max(1).astype(np.float64)
         if not np.isfinite(largest).all():
             row = start + int(np.flatnonzero(~np.isfinite(largest))[0])
@@ -321,9 +328,19 @@ def _unit(
             )
         x = x / largest[:, None]
         squares = np.vecdot(x, x)
+    if ready is not None:
+        return ready
     scale = 1 / np.sqrt(squares) if weights is None else np.sqrt(weights / squares)
-    out = None if space is None else space[: len(x)]
     return np.asarray(np.multiply(x.astype(dtype, copy=False), scale[:, None].astype(dtype), out=out))
+
+
+def _compiled_unit(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Fill `out` with the rows at length 1; the squares (n,) float64 of their lengths."""
+    from hf_prune import _kernels
+
+    squares = np.empty(len(x), np.float32)
+    _kernels.unit(np.ascontiguousarray(x), out, squares)
+    return squares.astype(np.float64)
 
 
 def _gram_of(unit: np.ndarray) -> np.ndarray:

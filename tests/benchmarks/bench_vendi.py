@@ -25,6 +25,7 @@ import hf_prune as hp
 from hf_prune.diversity.vendi import Gram
 
 warnings.simplefilter("ignore", DeprecationWarning)
+PAUSE = 0.2  # seconds: threads of BLAS spin on after a product, and would bill the next candidate
 
 
 def compare(title: str, ours: Callable[[], float], peer: Callable[[], float], repeats: int, tolerance: float) -> None:
@@ -32,6 +33,7 @@ def compare(title: str, ours: Callable[[], float], peer: Callable[[], float], re
     values = [0.0, 0.0]
     for _ in range(repeats):
         for i, run in enumerate((ours, peer)):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             values[i] = float(run())
             times[i].append(time.perf_counter() - start)
