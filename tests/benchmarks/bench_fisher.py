@@ -4,6 +4,7 @@
                                                        32 tokens; 8 rows of 128), small CNN (256 pictures of 8 x 8)
     python tests/benchmarks/bench_fisher.py --small    smaller networks and batches
     python tests/benchmarks/bench_fisher.py --only resnet --width 32
+    python tests/benchmarks/bench_fisher.py --only gpt2 --passes 4
 
 Outputs are compared. Times are processor time, least of interleaved rounds; memory is the most that torch held in the
 call beyond what it held before; both are quoted as ratios.
@@ -28,8 +29,6 @@ from torch.func import functional_call, grad, vmap
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_prune.fisher.squares import Squares
-
-PIECES = 4  # passes that a batch is cut into, for less memory
 
 
 class Block(nn.Module):
@@ -96,12 +95,12 @@ def rows(g: Tensor, transposed: bool) -> Tensor:
 
 
 class Peers:
-    def __init__(self, network: nn.Module, x: Tensor, y: Tensor, biases: bool) -> None:
+    def __init__(self, network: nn.Module, x: Tensor, y: Tensor, biases: bool, passes: int) -> None:
         self.network, self.x, self.y = network, x, y
         self.ours = Squares(network, biases=biases)
         self.filters = filters(self.ours)
         self.names = [name for name, _ in self.filters]
-        step = -(-len(x) // PIECES)
+        step = -(-len(x) // passes)
         self.pieces = [slice(start, start + step) for start in range(0, len(x), step)]
 
     def squares(self) -> Tensor:
@@ -191,13 +190,14 @@ def rounds(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return {name: min(values) for name, values in times.items()}
 
 
-def bench(what: str, network: nn.Module, x: Tensor, y: Tensor, repeats: int) -> None:
+def bench(what: str, network: nn.Module, x: Tensor, y: Tensor, repeats: int, passes: int) -> None:
+    """Print a table; `passes`: that a batch is cut into, for less memory."""
     print(what)
     warnings.filterwarnings("ignore", "There is a performance drop")
     for title, biases, kind in (("filter-wise sums", False, "squares"), ("norms of whole gradients", True, "norms")):
-        peers = Peers(network, x, y, biases)
+        peers = Peers(network, x, y, biases, passes)
         candidates = {name: getattr(peers, f"{name}_{kind}") for name in ("vmap", "loop")}
-        candidates |= {"ours": getattr(peers, kind), f"ours in {PIECES} passes": getattr(peers, f"pieces_{kind}")}
+        candidates |= {"ours": getattr(peers, kind), f"ours in {passes} passes": getattr(peers, f"pieces_{kind}")}
         candidates |= {"plain forward and backward": peers.plain}
         if kind == "squares":
             candidates |= {"ours under bfloat16 autocast": peers.autocast}
@@ -205,7 +205,7 @@ def bench(what: str, network: nn.Module, x: Tensor, y: Tensor, repeats: int) -> 
         worst = max(
             float(((run().detach() - exact) / exact.mean()).abs().max())
             for name, run in candidates.items()
-            if name in ("vmap", "loop", f"ours in {PIECES} passes")
+            if name in ("vmap", "loop", f"ours in {passes} passes")
         )
         assert worst < 1e-3, worst
         peers.plain()
@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--only", choices=["resnet", "gpt2", "cnn"])
     parser.add_argument("--width", type=int, default=64, help="of the ResNet-18's first stage")
     args = parser.parse_args()
@@ -241,16 +242,23 @@ def main() -> None:
     width, size, images, layers, hidden = (8, 16, 8, 2, 64) if args.small else (args.width, 32, 32, 4, 256)
     if args.only in (None, "resnet"):
         x, y = torch.randn(images, 3, size, size), torch.randint(10, (images,))
-        bench(f"ResNet-18 of width {width}, {images} pictures of {size} x {size}", resnet18(width), x, y, args.repeats)
+        bench(
+            f"ResNet-18 of width {width}, {images} pictures of {size} x {size}",
+            resnet18(width),
+            x,
+            y,
+            args.repeats,
+            args.passes,
+        )
     if args.only in (None, "gpt2"):
         for texts, length in [(8, 16), (4, 32)] if args.small else [(48, 32), (8, 128)]:
             ids = torch.randint(4000, (texts, length + 1))
             network = LanguageModel(layers, hidden, 4000, length).eval()
             what = f"GPT-2 {layers} x {hidden}, {texts} rows of {length} tokens"
-            bench(what, network, ids[:, :-1], ids[:, 1:], args.repeats)
+            bench(what, network, ids[:, :-1], ids[:, 1:], args.repeats, args.passes)
     if args.only in (None, "cnn"):
         x, y = torch.randn(256, 1, 8, 8), torch.randint(10, (256,))
-        bench("small convolutional network, 256 pictures of 8 x 8", small_cnn(), x, y, args.repeats)
+        bench("small convolutional network, 256 pictures of 8 x 8", small_cnn(), x, y, args.repeats, args.passes)
 
 
 if __name__ == "__main__":
