@@ -48,6 +48,23 @@ def test_texts_against_losses_of_torch(tiny_gpt2_folder, texts):
     assert "lm_head.weight" not in found.layers and found.rows == 21
 
 
+def test_classes_against_losses_of_torch():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
+    x = torch.randn(100, 6)
+    ds = datasets.Dataset.from_dict({"embedding": x.tolist()})
+    found = hp.task2vec(ds, hp.Probe(net, head="keep", fisher="published", seed=1))
+    expected = torch.zeros(5)
+    for part in (x[:64], x[64:]):
+        logits = net(part)
+        labels = sampled_labels(logits.detach(), torch.zeros(len(part), dtype=torch.int64), input_keys(part), 1, 0)
+        assert len(labels.unique()) == 4
+        (g,) = torch.autograd.grad(F.cross_entropy(logits, labels), [net[0].weight])
+        expected += g.square().mean(1) / 2
+    np.testing.assert_allclose(found.vector, expected.numpy(), rtol=1e-4)
+    assert dict(found.layers) == {"0.weight": (0, 5)} and (found.terms, found.rows) == (100, 100)
+
+
 def test_mini_batches_give_the_fisher_over_their_rows_on_average():
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).eval()
     for layer in net:
