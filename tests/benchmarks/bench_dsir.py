@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from memory import peak
 
 import hf_prune as hp
 
@@ -81,30 +81,6 @@ def rounds(candidates: dict[str, Callable[[], Any]], repeats: dict[str, int]) ->
     return {name: (min(t[0] for t in v), min(t[1] for t in v)) for name, v in times.items()}
 
 
-def resident() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
-def peak_memory(run: Callable[[], Any]) -> float:
-    """Megabytes of anonymous memory above the start, the most seen while it runs."""
-    before, most, done = resident(), resident(), threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return most - before
-
-
 def memory(n: int) -> None:
     """What fit and `map` hold for n documents of about 1 kB, read from disk; nothing else has been done before."""
     texts, goal = made(500)
@@ -116,8 +92,8 @@ def memory(n: int) -> None:
         scorer = hp.DSIR.fit(part, target)
         part.map(scorer, batched=True)  # compiled, imported
         out = folder + "/out.arrow"
-        fit = peak_memory(lambda: hp.DSIR.fit(big, target))
-        scores = peak_memory(lambda: big.map(scorer, batched=True, remove_columns=["text"], cache_file_name=out))
+        fit = peak(lambda: hp.DSIR.fit(big, target))[1] / 2**20
+        scores = peak(lambda: big.map(scorer, batched=True, remove_columns=["text"], cache_file_name=out))[1] / 2**20
     print(f"{len(big)} documents: above the start, fit holds {fit:.1f} MB at most, map {scores:.1f} MB")
 
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 from datasets import Dataset
+from memory import peak
 
 import hf_prune as hp
 
@@ -71,26 +68,6 @@ def first_of(groups: np.ndarray) -> np.ndarray:
     return kept
 
 
-def memory() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-def peak(run: Callable[[], Any]) -> int:
-    before, highest, done = memory(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            highest[0] = max(highest[0], memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run()
-    done.set()
-    watcher.join()
-    return highest[0] - before
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
@@ -111,7 +88,7 @@ def main() -> None:
             times[name].append(time.process_time() - start)
     least = min(times["ours"])
     for name, run in candidates.items():
-        held = peak(lambda run=run: run(ds)) / 1e6  # type: ignore[misc]
+        held = peak(lambda run=run: run(ds))[1] / 1e6  # type: ignore[misc]
         print(f"{name:>22}: {min(times[name]) / least:6.2f} times our time, {held:6.0f} MB more memory")
 
 

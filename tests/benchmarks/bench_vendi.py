@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from memory import peak
 
 import hf_prune as hp
 from hf_prune.diversity.vendi import Gram
@@ -43,28 +43,6 @@ def compare(title: str, ours: Callable[[], float], peer: Callable[[], float], re
     print(
         f"{title}: {low:.2f} times as fast (minimum of {repeats}), {middle:.2f} (median); {found:.6f} and {known:.6f}"
     )
-
-
-def memory() -> int:
-    """Bytes of this process that are not pages of a file."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
-def peak(run: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call returns, and by how much it raised the memory of the process."""
-    before, highest, done = memory(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            highest[0] = max(highest[0], memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out = run()
-    done.set()
-    watcher.join()
-    return out, highest[0] - before
 
 
 def million(n: int, d: int, folder: Path) -> None:
