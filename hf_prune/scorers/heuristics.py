@@ -196,12 +196,15 @@ def c4_page(text: str, words: int, marks: tuple[str, ...], with_citations: bool 
     """
     sentences, dropped = 0, False
     for line in map(str.strip, text.splitlines()):
+        if not line.endswith((*marks, "]")):
+            continue  # most lines, and quickly; what ends in a citation is looked at
         parts = line.split()
-        if any(len(part) > LONG_WORD for part in parts):
+        if len(line) > LONG_WORD and any(len(part) > LONG_WORD for part in parts):
             continue
-        line = _CITATION.sub("", line)
-        many = len(parts if with_citations else line.split())
-        if not line.endswith(marks) or line.endswith("...") or many < words:
+        if "[" in line:
+            line = _CITATION.sub("", line)
+            parts = parts if with_citations else line.split()
+        if len(parts) < words or not line.endswith(marks) or line.endswith("..."):
             continue
         low = line.lower()
         dropped |= "lorem ipsum" in low
