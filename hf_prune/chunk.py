@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_prune._layout import like_format
 from hf_prune.batch import Batch, missing_column
 from hf_prune.values import Value
 
@@ -97,4 +98,7 @@ def chunk_texts(
     features = Features({**ds.features, chunk: Scalar("int32")}) if ds.features is not None else None
     options: dict[str, Any] = {"num_proc": num_proc} if hasattr(ds, "data") else {}
     cutter = _Chunker(words, text, min_words, chunk, row_id)
-    return ds.map(cutter, batched=True, remove_columns=there, features=features, **options)
+    out = ds.with_format(None).map(cutter, batched=True, remove_columns=there, features=features, **options)
+    if hasattr(ds, "data"):
+        return like_format(out, ds, [chunk])
+    return out if ds._formatting is None else out.with_format(ds._formatting.format_type)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import _arrow
+from hf_prune._formats import unformatted
 from hf_prune.dynamics.log import Mode, TrainingLog
 from hf_prune.dynamics.writer import LogWriter
 from hf_prune.rows import check_seed, seeded
@@ -115,7 +116,7 @@ def train_with_log(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model={model!r} is no torch module; load it first, as with AutoModel...from_pretrained(...)")
     factor = _schedule(schedule)
-    make_inputs = inputs if callable(inputs) else _reader(ds, inputs)
+    make_inputs = inputs if callable(inputs) else _Read(ds, inputs)
     labels = _labels(ds, label, id_column)
     ids = _arrow.column_array(ds, id_column)
     accelerator = accelerator or Accelerator()
@@ -211,6 +212,7 @@ class _Data:
 
     def __init__(self, ds: Any, make_inputs: Callable[[dict[str, Any]], Any], labels: Any, numbers: Any) -> None:
         self.ds, self.make_inputs, self.labels, self.numbers = ds, make_inputs, labels, numbers
+        self.shown = make_inputs.read(ds) if isinstance(make_inputs, _Read) else ds
 
     def __len__(self) -> int:
         return len(self.ds)
@@ -220,7 +222,7 @@ class _Data:
 
         where, whole = share
         company = where if len(where) else np.zeros(1, np.int64)  # for the collectives of an empty share
-        x = self.make_inputs(self.ds[company])
+        x = self.make_inputs(self.shown[company])
         return x, torch.from_numpy(self.labels[company]), torch.from_numpy(self.numbers[where]), whole
 
     def shares(self, batches: list[NDArray[np.int64]], world: Any, workers: int) -> Iterator[Any]:
@@ -281,31 +283,37 @@ def _to(x: Any, device: Any) -> Any:
     return x.to(device, non_blocking=True)
 
 
-def _reader(ds: Any, column: str) -> Callable[[dict[str, Any]], Any]:
-    _arrow.check_column(ds, column)
-    return _Read(column)
-
-
 class _Read:
     """Columns of images or numbers as tensors; a class, for workers that are spawned."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, ds: Any, column: str) -> None:
+        _arrow.check_column(ds, column)
         self.column = column
+
+    def read(self, ds: Any) -> Any:
+        """The column as it is read, whatever the format; a transform of the user's own is kept."""
+        shown = unformatted(ds)
+        return shown.select_columns([self.column]) if shown.format["type"] is None else shown
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         import torch
 
+        from hf_prune._embed.image import decode_image
+
         values = batch[self.column]
         if isinstance(values, torch.Tensor):
             return values
+        if any(value is None for value in values):
+            raise ValueError(f"column {self.column!r} has null rows, which are no input; drop them first")
         if hasattr(values[0], "convert"):
+            values = [decode_image(image) for image in values]
             sizes = {image.size for image in values}
             if len(sizes) > 1:
                 raise ValueError(
                     f"column {self.column!r} has images of sizes {sorted(sizes)[:5]} in one batch; give a function as "
                     "inputs= that makes them one size"
                 )
-            pixels = np.stack([np.asarray(image.convert("RGB")) for image in values])
+            pixels = np.stack([np.asarray(image) for image in values])
             return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         return torch.from_numpy(np.asarray(values, np.float32))
 
@@ -321,7 +329,7 @@ def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
         )
     wrong = np.flatnonzero(null | (values < 0))
     if len(wrong):
-        first = ds[int(wrong[0])]
+        first = ds.with_format(None).select_columns([id_column, label])[int(wrong[0])]
         raise ValueError(
             f"column {label!r} has {len(wrong)} rows without a class (null or negative), first {id_column} "
             f"{first[id_column]!r}: {first[label]}; drop such rows first"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import rows as rows_of
+from hf_prune._formats import unformatted
 from hf_prune.batch import Batch
 from hf_prune.fisher.distance import (
     interval,
@@ -518,7 +519,7 @@ def _plain(ds: Any, probe: Probe) -> Any:
 def _column(ds: Any, probe: Probe) -> str:
     if "input_ids" in ds.column_names and probe.column is None and "text" not in ds.column_names:
         return "input_ids"
-    return probe.reader().reads(Batch(ds[:1], "this coefficient"))[0]
+    return probe.reader().reads(Batch(unformatted(ds)[:1], "this coefficient"))[0]
 
 
 def _order(ds: Any, probe: Probe, seed: int) -> NDArray[np.int64]:
