@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_prune._layout import like_format
 from hf_prune.batch import Batch, missing_column
+from hf_prune.checks import check_dataset
 from hf_prune.values import Value
 
 _WORD = re.compile(r"\S+")
@@ -84,8 +85,7 @@ def chunk_texts(
     from datasets import Features
     from datasets import Value as Scalar
 
-    if hasattr(ds, "keys"):
-        raise TypeError(f"chunk_texts got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    check_dataset(ds, "chunk_texts", streams=True)
     if not 1 <= min_words <= words:
         raise ValueError(f"words={words}, min_words={min_words}; give 1 <= min_words <= words")
     there = ds.column_names

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hf_prune._arrow import array_of, check_column, column_array, gather, positions_of
 from hf_prune._formats import plain
+from hf_prune.checks import check_dataset
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
 SHORT = 512  # bytes; shorter values are copied rather than viewed
@@ -160,6 +161,7 @@ def with_row_id(ds: Any, column: str = "row_id", columns: Sequence[str] | None =
 
     from hf_prune._layout import with_column
 
+    check_dataset(ds, "with_row_id")
     if column in ds.column_names:
         raise ValueError(
             f"the dataset has a column {column!r} already; use it as it is, remove_columns({column!r}) first,"

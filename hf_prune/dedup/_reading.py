@@ -14,6 +14,7 @@ from hf_prune import rows
 from hf_prune._arrow import gather, positions_of
 from hf_prune._progress import shown
 from hf_prune.batch import Batch, missing_column
+from hf_prune.checks import check_dataset
 from hf_prune.lookup import find
 from hf_prune.texts import NULL, read_column, read_texts
 
@@ -98,8 +99,7 @@ def blocks(ds: Any, text: str | Sequence[str], who: str, ids: bool = False) -> I
         TypeError: a `DatasetDict`.
         ValueError: no rows, or nothing but nulls.
     """
-    if hasattr(ds, "keys"):
-        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    check_dataset(ds, f"{who}.fit", streams=True)
     names, there = columns_of(text), ds.column_names
     needed = list(dict.fromkeys(n if there is None or n in there else n.split(".")[0] for n in names))
     for name in needed:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hf_prune import _arrow
 from hf_prune._formats import unformatted
+from hf_prune.checks import check_dataset
 from hf_prune.dynamics.log import Mode, TrainingLog
 from hf_prune.dynamics.writer import LogWriter
 from hf_prune.rows import check_seed, seeded
@@ -115,6 +116,7 @@ def train_with_log(
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} leave nothing to train; give 1 or more")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model={model!r} is no torch module; load it first, as with AutoModel...from_pretrained(...)")
+    check_dataset(ds, "train_with_log")
     factor = _schedule(schedule)
     make_inputs = inputs if callable(inputs) else _Read(ds, inputs)
     labels = _labels(ds, label, id_column)

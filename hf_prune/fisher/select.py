@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import _arrow, kmeans
+from hf_prune.checks import check_dataset
 
 
 def select_diverse(
@@ -48,6 +49,7 @@ def select_diverse(
     """
     if not 0 <= diversity <= 1:
         raise ValueError(f"diversity={diversity} is no share; give 0 (score alone) to 1 (distance alone)")
+    check_dataset(ds, "select_diverse")
     scores = _arrow.floats_column(ds, score)
     there = np.flatnonzero(~np.isnan(scores))
     limit = len(there) if pool is None else min(pool, len(there))
