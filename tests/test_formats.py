@@ -183,3 +183,50 @@ def test_tables_of_other_engines():
         assert found["random_3"].to_pylist() == scorer({"row_id": ["a", "b"]})["random_3"].tolist()
     again = scorer(found)
     assert again.column_names == found.column_names and again.schema.field("random_3").type == pa.float64()
+
+
+@pytest.mark.parametrize("inputs", ["image", "embedding", "ints"])
+def test_training_reads_the_same_whatever_the_format(inputs, kind, tmp_path):
+    import torch
+
+    rng = np.random.default_rng(1)
+    shades = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
+    stored = [*(picture(p) for p in shades[:3]), picture(Picture.fromarray(shades[3]).convert("L"))]
+    stored.append(picture(rng.integers(2000, 60000, (4, 6), np.uint16)))
+    columns = {"image": stored, "embedding": rng.normal(size=(5, 72)), "ints": rng.integers(0, 9, (5, 72))}
+    features = {"image": datasets.Image(), "embedding": datasets.List(datasets.Value("float64"))}
+    features["ints"] = datasets.List(datasets.Value("int16"))
+    ds = datasets.Dataset.from_dict(columns, datasets.Features(features)).select([4, 2, 0, 1, 3])
+    ds = hp.with_row_id(ds.add_column("label", [0, 1, 0, 1, 1]), columns=["embedding"])
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.seen = torch.nn.Linear(72, 2), []
+
+        def forward(self, x):
+            self.seen.append(x)
+            return self.head(x.flatten(1))
+
+    seen = []
+    for name in (None, kind):
+        torch.manual_seed(0)
+        net = Net()
+        hp.train_with_log(net, ds.with_format(name), tmp_path / str(name), epochs=1, inputs=inputs, batch_size=3)
+        seen.append(torch.cat(net.seen))
+    assert seen[0].dtype == torch.float32 and torch.equal(*seen)
+    if inputs == "image":
+        assert seen[0].shape == (5, 3, 4, 6) and -1 <= seen[0].min() < -0.8 and 0.8 < seen[0].max() <= 1
+
+
+def test_a_transform_of_ones_own_is_kept(tmp_path):
+    """`with_transform` is no format: what it makes is what is trained on, and scored."""
+    import torch
+
+    ds = hp.with_row_id(datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]}))
+    twice = ds.with_transform(lambda batch: {**batch, "x": [[2 * v for v in row] for row in batch["x"]]})
+    seen = []
+    net = torch.nn.Linear(2, 2)
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hp.train_with_log(net, twice, tmp_path / "log", epochs=1, inputs="x")
+    assert sorted(seen[0].tolist()) == [[2.0, 4.0], [6.0, 8.0]]
