@@ -12,6 +12,7 @@ import numpy as np
 from hf_prune.batch import Batch
 from hf_prune.scorer import Scorer
 from hf_prune.texts import NULL, read_texts
+from hf_prune.words import spaced_words
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 BULLETS = ("•", "‣", "▪", "●", "-", "*")
@@ -22,7 +23,7 @@ _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)")
 
 STATISTICS: dict[str, str] = {
     "n_bytes": "length in bytes of UTF-8",
-    "n_words": "number of words: runs of anything but white space",
+    "n_words": "number of words: runs of anything but white space, cut further in scripts without spaces",
     "mean_word_length": "characters a word",
     "hash_ratio": "number of # over words",
     "ellipsis_ratio": "number of ... and … over words",
@@ -150,7 +151,7 @@ def text_statistics(text: str) -> dict[str, float]:
     >>> found["n_words"], found["bullet_line_fraction"], round(found["mean_word_length"], 2)
     (5.0, 0.5, 4.6)
     """
-    words = text.split()
+    words = spaced_words(text)
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not words:
         return {**dict.fromkeys(STATISTICS, 0.0), "n_bytes": float(len(text.encode(errors="surrogatepass")))}
@@ -160,7 +161,7 @@ def text_statistics(text: str) -> dict[str, float]:
     ending = [line.endswith((".", "!", "?", '"', "'", "”")) for line in lines]
     hanging = [line.endswith(ELLIPSES) for line in lines]
     kept = [
-        end and not hang and len(line.split()) >= 3 and "javascript" not in line.lower()
+        end and not hang and len(spaced_words(line)) >= 3 and "javascript" not in line.lower()
         for line, end, hang in zip(lines, ending, hanging, strict=True)
     ]
     return {
@@ -172,7 +173,7 @@ def text_statistics(text: str) -> dict[str, float]:
         "bullet_line_fraction": sum(line.startswith(BULLETS) for line in lines) / many,
         "ellipsis_line_fraction": sum(hanging) / many,
         "alpha_word_fraction": sum(any(map(str.isalpha, word)) for word in words) / n,
-        "stop_words": float(len(STOP_WORDS.intersection(low.split()))),
+        "stop_words": float(len(STOP_WORDS.intersection(spaced_words(low)))),
         "duplicate_line_fraction": duplicate_lines,
         "duplicate_line_char_fraction": duplicate_line_chars,
         "duplicate_paragraph_fraction": duplicate_paragraphs,
@@ -211,8 +212,9 @@ class TextStatistics(Scorer):
     - "fineweb": more than 12 % of lines end in punctuation; less than 10 % of characters in duplicate lines; less than
       67 % of lines of at most 30 characters; at most 0.3 line feeds a word.
 
-    Words are parted by white space, so texts of languages without spaces fail; the authors of Gopher do not say how
-    they cut words. A duplicate is what equals an earlier one. A text without words scores 0, a null NaN.
+    Words are parted by white space, and in scripts without spaces by Unicode's word boundaries (`hf_prune.words`):
+    there most words are one letter, and the rules on their length, made for English, fail. The authors of Gopher do not
+    say how they cut words. A duplicate is what equals an earlier one. A text without words scores 0, a null NaN.
 
     Args:
         text: column, columns, nested path or chat column.
@@ -231,6 +233,7 @@ class TextStatistics(Scorer):
     paper: ClassVar[str] = "Rae et al., Scaling Language Models (Gopher), 2021, arXiv 2112.11446"
     meaning: ClassVar[str] = "passes many rules on length, symbols and repetition"
     nan_rows: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     text: str | tuple[str, ...] = "text"
     rules: str = "gopher"
