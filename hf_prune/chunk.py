@@ -98,7 +98,7 @@ def chunk_texts(
         raise ValueError(f"words={words}, min_words={min_words}; give 1 <= min_words <= words")
     there = ds.column_names
     if there is None:
-        raise ValueError("this stream does not know its columns; give it features= or ds.resolve_features() first")
+        raise ValueError("this stream does not know its columns; give it its features first, as in ds.cast(features)")
     if text not in there:
         raise missing_column(text, there, "chunk_texts")
     if chunk in there:

@@ -94,13 +94,17 @@ def graphemes(text: str) -> list[int]:
     return [*(found.start() for found in _patterns()["grapheme"].finditer(text)), len(text)]
 
 
-@lru_cache(maxsize=len(RULES))
 def character_table(rule: str = "unicode") -> NDArray[np.uint32]:
     """For each code point its lower case << 3 | its class (0x110000,): 4.5 MB, made once.
 
     Classes: SPACE; WORD; SIGN; MARK, which continues what it follows; ALONE, a letter that is a word of its own;
     KATAKANA. The rules "regex" and "re" know the first three. U+0130 has the first half of its lower case.
     """
+    return _table(rule)
+
+
+@lru_cache(maxsize=len(RULES))
+def _table(rule: str) -> NDArray[np.uint32]:
     every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     lowered = "".join([every[:DOTTED_I].lower(), "i", every[DOTTED_I + 1 :].lower()])
     points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
