@@ -453,8 +453,7 @@ def without(text: str, cut: Sequence[tuple[int, int]], boundaries: NDArray[np.in
 
     Returns:
         The text. Of the white space before a cut and at its end stays what has more line feeds, else what comes first.
-        Where there is none at either side, but some within, the first of that stays. Words that would run into one
-        get a space.
+        Words that would run into one are parted by the first white space of what is cut, or by a space.
 
     >>> without("I grow roses. Click here. Tulips", [(12, 26)], np.arange(33))
     'I grow roses Tulips'
@@ -471,8 +470,10 @@ def without(text: str, cut: Sequence[tuple[int, int]], boundaries: NDArray[np.in
             before, behind = left[len(left.rstrip()) :], gap[len(gap.rstrip()) :]
             if behind.count("\n") > before.count("\n"):
                 left = left.rstrip() + behind
+            elif not before and not behind and _run_together(left, right):
+                left += next(iter(_SPACES.findall(gap)), " ")
             elif not before:
-                left += behind or next(iter(_SPACES.findall(gap)), "") or (" " if _run_together(left, right) else "")
+                left += behind
         out += [left] if left.isspace() else [left, ""]
         done = end
     return "".join(out) + text[done:]
