@@ -175,7 +175,7 @@ def _score_shards(
             outcomes.check()
             facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
             facts |= {"plan": plan.digest, "process": world.index}
-            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True), explained)
+            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True), explained, sync=False)
 
 
 def _is_done(

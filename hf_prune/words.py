@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import regex  # type: ignore[import-untyped]
+import regex
 from numpy.typing import NDArray
 
 UNITS = ("word", "token", "char")
@@ -29,7 +29,6 @@ SPACE, WORD, SIGN, MARK, ALONE, KATAKANA = range(6)  # classes in the low 3 bits
 DOTTED_I = 0x130  # the only character whose lower case is two: i and a dot above
 
 _LETTER = r"[\w\p{N}]"
-_ENGINES = {"regex": _LETTER, "re": r"\w"}
 _CLASSES = {  # of the rule "unicode", later ones win
     WORD: _LETTER,
     KATAKANA: r"[\w&&\p{WB=Katakana}]",
@@ -72,8 +71,7 @@ def spaced_spans(text: str) -> list[tuple[int, int]]:
     >>> [(a, b) for a, b in spaced_spans("Well, 東京。")]
     [(0, 5), (6, 7), (7, 9)]
     """
-    pattern = _patterns()["spaced"] if _unspaced(text) else _RUN
-    return [found.span() for found in pattern.finditer(text)]
+    return [found.span() for found in _pattern("spaced", text).finditer(text)]
 
 
 def spaced_words(text: str) -> list[str]:
@@ -82,7 +80,7 @@ def spaced_words(text: str) -> list[str]:
     >>> spaced_words("Well,  it's so: 東京。")
     ['Well,', "it's", 'so:', '東', '京。']
     """
-    return list(_patterns()["spaced"].findall(text)) if _unspaced(text) else text.split()
+    return text.split() if _is_plain(text) else list(_patterns()["spaced"].findall(text))
 
 
 def graphemes(text: str) -> list[int]:
@@ -105,26 +103,45 @@ def character_table(rule: str = "unicode") -> NDArray[np.uint32]:
 
 @lru_cache(maxsize=len(RULES))
 def _table(rule: str) -> NDArray[np.uint32]:
-    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    every = _every()
     lowered = "".join([every[:DOTTED_I].lower(), "i", every[DOTTED_I + 1 :].lower()])
     points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kinds = np.full(len(every), SIGN, np.uint32)
-
-    def mark(kind: int, pattern: Any) -> None:
-        for found in pattern.finditer(every):
-            kinds[found.start() : found.end()] = kind
-
-    if rule == "unicode":
-        for kind, members in _CLASSES.items():
-            mark(kind, regex.compile(f"{members}+", regex.V1))
-        mark(SPACE, re.compile(r"\s+"))
-    else:
-        engine: Any = {"regex": regex, "re": re}[rule]
-        mark(WORD, engine.compile(r"\w+"))
-        mark(SPACE, engine.compile(r"\s+"))
-    table = points << np.uint32(3) | kinds
+    table = points << np.uint32(3) | _classes(rule)
     table.flags.writeable = False
     return table
+
+
+def _every() -> str:
+    return np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+def _classes(rule: str) -> NDArray[np.uint8]:
+    """Class of each code point."""
+    if rule == "unicode":
+        members = [(kind, regex.compile(f"{known}+", regex.V1)) for kind, known in _CLASSES.items()]
+        members.append((SPACE, re.compile(r"\s+")))
+    else:
+        engine: Any = {"regex": regex, "re": re}[rule]
+        members = [(WORD, engine.compile(r"\w+")), (SPACE, engine.compile(r"\s+"))]
+    every = _every()
+    kinds = np.full(len(every), SIGN, np.uint8)
+    for kind, pattern in members:
+        for found in pattern.finditer(every):
+            kinds[found.start() : found.end()] = kind
+    return kinds
+
+
+@lru_cache(maxsize=1)
+def _special() -> NDArray[np.bool_]:
+    """Which code points Python's `re` does not see as this module does: marks, letters without spaces, a few more."""
+    return np.asarray(_classes("unicode") != _classes("re"))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether `re` cuts a text as this module does, and sooner."""
+    if text.isascii():
+        return True
+    return not _special()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)].any()
 
 
 @lru_cache(maxsize=1)
@@ -148,20 +165,16 @@ def _patterns() -> dict[str, Any]:
     }
 
 
-_RUN = re.compile(r"\S+")
-_ASCII = {
-    name: re.compile(p) for name, p in {"word": r"\w+", "token": r"\w+|[^\w\s]", "unicode": r"\w+|[^\w\s]+"}.items()
+_PLAIN = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "word": r"\w+",
+        "token": r"\w+|[^\w\s]",
+        "unicode": r"\w+|[^\w\s]+",
+        "spaced": r"\S+",
+    }.items()
 }
 
 
 def _pattern(name: str, text: str) -> Any:
-    """A pattern, or the same for ASCII, which is sooner."""
-    return _ASCII[name] if name in _ASCII and text.isascii() else _patterns()[name]
-
-
-def _unspaced(text: str) -> bool:
-    """Whether there is a letter of a script without spaces between words."""
-    if text.isascii():
-        return False
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return bool(((character_table()[points] & np.uint32(7)) >= ALONE).any())
+    return _PLAIN[name] if name in _PLAIN and _is_plain(text) else _patterns()[name]

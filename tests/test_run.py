@@ -528,7 +528,7 @@ def test_a_disk_that_fails(stored, tmp_path, log, monkeypatch, code, words):
 
     def fsync(handle):
         count.append(handle)
-        if len(count) == 4:  # the manifest, two parts, and then
+        if len(count) == 7:  # the manifest, two parts, each with its folder, and then
             raise OSError(code, os.strerror(code))
         original(handle)
 
