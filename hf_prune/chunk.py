@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hf_prune.batch import Batch, missing_column
-from hf_prune.texts import check_utf8
 from hf_prune.values import Value
 from hf_prune.words import spaced_spans
 
@@ -45,9 +44,7 @@ class _Chunker(Value):
     row_id: str
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        texts = Batch(batch, "chunk_texts").texts(self.text)
-        check_utf8(texts, "chunk_texts")
-        cut = [chunks_of(t, self.words, self.min_words) for t in texts]
+        cut = [chunks_of(t, self.words, self.min_words) for t in Batch(batch, "chunk_texts").texts(self.text)]
         out = {name: [v for v, parts in zip(values, cut, strict=True) for _ in parts] for name, values in batch.items()}
         out[self.text] = [part for parts in cut for part in parts]
         out[self.chunk] = [i for parts in cut for i in range(len(parts))]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_prune import chat
+from hf_prune._utf8 import check_utf8
 from hf_prune.batch import Batch, missing_column
 
 EMPTY = "is empty"
@@ -68,37 +69,6 @@ def read_texts(
         return texts, bad, rendered
     texts = [join.join(part for part in parts if part) for parts in zip(*(values for values, _ in read), strict=True)]
     return texts, {row: EMPTY for row, v in enumerate(texts) if not v}, False
-
-
-def check_utf8(texts: Sequence[str | None], who: str) -> None:
-    """Refuse texts that have no UTF-8.
-
-    Raises:
-        ValueError: a text with half of a surrogate pair.
-    """
-    for row, text in enumerate(texts):
-        if text is None or text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{who}: the text of row {row} of this batch holds {error.object[error.start]!r}, half of a surrogate "
-                "pair, which has no UTF-8; encode it with errors='replace' and decode it again"
-            ) from error
-
-
-def string_array(texts: Sequence[str | None], who: str) -> pa.LargeStringArray:
-    """Texts and nulls as UTF-8.
-
-    Raises:
-        ValueError: a text with half of a surrogate pair.
-    """
-    try:
-        return pa.array(texts, pa.large_string())
-    except UnicodeEncodeError:
-        check_utf8(texts, who)
-        raise
 
 
 def _strings(batch: Batch, path: str, template: Callable[..., str] | None) -> tuple[list[str | None], bool]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from hf_prune import rows
 from hf_prune._arrow import gather, positions_of
 from hf_prune._progress import shown
+from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch, missing_column
 from hf_prune.lookup import find
-from hf_prune.texts import NULL, read_column, read_texts, string_array
+from hf_prune.texts import NULL, read_column, read_texts
 
 STEP, STREAM_STEP = 1 << 15, 1 << 12  # rows at a time; those of a stream are Python objects
 

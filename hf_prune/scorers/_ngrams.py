@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch
-from hf_prune.texts import NULL, read_column, read_texts, string_array
+from hf_prune.texts import NULL, read_column, read_texts
 from hf_prune.words import character_table, sign_runs
 
 HASHES = ("sha256", "fast")

@@ -295,6 +295,7 @@ class DSIR(Scorer):
         counts = [NgramCounts.of(t, there, ngram, buckets, hash, f"{who} (target)", words) for t in targets.values()]
         column = text if isinstance(text, str) else tuple(text)
         facts: dict[str, Any] = {"rows": known.rows, "ngrams": int(known.counts.sum()), "column": column}
+        facts["words"] = words
         facts["targets"] = {
             t: {"rows": c.rows, "ngrams": int(c.counts.sum())} for t, c in zip(targets, counts, strict=True)
         }
