@@ -106,9 +106,7 @@ def _table(rule: str) -> NDArray[np.uint32]:
     every = _every()
     lowered = "".join([every[:DOTTED_I].lower(), "i", every[DOTTED_I + 1 :].lower()])
     points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
-    table = points << np.uint32(3) | _classes(rule)
-    table.flags.writeable = False
-    return table
+    return points << np.uint32(3) | _classes(rule)
 
 
 def _every() -> str:

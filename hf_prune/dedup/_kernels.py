@@ -62,13 +62,28 @@ def tokenize(
 
     A byte that begins no valid sequence stands for U+FFFD: nothing is read past `high`.
     """
-    count, inside, i = 0, False, low
-    current = np.int64(_SPACE)  # class of the token that a mark would continue
-    state = np.uint64(0)
+    count, begin, i = 0, 0, low
+    current, inside = np.int64(_SPACE), False  # class of the token that a mark would continue, and whether it counts
+    state, signs = np.uint64(0), np.int64(unit == TOKENS)
     while i < high:
         at = i
         c = np.int64(data[i])
         i += 1
+        if c < 0x80 and unit != CHARACTERS:
+            # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
+            entry = table[c]
+            kind = np.int64(entry & _7)
+            letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
+            goes_on = np.int64(kind == _WORD) & np.int64(current == _WORD)
+            hashes[count] = state
+            count += np.int64(inside) & (1 - goes_on)
+            begin = begin if goes_on else at - low
+            starts[count] = begin
+            state = ((state if goes_on else np.uint64(0)) + letter + _1) * _STEP
+            state ^= state >> _32
+            inside = bool(np.int64(kind == _WORD) | (signs & np.int64(kind == _SIGN)))
+            current = kind
+            continue
         if c >= 0x80:
             more, point = 0, np.int64(_UNKNOWN)
             if 0xC2 <= c < 0xE0:
@@ -94,23 +109,18 @@ def tokenize(
             starts[count] = at - low
             hashes[count] = mix(letter + _1)
             count += 1
-        elif kind == _WORD:
-            if current != _WORD:
-                hashes[count] = state  # overwritten where it does not count: a branch would cost more
-                count += inside
-                starts[count] = at - low
-                state, inside, current = np.uint64(0), True, np.int64(_WORD)
-            state = (state + letter + _1) * _STEP
-            state ^= state >> _32
         elif kind == _SPACE:
             hashes[count] = state
             count += inside
             inside, current = False, np.int64(_SPACE)
         else:
-            if not (kind == _MARK and current != _SPACE or kind == _KATAKANA and current == _KATAKANA):
+            if not (
+                (kind == _MARK and current != _SPACE) or (kind == current and (kind == _WORD or kind == _KATAKANA))
+            ):
                 hashes[count] = state
                 count += inside
-                starts[count] = at - low
+                begin = at - low
+                starts[count] = begin
                 current = np.int64(_SIGN) if kind == _MARK else kind
                 state, inside = np.uint64(0), current != _SIGN or unit == TOKENS
             state = (state + letter + _1) * _STEP
