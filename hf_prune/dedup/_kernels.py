@@ -76,7 +76,7 @@ def tokenize(
             letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
             goes_on = np.int64(kind == _WORD) & np.int64(current == _WORD)
             hashes[count] = state
-            count += np.int64(inside) & (1 - goes_on)
+            count += int(np.int64(inside) & (1 - goes_on))
             begin = begin if goes_on else at - low
             starts[count] = begin
             state = ((state if goes_on else np.uint64(0)) + letter + _1) * _STEP
