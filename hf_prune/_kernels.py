@@ -51,21 +51,15 @@ def settle(
         False where too many columns come close: take another way.
     """
     n, k = bits.shape
-    parts = (k + PART - 1) // PART
-    tops = np.empty(parts, np.int32)
     word, wide = np.empty(1, np.int32), np.empty(1, np.float32)
     as_float, as_word = word.view(np.float32), wide.view(np.int32)
     two = found.shape[1] == 2
     compared = 0
     for i in range(n):
         row = bits[i]
-        top = np.int32(-0x7FFFFFFF)
-        for part in range(parts):
-            largest_of = np.int32(-0x7FFFFFFF)
-            for j in range(part * PART, min(k, part * PART + PART)):
-                largest_of = max(largest_of, _ordered(row[j]))
-            tops[part] = largest_of
-            top = max(top, largest_of)
+        top = _ordered(row[0])
+        for j in range(1, k):
+            top = max(top, _ordered(row[j]))
         if two:  # what decides is the second largest
             once, second = False, np.int32(-0x7FFFFFFF)
             for j in range(k):
@@ -78,33 +72,31 @@ def settle(
         word[0] = _ordered(top)
         wide[0] = as_float[0] - np.float32(2.0 * slack[i])
         low = _ordered(as_word[0]) - np.int32(1)
-        count, first, next_ = 0, -1, -1
-        best, other = 0.0, 0.0
-        for part in range(parts):
-            if tops[part] < low:
+        count = np.int32(0)
+        for j in range(k):
+            count += np.int32(_ordered(row[j]) >= low)
+        if count == 1 and not two:
+            for j in range(k):
+                if _ordered(row[j]) >= low:
+                    found[i, 0] = j
+                    break
+            continue
+        compared += count
+        if compared > crowd * n:
+            return False
+        first, next_, best, other = -1, -1, 0.0, 0.0
+        for j in range(k):
+            if _ordered(row[j]) < low:
                 continue
-            for j in range(part * PART, min(k, part * PART + PART)):
-                if _ordered(row[j]) < low:
-                    continue
-                if count == 0 and not two:
-                    first = j
-                else:
-                    if count == 1 and not two:
-                        best = _product(x[i], exact[first]) - halves[first]
-                    value_ = _product(x[i], exact[j]) - halves[j]
-                    if first < 0 or value_ > best:
-                        other, next_ = best, first
-                        best, first = value_, j
-                    elif next_ < 0 or value_ > other:
-                        other, next_ = value_, j
-                count += 1
+            told = _product(x[i], exact[j]) - halves[j]
+            if first < 0 or told > best:
+                other, next_ = best, first
+                best, first = told, j
+            elif next_ < 0 or told > other:
+                other, next_ = told, j
         found[i, 0] = first
         if two:
             found[i, 1] = next_
-        if count > 1 + two:
-            compared += count
-        if compared > crowd * n:
-            return False
     return True
 
 
