@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-TOKEN = re.compile(r"\w+|[^\w\s]")
+from hf_prune.words import tokens as tokens_of
 
 
 def words(text: str) -> list[str]:
@@ -20,7 +19,7 @@ def words(text: str) -> list[str]:
     >>> words("Jane sees Spot run.")
     ['Jane', 'sees', 'Spot', 'run', '.']
     """
-    return TOKEN.findall(text)
+    return tokens_of(text, "token", lower=False)
 
 
 def ngram_kernel(
