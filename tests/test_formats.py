@@ -151,6 +151,21 @@ def test_chats_and_nested_columns_in_every_format(kind):
     assert hp.chunk_texts(texts.with_format(kind), words=2).with_format(None)[:] == hp.chunk_texts(texts, words=2)[:]
 
 
+def test_pictures_in_chats(kind):
+    """Stored or decoded as `datasets` does, they are told apart; as bare pixels they are refused."""
+    rng = np.random.default_rng(0)
+    parts = [{"image": picture(rng.integers(0, 256, (4, 4, 3), np.uint8))} for _ in range(3)]
+    feature = {"role": datasets.Value("string"), "content": datasets.List({"image": datasets.Image()})}
+    chats = {"messages": [[{"role": "user", "content": [part]}] for part in parts]}
+    ds = datasets.Dataset.from_dict(chats, datasets.Features({"messages": datasets.List(feature)}))
+    scorer = hp.ExactDedup.fit(ds, "messages")
+    if kind == "arrow":
+        assert scorer(ds.with_format(kind)[:])["exact"].to_pylist() == [1.0, 1.0, 1.0]
+    elif kind not in TABLES:
+        with pytest.raises(TypeError, match=r"row 0 .* a decoded picture in a turn.*with_format\(None\)"):
+            scorer(ds.with_format(kind)[:])
+
+
 def test_digests_of_every_format(kind):
     """Ids and contents have one digest, whatever holds them."""
     columns = {
