@@ -83,9 +83,7 @@ def unformatted(ds: Any) -> Any:
 def _host(value: Any) -> Any:
     """Tensors as NumPy arrays, at any depth; anything else as it is."""
     if isinstance(value, np.ndarray):
-        if value.dtype == object:
-            return [_inner(v) for v in value]
-        return value.tolist() if value.dtype.kind in "US" else value
+        return [_inner(v) for v in value] if value.dtype == object else value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple)):
