@@ -82,11 +82,11 @@ def unformatted(ds: Any) -> Any:
 
 def _host(value: Any) -> Any:
     """Tensors as NumPy arrays, at any depth; anything else as it is."""
-    if isinstance(value, np.ndarray):
-        return [_inner(v) for v in value] if value.dtype == object else value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    if isinstance(value, (list, tuple, np.ndarray)):
         first = next((v for v in value if v is not None), None)
         return value if isinstance(first, (*_SCALARS, type(None))) else [_inner(v) for v in value]
     if isinstance(value, Mapping):

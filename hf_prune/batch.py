@@ -106,7 +106,7 @@ class Batch(Mapping[str, Any]):
             numbers, null = _arrow.numbers(pa.chunked_array([stored]), name)
             return np.where(null, np.nan, numbers) if null.any() else numbers
         values = self[name]
-        if not isinstance(values, np.ndarray):
+        if not isinstance(values, np.ndarray) or values.dtype == object:
             values = np.asarray([np.nan if v is None else v for v in values])
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             raise TypeError(f"column {name!r} holds no plain numbers but {values.dtype} of shape {values.shape}")
@@ -150,7 +150,7 @@ class Batch(Mapping[str, Any]):
 
 
 def _matrix_from_values(values: Any, name: str) -> np.ndarray:
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, np.ndarray) or values.dtype == object:
         rows = [np.asarray(v) for v in values]
         for row, item in enumerate(rows):
             if item.dtype == object or item.ndim != 1:

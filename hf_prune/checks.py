@@ -100,8 +100,8 @@ def check_dataset(ds: Any, who: str, *, streams: bool = False) -> Any:
         raise TypeError(f"{who} needs a Dataset, not a {kind}; make one, as with Dataset.from_dict")
     if not streams:
         raise TypeError(
-            f"{who} needs a Dataset, whose rows can be counted and chosen, not a stream ({kind}); take rows of it "
-            "first: Dataset.from_list(list(ds.take(n)))"
+            f"{who} needs a Dataset, whose rows can be counted and chosen, not a stream ({kind}); take rows of a "
+            "stream first: Dataset.from_list(list(ds.take(n)))"
         )
     return ds
 
