@@ -67,8 +67,8 @@ def find(name: str) -> tuple[Any, Entry | None]:
         ValueError: no such scorer; the message lists those that are.
     """
     import hf_prune
-    from hf_prune.models import import_name
     from hf_prune.scorer import Scorer
+    from hf_prune.values import import_name
 
     folder = Path(name).expanduser()
     if (folder / "scorer.json").is_file():

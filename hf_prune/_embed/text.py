@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._embed.plan import TextPlan, config_of, package_model, read_json
-from hf_prune.models import Model, cached, device_for, import_name
+from hf_prune._embed.plan import TextPlan, activation_of, config_of, package_model, read_json
+from hf_prune.models import Model, cached, device_for
 
 if TYPE_CHECKING:
     import torch
@@ -275,10 +275,7 @@ def _step(model: Model, step: tuple[str, str], device: Any) -> Callable[[torch.T
         weights = {k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()}
         linear = torch.nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
         linear.load_state_dict(weights)
-        name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-        if not name.startswith("torch.nn."):  # a folder must not choose what else is called
-            raise ValueError(f"{model.label} wants the activation {name!r}; only those of torch.nn are known")
-        activation = import_name(":".join(name.rsplit(".", 1)))()
+        activation = getattr(torch.nn, activation_of(settings) or "Identity")()
         return torch.nn.Sequential(linear, activation).eval().to(device)
 
     return cached(("dense", model.digest, path, str(device)), load, light=True)
