@@ -185,6 +185,8 @@ def _check_versions(item: Any, classes: tuple[type, ...]) -> None:
 def _read_arrays(path: Path) -> Any:
     from safetensors.numpy import load as unpacked
 
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
     tensors = unpacked(path.read_bytes())
     if set(tensors) != {"blob"} or tensors["blob"].dtype != np.uint8 or tensors["blob"].ndim != 1:
         raise ValueError(f"{path.name} holds other arrays than a scorer's")

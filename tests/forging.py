@@ -19,9 +19,8 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], Any], blob: bytes | N
     changed = change(document)
     document = document if changed is None else changed
     if blob is None:
-        arrays = document.get("arrays")
-        file = folder / f"arrays-{arrays}.safetensors"
-        blob = load(file.read_bytes())["blob"].tobytes() if arrays and file.exists() else b""
+        files = sorted(folder.glob("arrays-*.safetensors"))
+        blob = load(files[0].read_bytes())["blob"].tobytes() if files and document.get("arrays") is not None else b""
     names = document.get("classes")
     if isinstance(names, list) and all(isinstance(name, str) for name in names) and "value" in document:
         document["digest"] = packed_digest(names, json.dumps(document["value"], sort_keys=True), blob)

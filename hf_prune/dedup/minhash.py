@@ -310,13 +310,13 @@ class Reference(Value):
         starts, ends, grams: the sets of n-gram hashes.
     """
 
-    keys: np.ndarray
-    copies: np.ndarray
-    band_keys: np.ndarray
-    band_texts: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    grams: np.ndarray
+    keys: NDArray[np.uint64]
+    copies: NDArray[np.int64]
+    band_keys: NDArray[np.uint64]
+    band_texts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    grams: NDArray[np.uint64]
 
     def check_fields(self) -> None:
         check_parallel("Reference", keys=self.keys, copies=self.copies, starts=self.starts, ends=self.ends)

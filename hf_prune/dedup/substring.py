@@ -241,9 +241,9 @@ class Spans(Value):
 class Passages(Value):
     """A fixed set of texts to compare with: hashed tokens, and the hashes of their runs in ascending order."""
 
-    tokens: np.ndarray
-    hashes: np.ndarray
-    places: np.ndarray
+    tokens: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
+    places: NDArray[np.int64]
 
     def check_fields(self) -> None:
         check_parallel("Passages", hashes=self.hashes, places=self.places)

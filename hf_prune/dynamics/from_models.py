@@ -62,8 +62,10 @@ class ModelsOrLog(Scorer):
 
     def check_fields(self) -> None:
         models = self.models
-        if self.logged is None and not (models and all(isinstance(model, Model) for model in models)):
-            raise ValueError(f"models={models!r} are no Models, and there is no log")
+        if not isinstance(models, tuple) or not all(isinstance(model, Model) for model in models):
+            raise ValueError(f"models={models!r} are no Models")
+        if not models and self.logged is None:
+            raise ValueError("there are neither models nor the values of a log")
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]
