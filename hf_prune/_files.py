@@ -32,6 +32,8 @@ TEMPORARY = ".hf_prune_tmp"
 STALE = 7 * 24 * 3600  # seconds after which what another host left is swept away
 MAX_TEXT = 256 << 20  # bytes of a JSON or text file from elsewhere
 MAX_DEPTH = 100  # of JSON from elsewhere
+# errors of the machine, not of the file that is read
+_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 _WRITER = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY) + "$")
 
 
@@ -236,22 +238,32 @@ def reading(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: it is not there.
         DamagedFileError: it is there, and is not what it should be.
-        PermissionError: it may not be read.
+        OSError: it may not be read, or the machine cannot: no fault of the file.
     """
     try:
         yield
-    except (DamagedFileError, PermissionError):
+    except DamagedFileError:
         raise
     except FileNotFoundError as error:
+        if error.filename is None:  # said by a library, of a part of it
+            raise _damaged(what, path, error, remedy) from error
         raise FileNotFoundError(error.errno, f"the {what} {path} is missing {error.filename}; {remedy}") from error
+    except OSError as error:
+        if error.errno in _MACHINE:
+            raise
+        raise _damaged(what, path, error, remedy) from error
     except RecursionError as error:
         raise DamagedFileError(f"the {what} {path} is nested too deeply to be one; {remedy}") from error
     except MemoryError as error:
         raise DamagedFileError(f"the {what} {path} asks for more memory than there is; {remedy}") from error
     except Exception as error:  # json, Arrow, safetensors, YAML and key errors share no base
-        said = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
-        raise DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
+        raise _damaged(what, path, error, remedy) from error
+
+
+def _damaged(what: str, path: Path | str, error: Exception, remedy: str) -> DamagedFileError:
+    said = str(error).strip().splitlines() or [""]
+    reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
+    return DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}")
 
 
 def read_text(path: Path, what: str, remedy: str, limit: int = MAX_TEXT) -> str:

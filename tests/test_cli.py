@@ -153,10 +153,10 @@ def test_splits(plain, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("bad.parquet", b"garbage", "cannot be read"),
-        ("bad.arrow", b"garbage", "cannot be read"),
-        ("bad.csv", b"a,b\n1,2\n1,2,3\n", "cannot be read"),
-        ("bad.jsonl", b'{"a": 1}\n{"a": [', "cannot be read"),
+        ("bad.parquet", b"garbage", "is damaged"),
+        ("bad.arrow", b"garbage", "is damaged"),
+        ("bad.csv", b"a,b\n1,2\n1,2,3\n", "is damaged"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": [', "is damaged"),
         ("bad.txt", b"text", "is no data file"),
     ],
 )
@@ -175,7 +175,7 @@ def test_nothing_there(tmp_path):
     assert "holds neither" in fails("filter", tmp_path / "empty", *args)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "dataset_info.json").write_text("{")
-    assert "cannot be read" in fails("filter", tmp_path / "broken", *args)
+    assert "is damaged" in fails("filter", tmp_path / "broken", *args)
 
 
 def test_what_is_there_stays(scored, tmp_path):

@@ -232,7 +232,7 @@ def test_provenance_is_read_from_the_fields(tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[]"])
 def test_what_is_no_sidecar_is_refused(tmp_path, text):
     (tmp_path / "score_columns.json").write_text(text)
-    with pytest.raises(ValueError, match="is not a score_columns.json"):
+    with pytest.raises(ValueError, match="the sidecar .*score_columns.json is damaged"):
         read_sidecar(tmp_path / "score_columns.json")
     (tmp_path / "score_columns.json").write_text('{"format": 99, "columns": []}')
     with pytest.raises(ValueError, match="format 99.*upgrade"):
