@@ -492,7 +492,6 @@ def _store_live(module: torch.nn.Module) -> str:
 
         with _explained(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _files.sweep(target.parent)
         try:
             with _files.whole(target, _explained, folder=True) as temporary:
                 with open(temporary / _PICKLE, "wb") as stream:
@@ -550,6 +549,7 @@ def _point(digest: str, path: Path, name: str, stamp: str | None = None) -> None
     folder = _note(digest).parent
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _files.sweep(folder)
     _files.write_text(_note(digest), json.dumps(note), _explained)
 
 

@@ -353,3 +353,56 @@ def test_a_damaged_note_of_a_place_is_named_and_mended(text, tiny_bert_folder, t
     with pytest.raises(ValueError, match="the note of a model's place .*delete it"):
         model.folder()
     assert hp.Model(str(tiny_bert_folder)).folder() == tiny_bert_folder.resolve()
+
+
+# -- arrays in the store ---------------------------------------------------------------
+
+
+def test_an_array_of_the_store_is_what_its_digest_says(tmp_path, monkeypatch):
+    from hf_prune import store
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path))
+    array = np.arange(200.0).reshape(20, 10)
+    digest = store.put_array(array)
+    (path,) = (tmp_path / "arrays").iterdir()
+    assert path.name == f"{digest}.npy" and np.array_equal(store.get_array(digest), array)
+    data = path.read_bytes()
+    for place, changed in flipped(data, 300):
+        path.write_bytes(changed)
+        os.utime(path, ns=(place, place))  # a file with other times is looked at again
+        try:
+            found = store.get_array(digest)
+        except ValueError as error:
+            assert re.search(r"the fitted state .* is damaged \(.*\); delete it", str(error))
+        else:
+            assert place < 128 and np.array_equal(found, array)  # padding of the header
+    for wrong in ("../secret", "0" * 31, digest.upper() if digest.upper() != digest else "G" * 32, None, 3):
+        with pytest.raises(ValueError, match="is no digest of 32"):
+            store.get_array(wrong)
+    with pytest.raises(FileNotFoundError, match="is not in"):
+        store.get_array("0" * 32)
+
+
+def test_the_store_is_read_through_once(tmp_path, monkeypatch):
+    from hf_prune import store
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path))
+    digest = store.put_array(np.arange(100))
+    read = []
+    real = store.array_digest
+    monkeypatch.setattr(store, "array_digest", lambda a: read.append(a) or real(a))
+    arrays = [store.get_array(digest) for _ in range(3)]
+    assert len(read) == 1 and all(real(a) == digest for a in arrays)
+
+
+@pytest.mark.slow
+def test_the_store_survives_a_kill_at_any_step(tmp_path):
+    deaths = kills(
+        "storing:store_array",
+        tmp_path,
+        then="storing:what_the_store_gives",
+        environment={"HF_PRUNE_HOME": "{folder}/home"},
+    )
+    assert len(deaths) > 25 and sum(death.died for death in deaths) > 25
+    for death in deaths:
+        assert death.after == [True] * 4, str(death)

@@ -197,8 +197,10 @@ def package_model(model: Model, device: Any) -> Any:
         ValueError: the folder names code, and the model does not say `trust_remote_code=True`.
     """
     try:
+        from sentence_transformers import SentenceTransformer
+
         version = importlib.metadata.version("sentence-transformers")
-    except importlib.metadata.PackageNotFoundError as error:
+    except ImportError as error:
         raise ImportError(
             f"{model.label} has modules that need sentence-transformers; pip install 'hf_prune[st]'"
         ) from error
@@ -212,8 +214,6 @@ def package_model(model: Model, device: Any) -> Any:
     def load() -> Any:
         if not model.trust_remote_code:
             check_modules(model.folder(), model.label)
-        from sentence_transformers import SentenceTransformer
-
         return SentenceTransformer(
             str(model.folder()),
             device=str(device),

@@ -88,7 +88,6 @@ class KenLM(Scorer):
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
-        check_choice("on_bad", self.on_bad, ON_BAD)
         if self.preprocess is not None:
             self.named("preprocess")
         if self.revision is None:  # else a copy: workers know the file by its digest
