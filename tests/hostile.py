@@ -9,8 +9,10 @@ noticed that is outside of the folder (and of this machine's own store, by a dig
 from __future__ import annotations
 
 import collections
+import importlib
 import json
 import os
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -78,8 +80,10 @@ def warm_up(place: Path) -> Any:
     import hf_prune
     from hf_prune.dynamics.log import TrainingLog
 
-    for name in hf_prune.__all__:
-        getattr(hf_prune, name)
+    apart = ("__main__", "demo", "doctor", "cli", "_cli")  # what no scorer needs
+    for module in pkgutil.walk_packages(hf_prune.__path__, "hf_prune."):
+        if module.name.split(".")[1] not in apart:
+            importlib.import_module(module.name)
     rows = json.loads((place / "rows.json").read_text())
     for folder in sorted((place / "sound").iterdir()):
         look(folder, rows)

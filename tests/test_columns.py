@@ -8,6 +8,7 @@ import random
 import pytest
 from killing import flipped
 
+from hf_prune import Ledger
 from hf_prune._files import DamagedFileError
 from hf_prune.columns import ScoreColumn, parse_sidecar, read_sidecar, sidecar_text, write_sidecar
 
@@ -89,3 +90,13 @@ def test_a_later_format_and_later_entries():
         parse_sidecar('{"format": 2, "anything": []}')
     columns, facts = parse_sidecar('{"format": 1, "columns": [{"name": "q", "later": 3}], "row_id": "id"}')
     assert columns == {"q": ScoreColumn("q")} and facts == {"row_id": "id"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", '{"rows": 3}', '{"rows": "3", "scoring": 1, "seconds": 0, "training": null}']
+)
+def test_what_is_no_ledger(text):
+    with pytest.raises(DamagedFileError, match="the ledger that was given is damaged"):
+        Ledger.from_json(text)
+    ledger = Ledger(3, 1.5)
+    assert Ledger.from_json(ledger.to_json()) == ledger

@@ -8,33 +8,55 @@ import re
 import shutil
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 from forging import forge
 from killing import flipped, kills
+from made_scorers import EXPECTED, FRESH, V1, made, rows
 from saving import prototypes
 
 import hf_prune as hp
-from hf_prune import Scorer
+from hf_prune import Scorer, _saved
 
-V1 = Path(__file__).parent / "data" / "saved_v1"  # as version 0.1.0 wrote them in format 1, with their scores
-EXPECTED = json.loads((V1 / "expected.json").read_text(encoding="utf-8"))
+
+def saved_versions(item: Any, classes: list[str]) -> dict[str, int]:
+    """Versions of the classes in a saved scorer."""
+    found: dict[str, int] = {}
+    if isinstance(item, dict):
+        if "\0value" in item:
+            found[classes[item["\0value"]]] = item["version"]
+        for part in item.values():
+            found |= saved_versions(part, classes)
+    elif isinstance(item, list):
+        for part in item:
+            found |= saved_versions(part, classes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory):
+    return rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_format_1_saved_loads_and_scores_the_same(name, tmp_path):
+def test_what_format_1_saved_loads_and_scores_the_same_or_says_why_not(name, ds, tmp_path):
+    document = json.loads((V1 / name / "scorer.json").read_text(encoding="utf-8"))
+    versions = saved_versions(document["value"], document["classes"])
+    changed = [c for c, version in versions.items() if _saved.find_class(c).version != version]
+    if changed:
+        with pytest.raises(ValueError, match=r"was made by version 1 of its numbers, version \d is installed"):
+            Scorer.load(V1 / name, trust_code=True)
+        assert name in FRESH
+        return
     scorer = Scorer.load(V1 / name, trust_code=True)
     assert scorer.digest == EXPECTED[name]["digest"]
     scorer.save(tmp_path)
     again = Scorer.load(tmp_path, trust_code=True)
     assert again == scorer and again.digest == EXPECTED[name]["digest"]
     if "scores" in EXPECTED[name]:
-        rows = datasets.Dataset.from_parquet(str(V1 / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
-        found = np.asarray(again(rows[:])[again.name], np.float64).reshape(-1)[:24]
+        found = np.asarray(again(ds[:])[again.name], np.float64).reshape(-1)[:24]
         np.testing.assert_allclose(found, EXPECTED[name]["scores"], rtol=1e-6, atol=type(scorer).atol)
 
 
@@ -63,13 +85,13 @@ def test_killed_at_any_step_one_whole_scorer_is_there(there, how, tmp_path):
         assert death.after[1:] == ["arrays-*.safetensors", "scorer.json"], str(death)
 
 
-def test_a_flipped_bit_anywhere_gives_the_same_scorer_or_a_clear_error(tmp_path):
+def test_a_flipped_bit_anywhere_gives_the_same_scorer_or_a_clear_error(ds, tmp_path):
     scorers = [
         prototypes(1),
         hp.Random(seed=7),
-        hp.TextStatistics(rules="c4"),
-        Scorer.load(V1 / "el2n_factory", trust_code=True),
-        Scorer.load(V1 / "dsir"),
+        hp.TextStatistics(),
+        made("el2n_factory", ds),
+        made("dsir", ds),
     ]
     same = 0
     for number, scorer in enumerate(scorers):
@@ -200,7 +222,7 @@ def test_a_key_that_stands_for_something_else_is_not_saved():
         hp.SSLPrototypes(np.ones((2, 3)), fitted_on={"\0stored": "0" * 32}).digest  # noqa: B018
 
 
-def test_kernels_do_not_read_where_a_file_says(tmp_path):
+def test_kernels_do_not_read_where_a_file_says(ds, tmp_path):
     """Compiled code looks up places without a look at their bounds."""
     for name, cls, field in (
         ("substring_reference", "Passages", "places"),
@@ -208,7 +230,7 @@ def test_kernels_do_not_read_where_a_file_says(tmp_path):
         ("minhash", "Neighbours", "leader"),
         ("minhash_reference", "Reference", "ends"),
     ):
-        scorer = Scorer.load(V1 / name)
+        scorer = made(name, ds)
         found = scorer.found
         wrong = np.array(getattr(found, field))
         wrong[-1] = 10**6

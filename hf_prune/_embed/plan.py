@@ -30,7 +30,8 @@ MODULES = (
 )
 ACTIVATIONS = (
     *("CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish"),
-    *("ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink"),
+    *("Hardshrink", "LogSoftmax", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus"),
+    *("Softshrink", "Softsign", "Tanh", "Tanhshrink"),
 )
 _MODULE = re.compile(
     r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)(?:\.\w+)?\.(?P<kind>\w+)"
@@ -149,7 +150,8 @@ def _sentence_plan(model: Model, folder: Path, pooling: str, max_length: int | N
         elif kind == "Dense" and not other_input and not settings.get("use_residual"):
             if activation_of(settings) is None:
                 return _package_plan(model, prompt, pooling, max_length)
-            width = int(settings["out_features"])
+            with _files.reading(folder / path, *_FOLDER):
+                width = int(settings["out_features"])
             steps.append(("dense", path))
         else:
             return _package_plan(model, prompt, pooling, max_length)
@@ -161,15 +163,16 @@ def _transformer(model: Model, folder: Path, subfolder: str) -> tuple[int | None
     files = sorted((folder / subfolder).glob("sentence_*_config.json"))
     settings = read_json(files[0]) if files else {}
     modality = settings.get("modality_config", {"text": {"method_output_name": "last_hidden_state"}})
-    plain = (
-        settings.get("transformer_task", "feature-extraction") == "feature-extraction"
-        and settings.get("module_output_name", "token_embeddings") == "token_embeddings"
-        and list(modality) == ["text"]
-        and modality["text"].get("method", "forward") == "forward"
-        and modality["text"].get("method_output_name") == "last_hidden_state"
-        and not settings.get("processing_kwargs")
-        and not settings.get("query_expansion")
-    )
+    with _files.reading(folder / subfolder, *_FOLDER):
+        plain = (
+            settings.get("transformer_task", "feature-extraction") == "feature-extraction"
+            and settings.get("module_output_name", "token_embeddings") == "token_embeddings"
+            and list(modality) == ["text"]
+            and modality["text"].get("method", "forward") == "forward"
+            and modality["text"].get("method_output_name") == "last_hidden_state"
+            and not settings.get("processing_kwargs")
+            and not settings.get("query_expansion")
+        )
     config = config_of(model, subfolder)
     unlike = config.is_encoder_decoder and config.model_type not in _T5_LIKE
     chat = "modality_config" not in settings and bool(model.processor("AutoTokenizer", subfolder).chat_template)
@@ -232,7 +235,7 @@ def modules_of(folder: Path) -> list[tuple[str, str]]:
     """
     path = folder / "modules.json"
     with _files.reading(path, *_FOLDER):
-        found = json.loads(_files.read_text(path, *_FOLDER))
+        found = _json(path)
         modules = [(str(m["type"]), m["path"] if m["path"] != "." else "") for m in found]
         for _, below in modules:
             if below:
@@ -272,7 +275,7 @@ def check_modules(folder: Path, label: str) -> None:
     """
     named = [module for module, _ in modules_of(folder) if kind_of(module) is None]
     for path in sorted(folder.rglob("*.json")):
-        settings = read_json(path) if path.stat().st_size < MAX_SETTINGS else {}
+        settings = _json(path) if path.stat().st_size < MAX_SETTINGS else {}
         if isinstance(settings, dict):
             named += _named(settings)
     if named:
@@ -337,14 +340,20 @@ def _static_width(folder: Path) -> int:
         return int(file.get_slice(name).get_shape()[1])
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """What a file of settings says; nothing if it is not there.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, or no object.
     """
-    if not path.exists():
-        return {}
+    found = _json(path) if path.exists() else {}
+    with _files.reading(path, *_FOLDER):
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    return found
+
+
+def _json(path: Path) -> Any:
     with _files.reading(path, *_FOLDER):
         return json.loads(_files.read_text(path, *_FOLDER))
     raise AssertionError  # `reading` raises
