@@ -33,13 +33,13 @@ TEMPORARY = ".hf_prune_tmp"
 STALE = 7 * 24 * 3600  # seconds after which what another host left is swept away
 MAX_TEXT = 256 << 20  # bytes of a JSON or text file from elsewhere
 MAX_DEPTH = 100  # of JSON from elsewhere
-# errors of the machine, not of the file that is read
-_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 _SEAL = b"hf_prune xxh3_128"
 _OLD = ".hf_prune_old"  # what a folder was, in the moment before another one takes its place
 _WRITER = re.compile(
     rf"\.(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)-[0-9a-f]{{8}}(?P<end>{re.escape(TEMPORARY)}|{re.escape(_OLD)})$"
 )
+# errors of the machine, not of the file that is read
+_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 _NAMED = 160  # characters of a name that a temporary one repeats
 
 
@@ -77,8 +77,9 @@ def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, fo
         yield temporary
         with explained(path.parent):
             put(temporary, path, sync=sync)
-    finally:
+    except BaseException:
         remove(temporary)
+        raise
 
 
 def put(temporary: Path, path: Path, *, sync: bool = True) -> None:

@@ -316,11 +316,10 @@ def score(
     if needs_ids(made, opened.main.column_names):
         opened = with_ids(opened)
     if save_scorers is not None:
-        places = [check_inside(save_scorers, one.name) for one in made]
-        for place in places:
-            check_replace(place, overwrite, ("scorer.json",))
-        for one, place in zip(made, places, strict=True):
-            one.save(place)
+        for one in made:
+            check_replace(check_inside(save_scorers, one.name), overwrite, ("scorer.json",))
+        for one in made:
+            one.save(save_scorers / one.name)
     _run(opened, made, out, scores_dir, batch_size, safe_csv)
 
 

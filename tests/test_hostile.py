@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forging import forge
-from made_scorers import EXPECTED, V1, made, rows
+from made_scorers import EXPECTED, made, rows
 
 import hf_prune as hp
 from hf_prune import Scorer, _saved
@@ -266,7 +266,7 @@ def made_up(cls: type[Value]) -> Any:
     for field in fields(cls):  # type: ignore[arg-type]
         default = field.default if field.default is not MISSING else None
         if field.name in ("model", "probe") and cls.__name__ != "KenLM":
-            default = Scorer.load(V1 / "embedder_hub").model  # type: ignore[attr-defined]
+            default = made("embedder_hub").model  # type: ignore[attr-defined]
         elif "ndarray" in str(field.type) and default is None:
             default = np.zeros(3)
         elif field.type == "str" and default is None:
@@ -342,7 +342,7 @@ def test_no_field_of_any_value_imports_what_it_says(canary, tmp_path):
     assert len(tried) > 200
     # inside of values
     for number, (path, name) in enumerate([("model", f.name) for f in fields(hp.Model)]):  # type: ignore[arg-type]
-        embedder = Scorer.load(V1 / "embedder_factory", trust_code=True)
+        embedder = made("embedder_factory")
         object.__setattr__(embedder, path, plant(getattr(embedder, path), name))
         write(embedder, tmp_path / f"inside{number}")
         with pytest.raises(ValueError):
