@@ -32,6 +32,7 @@ TEMPORARY = ".hf_prune_tmp"
 STALE = 7 * 24 * 3600  # seconds after which what another host left is swept away
 MAX_TEXT = 256 << 20  # bytes of a JSON or text file from elsewhere
 MAX_DEPTH = 100  # of JSON from elsewhere
+_SEAL = b"hf_prune xxh3_128"
 _WRITER = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY) + "$")
 
 
@@ -94,7 +95,9 @@ def write_text(path: Path, text: str, explained: Explain = unexplained, sync: bo
     write_bytes(path, text.encode(), explained, sync)
 
 
-def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], explained: Explain) -> None:
+def write_stream(
+    path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], explained: Explain, *, seal: bool = False
+) -> None:
     """Write an Arrow IPC stream.
 
     Args:
@@ -102,6 +105,7 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
         schema: of the batches.
         batches: what to write; what raises while they are made is not the disk's fault.
         explained: gives errors of the disk in a folder their reason and the next step.
+        seal: put a digest behind the end of the stream, where readers of Arrow do not look, for `is_sealed`.
 
     Raises:
         OSError: the disk is full or may not be written; nothing is left behind.
@@ -118,9 +122,28 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
                     writer.write_batch(batch)
             with explained(folder):
                 writer.close()
+                if seal:
+                    sink.flush()
+                    sink.write(_SEAL + bytes.fromhex(file_digest(temporary)))
         finally:
             with explained(folder):
                 sink.close()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file is there, as `write_stream` with `seal=True` left it; all of it is read."""
+    state = xxhash.xxh3_128()
+    tail = b""
+    try:
+        with open(path, "rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - len(_SEAL) - state.digest_size
+            while left > 0 and (block := stream.read(min(left, 1 << 22))):
+                state.update(block)
+                left -= len(block)
+            tail = stream.read()
+    except OSError:
+        return False
+    return tail == _SEAL + state.digest()
 
 
 def write_parquet(path: Path, table: pa.Table, explained: Explain) -> None:

@@ -99,6 +99,17 @@ def test_a_damaged_note_of_the_owner_blocks_nobody(tmp_path, text):
         lock.check()
 
 
+@pytest.mark.parametrize("data", [b"", b"filelock/2\nmode=lea", b"\xff\x00"])
+def test_a_lock_cut_off_while_it_was_made_goes_after_a_moment(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.05)
+    monkeypatch.setattr(_lock, "UNWRITTEN", 0.2)
+    (tmp_path / NAME).write_bytes(data)
+    begin = time.monotonic()
+    with locked(tmp_path, "scored"):
+        assert 0.2 < time.monotonic() - begin < 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_hold_that_was_lost_is_noticed(tmp_path):
     with locked(tmp_path, "scored") as lock:
         note = tmp_path / f"{NAME}.json"
