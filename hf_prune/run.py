@@ -93,6 +93,8 @@ def score(
     ...     score(Dataset.from_dict({"text": ["a", "abc"]}), Length(), output_dir=folder)["length"][:]
     [1.0, 3.0]
     """
+    from datasets import Dataset
+
     for name, value in (("batch_size", batch_size), ("shard_rows", 1 if shard_rows is None else shard_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not a number of rows; give 1 or more")
@@ -102,14 +104,15 @@ def score(
         check_rows(part, split, scorers)
     world = World()
     done = {}
-    if output_dir is not None and "" not in chosen:
+    several = not isinstance(ds, Dataset)
+    if several and output_dir is not None:
         for split in chosen:
             check_split_name(split)
     for split, part in chosen.items():
         folder = None if output_dir is None else Path(output_dir).expanduser().absolute() / (split or "")
         words = desc or " ".join(["Scoring", *([split] if split else [])])
         done[split] = _score(part, scorers, columns, folder, batch_size, shard_rows, overwrite, words, world)
-    return done[""] if "" in done else type(ds)({**ds, **done})
+    return type(ds)({**ds, **done}) if several else done[""]
 
 
 def _score(
