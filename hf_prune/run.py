@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from hf_prune._files import sweep, write_text
+from hf_prune._layout import temporary_cache
 from hf_prune._lock import Lock, locked, tidy
 from hf_prune._run.arguments import check_rows, columns_of, splits_of
 from hf_prune._run.join import join, written_schema
@@ -358,7 +359,7 @@ def _default_folder(
     if datasets.is_caching_enabled():
         cache = Path(datasets.config.HF_DATASETS_CACHE)
     else:
-        cache = Path(datasets.fingerprint.get_temporary_cache_files_directory())
+        cache = temporary_cache()
     return cache / "hf_prune_scores" / xxhash.xxh3_128_hexdigest(text.encode())
 
 
