@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import hf_prune
-from hf_prune import Scorer, score
+from hf_prune import Scorer, _lock, score
 from hf_prune._files import temporary_path
 from hf_prune._lock import NAME, locked
 from hf_prune.columns import read_sidecar
@@ -96,7 +96,8 @@ def test_three_processes_on_one_folder(tmp_path, log, named):
     assert 1200 <= rows <= 4 * 1200
 
 
-def test_the_second_run_waits_and_computes_nothing(tmp_path, log, caplog):
+def test_the_second_run_waits_and_computes_nothing(tmp_path, log, caplog, monkeypatch):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.2)
     held, go = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -108,7 +109,7 @@ def test_the_second_run_waits_and_computes_nothing(tmp_path, log, caplog):
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait(10)
-    threading.Timer(1.4, go.set).start()
+    threading.Timer(0.5, go.set).start()
     out = score(DS, Logged(), output_dir=tmp_path / "out")
     assert (tmp_path / "done").exists() and out["logged"][:] == LENGTHS
     assert "is being scored by process" in caplog.text
