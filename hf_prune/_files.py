@@ -74,16 +74,21 @@ def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, fo
                 temporary.mkdir()
         yield temporary
         with explained(path.parent):
-            if sync:
-                sync_tree(temporary)
-            if temporary.is_dir() and path.is_dir():
-                _swap(temporary, path)
-            else:
-                os.replace(temporary, path)
-            if sync:
-                _sync(path.parent)
+            put(temporary, path, sync=sync)
     finally:
         remove(temporary)
+
+
+def put(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Sync a file or folder that is finished, and let it take the place of `path`, on the same disk, in one step."""
+    if sync:
+        sync_tree(temporary)
+    if temporary.is_dir() and path.is_dir():
+        _swap(temporary, path)
+    else:
+        os.replace(temporary, path)
+    if sync:
+        _sync(path.parent)
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -96,6 +101,19 @@ def _swap(temporary: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     remove(old)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, where they are missing; those that stay empty go again."""
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_prune._files import sweep, whole
+from hf_prune._files import making, sweep, whole
 from hf_prune.checks import check_split_name
 
 READERS = {
@@ -257,17 +257,10 @@ def replacing(out: Path) -> Iterator[Path]:
     ['x.txt']
     """
     out = out.absolute()
-    made = [p for p in out.parents if not p.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep(out.parent)
-    try:
+    with making(out.parent):
+        sweep(out.parent)
         with whole(out) as temporary:
             yield temporary
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
