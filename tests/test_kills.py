@@ -19,6 +19,12 @@ import killed_work  # noqa: E402
 from killing import Death, flipped, kills  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def put_back(monkeypatch):
+    for module, name in killed_work.CHANGED:
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+
 def same_as_undisturbed(deaths: list[Death], least: int) -> None:
     """Every death but the last one killed, and the next call gave and left what the undisturbed run did."""
     *killed, whole = deaths
@@ -52,11 +58,8 @@ def test_score_killed_while_it_overwrites(tmp_path):
     same_as_undisturbed(deaths, least=40)
 
 
-def test_every_flipped_byte_of_a_score_folder(tmp_path, monkeypatch):
+def test_every_flipped_byte_of_a_score_folder(tmp_path):
     """It is computed again, or refused with a word; nothing else is ever returned."""
-    import hf_prune._run.join as module
-
-    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
     want = killed_work.score_again(tmp_path / "whole")
     redone = refused = 0
     for path in sorted((tmp_path / "whole").rglob("*")):
