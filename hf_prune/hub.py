@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +185,7 @@ def save_scored(
     """
     folder = Path(folder).expanduser().absolute()
     told = _told(ds, folder.name, scorers, columns, True, row_id, config_name, "default", label, keep, source)
-    with making(folder), scratch(folder) as temporary:
+    with _explained(folder), making(folder), scratch(folder) as temporary:
         files = dict(write_parquet(told.tables, config_name, temporary))
         readme = folder / README
         old = read_text(readme, "README", "mend it, or name another folder") if readme.exists() else None
@@ -197,6 +199,22 @@ def save_scored(
                 stale.unlink()
             write_text(readme, text)
     return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Give errors of the disk the folder's name and the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left; free some"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "it is not writable; make it so"
+        else:
+            raise
+        message = f"scores cannot be saved in {folder}: {reason}, or name another folder, and call again"
+        raise type(error)(error.errno, message) from error
 
 
 @dataclass(frozen=True)

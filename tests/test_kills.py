@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,31 @@ def test_the_temporary_cache_of_a_killed_process_is_swept(tmp_path):
         assert done.returncode == (-9 if how == "die" else 0), done.stderr
         assert Path(done.stdout.strip()).is_relative_to(tmp_path)
         assert len(list(tmp_path.glob("scratch*"))) == left
+
+
+# a full disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "then", "words"),
+    [
+        ("run_score", "score_again", "scores cannot be written to .*no space left; free some space there"),
+        ("save_second", "saved_again", "scores cannot be saved in .*no space left; free some, or name another folder"),
+        ("filter_cached", "filter_again", 'no space left in .* pass layout="indices"'),
+        ("filter_to_folder", "folder_again", "No space left on device"),
+    ],
+)
+def test_a_disk_that_is_full_from_some_moment_on(data, tmp_path, work, then, words):
+    """It is said, nothing half-written stays, and with space again the same call gives what it would have given."""
+    start = tmp_path / "start"
+    shutil.copytree(data, start)
+    killed_work.save_first(start)
+    *full, whole = kills(f"killed_work:{work}", tmp_path / "runs", start=start, then=f"killed_work:{then}", how="full")
+    want = {key: value for key, value in whole.after.items() if key != "before"}
+    told = 0
+    for death in full:
+        assert {key: value for key, value in death.after.items() if key != "before"} == want, f"{death}: {death.said}"
+        told += re.search(words, death.said) is not None
+        assert not [p for p in death.folder.rglob("*") if p.name.endswith(("_tmp", "_old"))], str(death)
+    assert told > 0.6 * len(full)
