@@ -66,9 +66,11 @@ def test_split_names_that_can(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "/abs", "data", "default", None])
 def test_names_of_configs(tmp_path, name):
-    with pytest.raises(ValueError, match="config_name=.* is no name for a scores config"):
+    with pytest.raises(ValueError, match="config_name=.* is (no name for a config|the name of the data)"):
         save_scored(scored(), tmp_path / "out", columns="q", config_name=name)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="data_config='../x' is no name for a config"):  # before anything is sent
+        push_scored(scored(), REPO, columns="q", data_config="../x")
 
 
 # half written
@@ -78,9 +80,11 @@ def test_save_scored_killed_anywhere(tmp_path):
     """The same scores are there before; then two splits in two parts are to be one, with other scores."""
     killed_work.save_first(tmp_path / "before")
     runs = tmp_path / "runs"
-    *killed, whole = kills("killed_work:save_second", runs, start=tmp_path / "before", then="killed_work:saved_again")
+    *killed, whole = kills(
+        "killed_work:save_second", runs, start=tmp_path / "before", then="killed_work:saved_again", timeout=300
+    )
     old, new = (killed_work.loaded(folder) for folder in (tmp_path / "before", whole.folder))
-    assert len(killed) >= 25 and "error" not in old and old != new
+    assert len(killed) >= 22 and "error" not in old and old != new
     seen = set()
     for death in killed:
         assert death.died and death.after["files"] == whole.after["files"], f"{death}: {death.said}"
@@ -178,7 +182,7 @@ def test_columns_that_are_no_scores(tmp_path):
     [(["a", "a"], "occur more than once"), (["a", None], "1 ids .* are null"), ([["a"], ["b"]], "ids cannot be list")],
 )
 def test_ids_that_are_none(tmp_path, ids, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(DamagedFileError, match=words):
         load_scores(no_sidecar(tmp_path, pa.table({"row_id": ids, "q": [1.0, 2.0]})))
 
 
@@ -275,7 +279,7 @@ def test_push_scored_killed_anywhere(tmp_path, monkeypatch):
     with HubServer() as server:
         for name, value in {**server.environ(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}.items():
             monkeypatch.setenv(name, value)
-        *killed, whole = kills("killed_work:push", tmp_path / "runs", then="killed_work:pushed_again", timeout=200)
+        *killed, whole = kills("killed_work:push", tmp_path / "runs", then="killed_work:pushed_again", timeout=300)
     assert whole.after["q"] == [float(i) for i in range(6)] and whole.after["left"] == []
     assert len(killed) >= 20 and any("POST main" in death.event for death in killed)
     assert sum(death.died for death in killed) > 0.8 * len(killed)  # what is cached takes fewer requests
