@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")  # the rule of `datasets`, which refuses to read back any other
+_CONFIG = re.compile(r"\w[\w.-]*")
 _DIGEST = re.compile(r"[0-9a-f]+")
 
 
@@ -73,6 +74,21 @@ def check_split_name(name: Any) -> str:
     raise ValueError(
         f"split name {text!r} cannot be read back by datasets; use letters, digits, '_' and '.', as {better!r}"
     )
+
+
+def check_config_name(name: Any, taken: Sequence[str] = (), argument: str = "config_name") -> str:
+    """Give a config's name back if it can be one, and a folder.
+
+    >>> check_config_name("../other")
+    Traceback (most recent call last):
+    ...
+    ValueError: config_name='../other' is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'
+    """
+    if isinstance(name, str) and _CONFIG.fullmatch(name) and name not in taken:
+        return name
+    if name in taken:
+        raise ValueError(f"{argument}={name!r} is the name of the data; 'scores' is usual for scores")
+    raise ValueError(f"{argument}={name!r} is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'")
 
 
 def check_digest(text: Any, digits: int = 32) -> str:
