@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -114,8 +113,7 @@ def write_sidecar(columns: Iterable[ScoreColumn], path: str | Path, **extra: Any
     Returns the text that was written.
     """
     text = sidecar_text(columns, **extra)
-    if path != os.devnull:
-        _files.write_text(Path(path), text)
+    _files.write_text(Path(path), text)
     return text
 
 

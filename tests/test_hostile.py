@@ -262,7 +262,7 @@ def test_the_table_of_classes_is_complete():
 
 def made_up(cls: type[Value]) -> Any:
     """An object of a class with something in every field."""
-    made = object.__new__(cls)
+    found = object.__new__(cls)
     for field in fields(cls):  # type: ignore[arg-type]
         default = field.default if field.default is not MISSING else None
         if field.name in ("model", "probe") and cls.__name__ != "KenLM":
@@ -271,8 +271,8 @@ def made_up(cls: type[Value]) -> Any:
             default = np.zeros(3)
         elif field.type == "str" and default is None:
             default = "text"
-        object.__setattr__(made, field.name, default)
-    return made
+        object.__setattr__(found, field.name, default)
+    return found
 
 
 CODE = "canary_of_gate:run"
