@@ -210,21 +210,61 @@ def gram_sets(
 
 
 @kernel
+def jaccard(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> float:
+    """Jaccard similarity of the ascending sets x[i:stop_i] and y[j:stop_j]; 0 of two empty ones."""
+    total, common = stop_i - i + stop_j - j, 0
+    while i < stop_i and j < stop_j:
+        u, v = x[i], y[j]
+        common += u == v
+        i += u <= v
+        j += v <= u
+    return common / (total - common) if total > common else 0.0
+
+
+@kernel
 def jaccards(
     left: I64, right: I64, starts_a: I64, ends_a: I64, sets_a: U64, starts_b: I64, ends_b: I64, sets_b: U64,
     low: int, high: int, out: NDArray[np.float64],
 ) -> None:  # fmt: skip
     """Jaccard similarity of set left[p] of the first collection and set right[p] of the second."""
     for p in range(low, high):
-        i, stop_i = starts_a[left[p]], ends_a[left[p]]
-        j, stop_j = starts_b[right[p]], ends_b[right[p]]
-        total, common = stop_i - i + stop_j - j, 0
-        while i < stop_i and j < stop_j:
-            x, y = sets_a[i], sets_b[j]
-            common += x == y
-            i += x <= y
-            j += y <= x
-        out[p] = common / (total - common) if total > common else 0.0
+        i, j = left[p], right[p]
+        out[p] = jaccard(sets_a, starts_a[i], ends_a[i], sets_b, starts_b[j], ends_b[j])
+
+
+@kernel
+def compare(
+    keys: U64, starts: I64, ends: I64, sets: U64, copy: I64, band_keys: U64, band_texts: I64, known_starts: I64,
+    known_ends: I64, known_sets: U64, copies: I64, accept: float, low: int, high: int,
+    nearest: NDArray[np.float64], whose: I64, count: I64,
+) -> None:  # fmt: skip
+    """Compare texts low..high with all known ones that share a band: see `minhash.Reference.compare`."""
+    met = np.full(len(copies), -1, np.int64)
+    for row in range(low, high):
+        if copy[row] >= 0:
+            nearest[row], whose[row], count[row] = 1.0, copy[row], copies[copy[row]]
+            met[copy[row]] = row
+        size = ends[row] - starts[row]
+        for band in range(len(band_keys) if size else 0):
+            key = keys[row, band]
+            place = np.searchsorted(band_keys[band], key)
+            while place < band_keys.shape[1] and band_keys[band, place] == key:
+                text = band_texts[band, place]
+                place += 1
+                if met[text] == row:
+                    continue
+                met[text] = row
+                if accept < 0:
+                    count[row] += copies[text]
+                other = known_ends[text] - known_starts[text]
+                most = min(size, other) / max(size, other)  # no more can be told of sets of these sizes
+                if most < nearest[row] and (accept < 0 or most < accept):
+                    continue
+                found = jaccard(sets, starts[row], ends[row], known_sets, known_starts[text], known_ends[text])
+                if accept >= 0 and found >= accept:
+                    count[row] += copies[text]
+                if found > nearest[row] or (found == nearest[row] and (whose[row] < 0 or text < whose[row])):
+                    nearest[row], whose[row] = found, text
 
 
 @kernel
@@ -240,10 +280,31 @@ def agreements(left: I64, right: I64, signatures: U32, low: int, high: int, out:
 
 
 @kernel
+def root(parent: I64, node: int) -> int:
+    """The least node of a component; paths are halved on the way."""
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@kernel
 def propose(
-    order: I64, keys: U64, band: int, width: int, first: int, second: int, left: I64, right: I64
-) -> tuple[int, int, int]:
-    """Pairs whose keys of a band are equal, and of no earlier band, from place (first, second) of its order on.
+    order: I64, keys: U64, band: int, most: int, chained: bool, first: int, second: int,
+    crowded: NDArray[np.bool_], crowd: I64, left: I64, right: I64,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Pairs whose keys of a band are equal, and were not compared in an earlier one, from place (first, second) on.
+
+    Args:
+        order: texts that share their key of the band with another, those with equal keys side by side.
+        keys: (m, bands).
+        band: which.
+        most: of more texts than these no pairs are written: they are a crowd.
+        chained: write the pairs of a crowd's texts that follow each other.
+        first, second: where to go on: 0 and 1 at the beginning.
+        crowded: (m, bands), brought up to date: whether a text shares its key with a crowd.
+        crowd: (m,) forest of texts that are in one crowd, or in crowds that overlap; brought up to date.
+        left, right: written.
 
     Returns:
         How many pairs were written, and where to go on: first == len(order) at the end.
@@ -259,14 +320,24 @@ def propose(
                 if end - first > 2:
                     order[first:end] = np.sort(order[first:end])
                     i = order[first]
-        while second < m and second <= first + width and keys[order[second], band] == keys[i, band]:
+                if end - first > most:
+                    one = root(crowd, i)
+                    for place in range(first, end):
+                        crowded[order[place], band] = True
+                        other = root(crowd, order[place])
+                        crowd[max(one, other)] = min(one, other)
+                        one = min(one, other)
+        reach = most
+        if crowded[i, band]:
+            reach = 1 if chained else 0
+        while second < m and second <= first + reach and keys[order[second], band] == keys[i, band]:
             if filled == len(left):
                 return filled, first, second
             j = order[second]
             second += 1
             fresh = True
             for earlier in range(band):
-                if keys[i, earlier] == keys[j, earlier]:
+                if keys[i, earlier] == keys[j, earlier] and not crowded[i, earlier]:
                     fresh = False
                     break
             if fresh:
@@ -275,15 +346,6 @@ def propose(
         first += 1
         second = first + 1
     return filled, first, second
-
-
-@kernel
-def root(parent: I64, node: int) -> int:
-    """The least node of a component; paths are halved on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
 
 
 @kernel

@@ -56,12 +56,20 @@ class Forest:
 
     def roots(self) -> NDArray[np.int64]:
         """The least node of each node's component, (n,)."""
-        parent = self.parent
-        while True:
-            above = parent[parent]
-            if np.array_equal(above, parent):
-                return parent
-            parent = above
+        return flattened(self.parent)
+
+
+def flattened(parent: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The root of each node of a forest, (n,).
+
+    >>> flattened(np.array([0, 0, 1, 3, 2])).tolist()
+    [0, 0, 0, 3, 0]
+    """
+    while True:
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            return parent
+        parent = above
 
 
 def capped(

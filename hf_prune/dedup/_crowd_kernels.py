@@ -1,0 +1,201 @@
+"""Compiled halves of `crowds`: texts in the order of their minima, and the likely near-copies among neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from hf_prune._compiled import kernel
+from hf_prune.dedup._kernels import minima, root
+
+U64 = NDArray[np.uint64]
+U32 = NDArray[np.uint32]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+
+_32, _LOW = np.uint64(32), np.uint64(0xFFFF_FFFF)
+_SPREAD, _TOP, _ONE = np.uint64(0x9E37_79B1), np.uint64(31), np.uint64(1)
+ROWS = 16  # texts at a time, so that columns are written in whole cache lines
+
+
+@intrinsic
+def _ones(context: Any, x: Any) -> Any:
+    """Give the number of bits that are 1."""
+    signature = types.uint64(types.uint64)
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return signature, code
+
+
+_count: Any = _ones
+
+
+@kernel
+def set_minima(chosen: I64, starts: I64, ends: I64, sets: U64, a: U32, b: U32, low: int, high: int, out: U32) -> None:
+    """Minima of the sets chosen[low:high] under len(a) permutations, in columns low..high of `out` (len(a), n)."""
+    block = np.empty((ROWS, len(a)), np.uint32)
+    for first in range(low, high, ROWS):
+        count = min(ROWS, high - first)
+        for i in range(count):
+            one = chosen[first + i]
+            minima(sets[starts[one] : ends[one]], ends[one] - starts[one], a, b, block[i])
+        for p in range(len(a)):
+            for i in range(count):
+                out[p, first + i] = block[i, p]
+
+
+@kernel
+def sketch(columns: U32, bits: U64) -> None:
+    """One bit of each minimum of `columns` (k, n), 64 to a word of `bits` (n, k / 64)."""
+    bits[:] = np.uint64(0)
+    for p in range(len(columns)):
+        word, place = p >> 6, np.uint64(p & 63)
+        for i in range(columns.shape[1]):
+            bits[i, word] |= (((np.uint64(columns[p, i]) * _SPREAD) >> _TOP) & _ONE) << place
+
+
+@kernel
+def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, leaf: I64) -> None:
+    """Order the texts of each crowd by their minima, as far as groups of more than `width` are cut by that.
+
+    A group is cut by the next minimum of the sequence: those with the value of most come first, in their order; the
+    others by value. Groups of `width` or less are cut no further.
+
+    Args:
+        columns: (k, n) minima.
+        sequence: (s,) the minima that are looked at, in this order.
+        edges: crowd c is edges[c]:edges[c + 1].
+        width: most texts of a group that is not cut.
+        order: (n,) written: the texts.
+        leaf: (n,) written: where the group of the text at each place begins.
+    """
+    n = len(order)
+    room = n // (width + 1) + 2
+    begins, stops, depths = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
+    rest = np.empty(n, np.uint64)
+    for p in range(n):
+        order[p] = p
+    for crowd in range(len(edges) - 1):
+        begins[0], stops[0], depths[0] = edges[crowd], edges[crowd + 1], 0
+        waiting = 1
+        while waiting:
+            waiting -= 1
+            begin, stop, depth = begins[waiting], stops[waiting], depths[waiting]
+            while stop - begin > width and depth < len(sequence):
+                values = columns[sequence[depth]]
+                depth += 1
+                most, lead = values[order[begin]], 0
+                for p in range(begin, stop):  # the value of more than half, if there is one
+                    value = values[order[p]]
+                    if lead == 0:
+                        most = value
+                    lead += 1 if value == most else -1
+                middle, others = begin, 0
+                for p in range(begin, stop):
+                    i = order[p]
+                    if values[i] == most:
+                        order[middle] = i
+                        middle += 1
+                    else:
+                        rest[others] = (np.uint64(values[i]) << _32) | np.uint64(i)
+                        others += 1
+                if others == 0:
+                    continue
+                rest[:others] = np.sort(rest[:others])
+                first = 0
+                for p in range(others):
+                    order[middle + p] = np.int64(rest[p] & _LOW)
+                    if p + 1 == others or rest[p + 1] >> _32 != rest[p] >> _32:
+                        if p + 1 - first > width:
+                            begins[waiting], stops[waiting], depths[waiting] = middle + first, middle + p + 1, depth
+                            waiting += 1
+                        else:
+                            leaf[middle + first : middle + p + 1] = middle + first
+                        first = p + 1
+                stop = middle
+            leaf[begin:stop] = begin
+
+
+@kernel
+def likely(
+    order: I64, leaf: I64, edges: I64, bits: U64, members: I64, parent: I64, tries: I32, inside: int, outside: int,
+    width: int, beyond: int, nearest: I32, distance: I32, left: I64, right: I64,
+) -> int:  # fmt: skip
+    """Propose pairs of texts that stand near to each other and are likely near-copies, and note who is nearest.
+
+    Args:
+        order, leaf, edges: as `arrange` wrote them.
+        bits: (n, words) sketches; their distance is the number of bits in which they differ.
+        members: (n,) the texts' places among all texts.
+        parent: forest of all texts: what is in one component is not proposed.
+        tries: (n,) pairs of one group that a text may propose or be proposed in, though they may be no near-copies.
+        inside, outside: largest distance of a pair of one group, and of any other.
+        width, beyond: how many texts after it a text is held against: of its group, and at least.
+        nearest, distance: (n, t) the nearest texts of each that were met, -1 for none; brought up to date.
+        left, right: written: pairs, at most len(left) // n for each text, the nearest.
+
+    Returns:
+        How many pairs were written.
+    """
+    n = len(order)
+    most = len(left) // n
+    roots = np.empty(n, np.int64)
+    for i in range(n):
+        roots[i] = root(parent, members[i])
+    best, whose = np.empty(most, np.int64), np.empty(most, np.int64)
+    filled = 0
+    for crowd in range(len(edges) - 1):
+        for p in range(edges[crowd], edges[crowd + 1]):
+            i, found = order[p], 0
+            for q in range(p + 1, min(p + width, edges[crowd + 1])):
+                grouped = leaf[q] == leaf[p]
+                if not grouped and q > p + beyond:
+                    break
+                j = order[q]
+                apart = 0
+                for word in range(bits.shape[1]):
+                    apart += np.int64(_count(bits[i, word] ^ bits[j, word]))
+                if apart < distance[i, -1]:
+                    _note(j, apart, nearest[i], distance[i])
+                if apart < distance[j, -1]:
+                    _note(i, apart, nearest[j], distance[j])
+                bar = inside if grouped and (tries[i] > 0 or tries[j] > 0) else outside
+                if apart <= bar and roots[i] != roots[j] and (found < most or apart < best[most - 1]):
+                    at = min(found, most - 1)
+                    while at > 0 and best[at - 1] > apart:
+                        best[at], whose[at] = best[at - 1], whose[at - 1]
+                        at -= 1
+                    best[at], whose[at] = apart, j
+                    found = min(found + 1, most)
+            for k in range(found):
+                left[filled], right[filled] = i, whose[k]
+                filled += 1
+    return filled
+
+
+@kernel
+def _note(j: int, apart: int, nearest: I32, distance: I32) -> None:
+    """Put a text among the nearest of another, unless it is there."""
+    at = len(nearest) - 1
+    for k in range(len(nearest)):
+        if nearest[k] == j:
+            return
+    while at > 0 and distance[at - 1] > apart:
+        nearest[at], distance[at] = nearest[at - 1], distance[at - 1]
+        at -= 1
+    nearest[at], distance[at] = j, apart
+
+
+@kernel
+def spend(left: I64, right: I64, near: NDArray[np.bool_], tries: I32) -> None:
+    """Count the pairs that were no near-copies."""
+    for p in range(len(left)):
+        if not near[p]:
+            tries[left[p]] = max(0, tries[left[p]] - 1)
+            tries[right[p]] = max(0, tries[right[p]] - 1)
