@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from hf_prune._compiled import kernel
-from hf_prune.dedup._kernels import minima, root
+from hf_prune.dedup._kernels import minima, root, sort_mixed
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -19,6 +19,7 @@ I32 = NDArray[np.int32]
 
 _32, _LOW = np.uint64(32), np.uint64(0xFFFF_FFFF)
 _SPREAD, _TOP, _ONE = np.uint64(0x9E37_79B1), np.uint64(31), np.uint64(1)
+SAMPLE = 9
 ROWS = 16  # texts at a time, so that columns are written in whole cache lines
 
 
@@ -65,7 +66,7 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
     """Order the texts of each crowd by their minima, as far as groups of more than `width` are cut by that.
 
     A group is cut by the next minimum of the sequence: those with the value of most come first, in their order; the
-    others by value. Groups of `width` or less are cut no further.
+    others by a hash of their value. Groups of `width` or less are cut no further.
 
     Args:
         columns: (k, n) minima.
@@ -78,7 +79,7 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
     n = len(order)
     room = n // (width + 1) + 2
     begins, stops, depths = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
-    rest = np.empty(n, np.uint64)
+    rest, mixed, ends = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(2 * n + 2, np.int64)
     for p in range(n):
         order[p] = p
     for crowd in range(len(edges) - 1):
@@ -90,12 +91,13 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
             while stop - begin > width and depth < len(sequence):
                 values = columns[sequence[depth]]
                 depth += 1
-                most, lead = values[order[begin]], 0
-                for p in range(begin, stop):  # the value of more than half, if there is one
-                    value = values[order[p]]
-                    if lead == 0:
-                        most = value
-                    lead += 1 if value == most else -1
+                most, seen = values[order[begin]], 0
+                for k in range(SAMPLE):  # the value of most, probably
+                    value, same = values[order[begin + k * (stop - begin) // SAMPLE]], 0
+                    for m in range(SAMPLE):
+                        same += values[order[begin + m * (stop - begin) // SAMPLE]] == value
+                    if same > seen:
+                        most, seen = value, same
                 middle, others = begin, 0
                 for p in range(begin, stop):
                     i = order[p]
@@ -103,15 +105,15 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
                         order[middle] = i
                         middle += 1
                     else:
-                        rest[others] = (np.uint64(values[i]) << _32) | np.uint64(i)
+                        rest[others] = (np.uint64(values[i]) * _SPREAD << _32) | np.uint64(i)
                         others += 1
                 if others == 0:
                     continue
-                rest[:others] = np.sort(rest[:others])
+                sort_mixed(rest, others, mixed, ends)
                 first = 0
                 for p in range(others):
-                    order[middle + p] = np.int64(rest[p] & _LOW)
-                    if p + 1 == others or rest[p + 1] >> _32 != rest[p] >> _32:
+                    order[middle + p] = np.int64(mixed[p] & _LOW)
+                    if p + 1 == others or mixed[p + 1] >> _32 != mixed[p] >> _32:
                         if p + 1 - first > width:
                             begins[waiting], stops[waiting], depths[waiting] = middle + first, middle + p + 1, depth
                             waiting += 1

@@ -186,6 +186,44 @@ def sign(
 
 
 @kernel
+def sort_mixed(x: U64, count: int, out: U64, ends: I64) -> None:
+    """Write the first `count` numbers of x in ascending order to `out`: their upper bits are taken for well mixed.
+
+    Args:
+        ends: room for 2 * count + 2 numbers.
+    """
+    bits = 0
+    while 1 << bits < count:
+        bits += 1
+    if bits == 0:
+        out[:count] = x[:count]
+        return
+    shift = np.uint64(64 - bits)
+    ends[: (1 << bits) + 1] = 0
+    for i in range(count):
+        ends[(x[i] >> shift) + _1] += 1
+    for bucket in range(1 << bits):
+        ends[bucket + 1] += ends[bucket]
+    for i in range(count):
+        bucket = np.int64(x[i] >> shift)
+        out[ends[bucket]] = x[i]
+        ends[bucket] += 1
+    low = 0
+    for bucket in range(1 << bits):
+        high = ends[bucket]
+        if high - low > 32:  # numbers that occur often, or are not mixed after all
+            out[low:high] = np.sort(out[low:high])
+        else:
+            for i in range(low + 1, high):
+                value, at = out[i], i
+                while at > low and out[at - 1] > value:
+                    out[at] = out[at - 1]
+                    at -= 1
+                out[at] = value
+        low = high
+
+
+@kernel
 def gram_sets(
     data: NDArray[np.uint8], offsets: I64, chosen: I64, low: int, high: int, table: U32, unit: int, lower: bool, n: int,
     ends: I64, out: U64,
@@ -195,12 +233,13 @@ def gram_sets(
     for i in range(low, high):
         longest = max(longest, offsets[chosen[i] + 1] - offsets[chosen[i]])
     hashes, starts = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.int32)
+    ordered, room = np.empty(longest + 1, np.uint64), np.empty(2 * longest + 2, np.int64)
     filled = 0
     for i in range(low, high):
         row = chosen[i]
         count = tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, hashes, starts)
         count = gram(hashes, count, n)
-        ordered = np.sort(hashes[:count])
+        sort_mixed(hashes, count, ordered, room)
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
                 out[filled] = ordered[j]

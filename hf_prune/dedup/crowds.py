@@ -27,10 +27,10 @@ ORDERS = 64
 MINIMA = 256
 DEPTH = 64  # minima of an order that are looked at
 GROUP = 32  # texts of one group that are held against each other
-BEYOND = 8  # neighbours a text is held against, of its group or not
+BEYOND = 4  # neighbours a text is held against, of its group or not
 PROPOSED = 4  # pairs of a text and an order that are measured
 TRIES = 64  # measured pairs in vain, of a text, until a pair has to look like a near-copy more
-NEAREST = 4  # texts that look nearest to each are measured in the end
+NEAREST = 2  # texts that look nearest to each are measured in the end
 BLOCK = 1 << 15  # texts at a time; a larger crowd is one block
 
 Columns = Callable[[NDArray[np.int64]], NDArray[np.uint32]]
