@@ -126,8 +126,8 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
 
 @kernel
 def likely(
-    order: I64, leaf: I64, edges: I64, bits: U64, members: I64, parent: I64, tries: I32, inside: int, outside: int,
-    width: int, beyond: int, nearest: I32, distance: I32, left: I64, right: I64,
+    order: I64, leaf: I64, edges: I64, bits: U64, members: I64, parent: I64, tries: I32, bars: I64, width: int, beyond: int,
+    nearest: I32, distance: I32, left: I64, right: I64, kinds: I64,
 ) -> int:  # fmt: skip
     """Propose pairs of texts that stand near to each other and are likely near-copies, and note who is nearest.
 
@@ -136,11 +136,12 @@ def likely(
         bits: (n, words) sketches; their distance is the number of bits in which they differ.
         members: (n,) the texts' places among all texts.
         parent: forest of all texts: what is in one component is not proposed.
-        tries: (n,) pairs of one group that a text may propose or be proposed in, though they may be no near-copies.
-        inside, outside: largest distance of a pair of one group, and of any other.
+        tries: (n, 2) how often a text may still be measured in vain, with others of its group and with any.
+        bars: (3,) largest distance of a pair of one group; of any, while there are tries; when there are none.
         width, beyond: how many texts after it a text is held against: of its group, and at least.
         nearest, distance: (n, t) the nearest texts of each that were met, -1 for none; brought up to date.
         left, right: written: pairs, at most len(left) // n for each text, the nearest.
+        kinds: written: 0 for pairs of one group, 1 for others.
 
     Returns:
         How many pairs were written.
@@ -150,7 +151,7 @@ def likely(
     roots = np.empty(n, np.int64)
     for i in range(n):
         roots[i] = root(parent, members[i])
-    best, whose = np.empty(most, np.int64), np.empty(most, np.int64)
+    best, whose, kind_of = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
     filled = 0
     for crowd in range(len(edges) - 1):
         for p in range(edges[crowd], edges[crowd + 1]):
@@ -167,16 +168,17 @@ def likely(
                     _note(j, apart, nearest[i], distance[i])
                 if apart < distance[j, -1]:
                     _note(i, apart, nearest[j], distance[j])
-                bar = inside if grouped and (tries[i] > 0 or tries[j] > 0) else outside
+                kind = 0 if grouped else 1
+                bar = bars[kind] if tries[i, kind] > 0 or tries[j, kind] > 0 else bars[2]
                 if apart <= bar and roots[i] != roots[j] and (found < most or apart < best[most - 1]):
                     at = min(found, most - 1)
                     while at > 0 and best[at - 1] > apart:
-                        best[at], whose[at] = best[at - 1], whose[at - 1]
+                        best[at], whose[at], kind_of[at] = best[at - 1], whose[at - 1], kind_of[at - 1]
                         at -= 1
-                    best[at], whose[at] = apart, j
+                    best[at], whose[at], kind_of[at] = apart, j, kind
                     found = min(found + 1, most)
             for k in range(found):
-                left[filled], right[filled] = i, whose[k]
+                left[filled], right[filled], kinds[filled] = i, whose[k], kind_of[k]
                 filled += 1
     return filled
 
@@ -195,9 +197,9 @@ def _note(j: int, apart: int, nearest: I32, distance: I32) -> None:
 
 
 @kernel
-def spend(left: I64, right: I64, near: NDArray[np.bool_], tries: I32) -> None:
-    """Count the pairs that were no near-copies."""
-    for p in range(len(left)):
+def spend(left: I64, right: I64, kinds: I64, near: NDArray[np.bool_], tries: I32) -> None:
+    """Count the pairs that were measured in vain."""
+    for p in range(len(near)):
         if not near[p]:
-            tries[left[p]] = max(0, tries[left[p]] - 1)
-            tries[right[p]] = max(0, tries[right[p]] - 1)
+            for one in (left[p], right[p]):
+                tries[one, kinds[p]] = max(0, tries[one, kinds[p]] - 1)

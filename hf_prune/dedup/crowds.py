@@ -29,7 +29,7 @@ DEPTH = 64  # minima of an order that are looked at
 GROUP = 32  # texts of one group that are held against each other
 BEYOND = 4  # neighbours a text is held against, of its group or not
 PROPOSED = 4  # pairs of a text and an order that are measured
-TRIES = 64  # measured pairs in vain, of a text, until a pair has to look like a near-copy more
+TRIES = 64, 4  # measured in vain, with others of a group and with any, until pairs have to look more alike
 NEAREST = 2  # texts that look nearest to each are measured in the end
 BLOCK = 1 << 15  # texts at a time; a larger crowd is one block
 
@@ -65,18 +65,19 @@ def blocks(crowd: NDArray[np.int64], members: NDArray[np.int64]) -> Iterator[tup
         first = last
 
 
-def bars(accept: float, count: int) -> tuple[int, int]:
-    """Bits in which near-copies may differ: with one of `count` bits for each minimum, and for all but certain ones.
+def bars(accept: float, count: int) -> NDArray[np.int64]:
+    """How far apart the sketches of likely near-copies may be, by how much speaks for them.
 
-    A bit differs with the chance (1 - J) / 2. The first is three standard deviations above the mean of pairs at
-    `accept`, the second two below it.
+    With one of `count` bits for each minimum a bit differs with the chance (1 - J) / 2. For texts of one group the bar is
+    three standard deviations above the mean of pairs at `accept`, for any others it is the mean, and two deviations below
+    where many were measured in vain.
 
-    >>> bars(0.8, 256)
-    (40, 16)
+    >>> bars(0.8, 256).tolist()
+    [40, 25, 16]
     """
     chance = min(1.0, max(0.0, (1 - accept) / 2))
     mean, deviation = count * chance, (count * chance * (1 - chance)) ** 0.5
-    return int(mean + 3 * deviation), int(mean - 2 * deviation)
+    return np.array([mean + 3 * deviation, mean, mean - 2 * deviation]).astype(np.int64)
 
 
 def search(
@@ -102,18 +103,18 @@ def search(
     n, k = len(members), len(columns)
     bits = np.empty((n, -(-k // 64)), np.uint64)
     kernels.sketch(columns, bits)
-    order, leaf, tries = np.empty(n, np.int64), np.empty(n, np.int64), np.full(n, TRIES, np.int32)
+    order, leaf, tries = np.empty(n, np.int64), np.empty(n, np.int64), np.tile(np.array(TRIES, np.int32), (n, 1))
     nearest, distance = np.full((n, NEAREST), -1, np.int32), np.full((n, NEAREST), k + 1, np.int32)
     left, right = np.empty(PROPOSED * n, np.int64), np.empty(PROPOSED * n, np.int64)
-    inside, outside = bars(accept, k)
+    kinds, limits = np.empty(PROPOSED * n, np.int64), bars(accept, k)
     for turn in range(ORDERS):
         kernels.arrange(columns, sequence(turn, k), edges, GROUP, order, leaf)
         filled = kernels.likely(
-            order, leaf, edges, bits, members, parent, tries, inside, outside, GROUP, BEYOND, nearest, distance,
-            left, right,
+            order, leaf, edges, bits, members, parent, tries, limits, GROUP, BEYOND, nearest, distance, left, right,
+            kinds,
         )  # fmt: skip
         pair = left[:filled], right[:filled]
-        kernels.spend(*pair, weigh(members[pair[0]], members[pair[1]]), tries)
+        kernels.spend(*pair, kinds, weigh(members[pair[0]], members[pair[1]]), tries)
     rows, place = np.nonzero(nearest >= 0)
     others = nearest[rows, place].astype(np.int64)
     pairs = np.unique(np.minimum(rows, others) * n + np.maximum(rows, others))
