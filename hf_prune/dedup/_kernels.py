@@ -249,14 +249,20 @@ def gram_sets(
 
 
 @kernel
-def jaccard(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> float:
-    """Jaccard similarity of the ascending sets x[i:stop_i] and y[j:stop_j]; 0 of two empty ones."""
-    total, common = stop_i - i + stop_j - j, 0
+def in_common(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> int:
+    """How many numbers the ascending sets x[i:stop_i] and y[j:stop_j] have in common."""
+    common = 0
     while i < stop_i and j < stop_j:
         u, v = x[i], y[j]
         common += u == v
         i += u <= v
         j += v <= u
+    return common
+
+
+@kernel
+def share(common: int, total: int) -> float:
+    """Jaccard similarity of sets with so many numbers in common and in all; 0 of two empty ones."""
     return common / (total - common) if total > common else 0.0
 
 
@@ -266,9 +272,23 @@ def jaccards(
     low: int, high: int, out: NDArray[np.float64],
 ) -> None:  # fmt: skip
     """Jaccard similarity of set left[p] of the first collection and set right[p] of the second."""
-    for p in range(low, high):
-        i, j = left[p], right[p]
-        out[p] = jaccard(sets_a, starts_a[i], ends_a[i], sets_b, starts_b[j], ends_b[j])
+    for p in range(low, high, 2):
+        i, stop_i, j, stop_j = starts_a[left[p]], ends_a[left[p]], starts_b[right[p]], ends_b[right[p]]
+        total, common = stop_i - i + stop_j - j, 0
+        if p + 1 < high:  # two at a time: each step waits for the one before, and the processor does both at once
+            q = p + 1
+            k, stop_k, m, stop_m = starts_a[left[q]], ends_a[left[q]], starts_b[right[q]], ends_b[right[q]]
+            other_total, other = stop_k - k + stop_m - m, 0
+            while i < stop_i and j < stop_j and k < stop_k and m < stop_m:
+                u, v, w, z = sets_a[i], sets_b[j], sets_a[k], sets_b[m]
+                common += u == v
+                i += u <= v
+                j += v <= u
+                other += w == z
+                k += w <= z
+                m += z <= w
+            out[q] = share(other + in_common(sets_a, k, stop_k, sets_b, m, stop_m), other_total)
+        out[p] = share(common + in_common(sets_a, i, stop_i, sets_b, j, stop_j), total)
 
 
 @kernel
@@ -299,7 +319,9 @@ def compare(
                 most = min(size, other) / max(size, other)  # no more can be told of sets of these sizes
                 if most < nearest[row] and (accept < 0 or most < accept):
                     continue
-                found = jaccard(sets, starts[row], ends[row], known_sets, known_starts[text], known_ends[text])
+                found = share(
+                    in_common(sets, starts[row], ends[row], known_sets, known_starts[text], known_ends[text]), size + other
+                )
                 if accept >= 0 and found >= accept:
                     count[row] += copies[text]
                 if found > nearest[row] or (found == nearest[row] and (whose[row] < 0 or text < whose[row])):
