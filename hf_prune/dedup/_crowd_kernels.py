@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from hf_prune._compiled import kernel
-from hf_prune.dedup._kernels import minima, root, sort_mixed
+from hf_prune.dedup._kernels import minima, sort_mixed
+from hf_prune.dedup._link_kernels import root
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -124,10 +126,33 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
             leaf[begin:stop] = begin
 
 
+def arrange_plain(columns: U32, sequence: I64, edges: I64, width: int, order: I64, leaf: I64) -> None:
+    """What `arrange` does, group by group in plain Python: the definition."""
+
+    def cut(texts: list[int], depth: int, place: int) -> None:
+        while len(texts) > width and depth < len(sequence):
+            values = columns[sequence[depth]]
+            depth += 1
+            sample = [values[texts[k * len(texts) // SAMPLE]] for k in range(SAMPLE)]
+            most = max(sample, key=lambda value: (sample.count(value), -sample.index(value)))
+            mixed = {i: int(values[i]) * int(_SPREAD) % 2**32 for i in texts}
+            rest = sorted((i for i in texts if values[i] != most), key=lambda i: (mixed[i], i))
+            texts = [i for i in texts if values[i] == most]
+            at = place + len(texts)
+            for _, same in itertools.groupby(rest, key=lambda i: mixed[i]):
+                group = list(same)
+                cut(group, depth, at)
+                at += len(group)
+        order[place : place + len(texts)], leaf[place : place + len(texts)] = texts, place
+
+    for begin, end in itertools.pairwise(edges.tolist()):
+        cut(list(range(begin, end)), 0, begin)
+
+
 @kernel
 def likely(
-    order: I64, leaf: I64, edges: I64, bits: U64, members: I64, parent: I64, tries: I32, bars: I64, width: int, beyond: int,
-    nearest: I32, distance: I32, left: I64, right: I64, kinds: I64,
+    order: I64, leaf: I64, edges: I64, bits: U64, members: I64, parent: I64, tries: I32, bars: I64,
+    width: int, beyond: int, nearest: I32, distance: I32, left: I64, right: I64, kinds: I64,
 ) -> int:  # fmt: skip
     """Propose pairs of texts that stand near to each other and are likely near-copies, and note who is nearest.
 
@@ -161,7 +186,7 @@ def likely(
                 if not grouped and q > p + beyond:
                     break
                 j = order[q]
-                apart = 0
+                apart = np.int64(0)
                 for word in range(bits.shape[1]):
                     apart += np.int64(_count(bits[i, word] ^ bits[j, word]))
                 if apart < distance[i, -1]:
@@ -184,7 +209,7 @@ def likely(
 
 
 @kernel
-def _note(j: int, apart: int, nearest: I32, distance: I32) -> None:
+def _note(j: Any, apart: Any, nearest: I32, distance: I32) -> None:
     """Put a text among the nearest of another, unless it is there."""
     at = len(nearest) - 1
     for k in range(len(nearest)):
@@ -194,6 +219,34 @@ def _note(j: int, apart: int, nearest: I32, distance: I32) -> None:
         nearest[at], distance[at] = nearest[at - 1], distance[at - 1]
         at -= 1
     nearest[at], distance[at] = j, apart
+
+
+def likely_plain(
+    order: I64, leaf: I64, edges: I64, bits: U64, roots: I64, tries: I32, bars: I64, width: int, beyond: int, most: int
+) -> tuple[list[tuple[int, int, int]], dict[int, set[tuple[int, int]]]]:
+    """What `likely` proposes, and what each text was held against (distance, other), in plain Python: the definition.
+
+    Args:
+        roots: (n,) component of each text.
+        most: pairs that a text proposes.
+        order, leaf, edges, bits, tries, bars, width, beyond: as there.
+    """
+    pairs, met = [], {int(i): set[tuple[int, int]]() for i in order}
+    for begin, end in itertools.pairwise(edges.tolist()):
+        for p in range(begin, end):
+            i, found = int(order[p]), []
+            for q in range(p + 1, min(p + width, end)):
+                j, kind = int(order[q]), int(leaf[q] != leaf[p])
+                if kind and q > p + beyond:
+                    break
+                apart = sum(int(x).bit_count() for x in bits[i] ^ bits[j])
+                met[i].add((apart, j))
+                met[j].add((apart, i))
+                bar = bars[kind] if max(tries[i, kind], tries[j, kind]) > 0 else bars[2]
+                if apart <= bar and roots[i] != roots[j]:
+                    found.append((apart, q, j, kind))
+            pairs += [(i, j, kind) for _, _, j, kind in sorted(found)[:most]]
+    return pairs, met
 
 
 @kernel

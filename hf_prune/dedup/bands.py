@@ -63,9 +63,7 @@ def permutations(count: int, seed: int, first: int = 0) -> tuple[NDArray[np.uint
     return (drawn[:count] | np.uint64(1)).astype(np.uint32), drawn[count:].astype(np.uint32)
 
 
-def minima(
-    grams: NDArray[np.uint64], factors: NDArray[np.uint32], terms: NDArray[np.uint32]
-) -> NDArray[np.uint32]:
+def minima(grams: NDArray[np.uint64], factors: NDArray[np.uint32], terms: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Minima (p,) of one set of n-gram hashes under p permutations, in NumPy: the definition."""
     x = (grams >> np.uint64(32)).astype(np.uint32)
     return np.asarray((factors[:, None] * x + terms[:, None]).min(axis=1, initial=0xFFFF_FFFF))

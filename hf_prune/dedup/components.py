@@ -49,10 +49,10 @@ class Forest:
         Returns:
             How many were refused.
         """
-        from hf_prune.dedup import _kernels
+        from hf_prune.dedup import _link_kernels
 
         accepted = np.ones(len(left), bool) if accepted is None else accepted
-        return int(_kernels.join(left, right, accepted, self.parent, self.size, cap))
+        return int(_link_kernels.join(left, right, accepted, self.parent, self.size, cap))
 
     def roots(self) -> NDArray[np.int64]:
         """The least node of each node's component, (n,)."""

@@ -4,13 +4,14 @@ Boilerplate makes crowds: thousands of texts, alike by half or more, and some of
 order of their minima again and again, each time by another sequence of them, and each text is compared with its
 neighbours: most texts agree with the crowd in most minima, and it is the others that bring near-copies together.
 
-How many are missed. Of `MINIMA` minima two texts differ in a share 1 - J, and agree in one that sets them apart from the
-crowd in a share c (what they alone have in common, over all they have). In one order they meet if the second comes
-before the first: with the chance c / (c + 1 - J) in a crowd of one boilerplate, where J = .9 in a crowd of .74 has c =
-.09, hence a chance of .48, and 5e-19 that none of 64 orders shows them. That no minimum at all sets them apart has the
-chance (1 - c)**256, 2e-11 there. In a crowd without a boilerplate, any two texts of which are alike by J0 for reasons of
-their own, the minima must agree until `GROUP` texts are left: J**d with d = log(n / 32) / log(1 / J0). Time grows with
-the number of texts, times the logarithm of the largest crowd.
+How many are missed. Of all minima two texts differ in a share 1 - J, and agree in a share c in one that sets them
+apart from the crowd: what they alone have in common, over all they have. In one order they meet if such a one comes
+first: with the chance c / (c + 1 - J) in a crowd behind one boilerplate. J = .9 in a crowd of .74 has c = .09, hence
+a chance of .48; that none of `ORDERS` shows them, or no one of `MINIMA` sets them apart, is below 1e-10. That is so for
+crowds of any size, and below what the bands miss unless J is within .03 of the crowd. In a crowd without a
+boilerplate, where any two texts are alike by J0 for reasons of their own, the minima must agree until `GROUP` texts
+are left: the chance is J**d in an order, d = log(n / 32) / log(1 / J0), and grows small with n. Time grows with the
+number of texts, times the logarithm of the largest crowd at most.
 """
 
 from __future__ import annotations
@@ -68,16 +69,16 @@ def blocks(crowd: NDArray[np.int64], members: NDArray[np.int64]) -> Iterator[tup
 def bars(accept: float, count: int) -> NDArray[np.int64]:
     """How far apart the sketches of likely near-copies may be, by how much speaks for them.
 
-    With one of `count` bits for each minimum a bit differs with the chance (1 - J) / 2. For texts of one group the bar is
-    three standard deviations above the mean of pairs at `accept`, for any others it is the mean, and two deviations below
-    where many were measured in vain.
+    With one of `count` bits for each minimum a bit differs with the chance (1 - J) / 2. For texts of one group the bar
+    is three standard deviations above the mean of pairs at `accept`, for any others it is the mean, and two deviations
+    below where many were measured in vain.
 
     >>> bars(0.8, 256).tolist()
-    [40, 25, 16]
+    [40, 26, 16]
     """
     chance = min(1.0, max(0.0, (1 - accept) / 2))
     mean, deviation = count * chance, (count * chance * (1 - chance)) ** 0.5
-    return np.array([mean + 3 * deviation, mean, mean - 2 * deviation]).astype(np.int64)
+    return np.rint([mean + 3 * deviation, mean, mean - 2 * deviation]).astype(np.int64)
 
 
 def search(

@@ -1,8 +1,10 @@
 """MinHash: near-copies by Jaccard similarity of n-gram sets, found through bands of minima.
 
-Memory of a fit, in bytes for each row: 2 * (8 * bands + 48), and 8 * permutations more without verification; with it, 8
-for each distinct n-gram of each distinct text that shares a band with another. The fitted scorer holds 28 for each
-distinct text. Beside it 25 MB, whatever the number of rows.
+Memory of a fit, in bytes for each row, at most: 2 * (8 * bands + 48), and 8 * permutations more without verification;
+with it, 16 for each distinct n-gram of each distinct text that shares a band with another. While a crowd is searched
+(see `crowds`) 1 200 more for each of its texts, 4 * permutations + 200 without verification. The fitted scorer holds 28
+for each distinct text. Beside it 25 MB, whatever the number of rows, and 40 more where there are
+crowds.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from hf_prune.dedup._reading import cluster_ids, columns_of, facts_of, fitted_ro
 from hf_prune.dedup.bands import band_probability as band_probability
 from hf_prune.dedup.bands import minima, optimal_bands, permutations
 from hf_prune.dedup.components import Forest, capped, flattened
-from hf_prune.dedup.signed import Estimated, Measure, Signed, Verified, sets_of
 from hf_prune.dedup.shingles import UNITS, Sets, buffers, character_table, check_grams, gram_sets, pieces, similarities
+from hf_prune.dedup.signed import Estimated, Measure, Signed, Verified, sets_of
 from hf_prune.lookup import find
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
 
 MOST = 65  # texts that are compared all with all because they share a band; more are a crowd
 BUFFER = 1 << 20  # pairs at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Sketch(Value):
@@ -123,19 +126,19 @@ def link(signed: Signed, measure: Measure, accept: float, max_cluster: int | Non
     Returns:
         What was found, and how many edges the cap refused.
     """
-    from hf_prune.dedup import _kernels
+    from hf_prune.dedup import _link_kernels
 
     m = len(signed.digests)
     best, forest, edges = np.zeros(m), Forest(m), [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
 
-    def weigh(*pair: NDArray[np.int64]) -> NDArray[np.bool_]:
-        found = measure.similarity(*pair)
+    def weigh(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = measure.similarity(left, right)
         near = found >= accept
-        for nodes in pair:
-            _kernels.raise_to(nodes, found, best)
-        forest.add(*pair, near)
+        for nodes in (left, right):
+            _link_kernels.raise_to(nodes, found, best)
+        forest.add(left, right, near)
         if max_cluster is not None:
-            edges.append((pair[0][near], pair[1][near], found[near]))
+            edges.append((left[near], right[near], found[near]))
         return near
 
     left, right = np.empty(BUFFER, np.int64), np.empty(BUFFER, np.int64)
@@ -143,7 +146,7 @@ def link(signed: Signed, measure: Measure, accept: float, max_cluster: int | Non
     for band, order in enumerate(signed.runs()):
         first, second = 0, 1
         while first < len(order):
-            filled, first, second = _kernels.propose(
+            filled, first, second = _link_kernels.propose(
                 order, signed.keys, band, MOST, accept < 0, first, second, crowded, crowd, left, right
             )
             weigh(left[:filled], right[:filled])
@@ -208,13 +211,13 @@ class Reference(Value):
             of the reference are counted; (n,) each.
         """
         from hf_prune._compiled import in_threads, thread_count
-        from hf_prune.dedup import _kernels
+        from hf_prune.dedup import _link_kernels
 
         n = len(keys)
         nearest, whose, count = np.zeros(n), np.full(n, -1, np.int64), np.zeros(n, np.int64)
         step = max(1, -(-n // thread_count()))
         in_threads(
-            lambda low: _kernels.compare(
+            lambda low: _link_kernels.compare(
                 keys, *sets, copy, self.band_keys, self.band_texts, self.starts, self.ends, self.grams, self.copies,
                 accept, low, min(low + step, n), nearest, whose, count,
             ),
@@ -231,8 +234,10 @@ class MinHashDedup(Scorer):
     one_per="minhash_cluster")`, or by any other score column. Exact copies have one score (0) and one cluster.
 
     Texts are compared when they share a band of minima: a near-copy is missed with the chance that
-    `band_probability` tells, and a row that shares no band scores 1. Where more than 64 texts share a band each is
-    compared with the 64 after it, in the order of digests.
+    `band_probability` tells, and a row that shares no band scores 1. Where a text shares a band with more than 64
+    others, a crowd (boilerplate makes them), it is compared with those whose minima look most like its own: near-copies
+    in crowds of any size are missed no more often than the bands miss them (see `crowds`), and the score of a row
+    without near-copies may be a little high. Time is linear in the number of rows.
 
     Args:
         found: what the fit learned.
@@ -260,6 +265,7 @@ class MinHashDedup(Scorer):
     """
 
     paper: ClassVar[str] = "Broder, On the resemblance and containment of documents, SEQUENCES 1997"
+    version: ClassVar[int] = 2
     meaning: ClassVar[str] = "unlike every other text; 0 is an exact copy"
     nan_rows: ClassVar[bool] = True
 
@@ -310,7 +316,8 @@ class MinHashDedup(Scorer):
             threshold: Jaccard similarity from which two texts are near-copies, in (0, 1].
             reference: dataset to compare with instead (contamination: its rows are those of an evaluation set);
                 then any text can be scored, its cluster is that of the nearest reference row at the threshold, its
-                count the reference rows there.
+                count the reference rows there. A text is compared with all that share a band with it, so counts are
+                exact but for what the bands miss, and time grows with how many share one.
             ngram: tokens in an n-gram.
             unit: "word", "token" (punctuation too) or "char": see `tokens`.
             lower: compare in lower case.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.dedup import crowds
-from hf_prune.dedup._reading import blocks
+from hf_prune.dedup._reading import blocks, emptied
 from hf_prune.dedup.bands import permutations
 from hf_prune.dedup.shingles import Sets, similarities
 from hf_prune.lookup import find
@@ -77,17 +77,15 @@ class Signed(NamedTuple):
         kept = (gathered(name) for name in ("sizes", "keys", "signatures"))
         return cls(known, copies, *kept, sum(p.nulls for p in parts))  # type: ignore[arg-type, call-arg]
 
-    def runs(self) -> list[NDArray[np.int64]]:
+    def runs(self) -> Iterator[NDArray[np.int64]]:
         """For each band, the texts that share its key with another, those with equal keys side by side."""
         some = np.flatnonzero(self.sizes)
-        out = []
         for band in range(self.keys.shape[1]):
             keys = np.ascontiguousarray(self.keys[some, band])
             order = np.argsort(keys)
             keys = keys[order]
             same = keys[1:] == keys[:-1]
-            out.append(some[order[np.append(same, False) | np.insert(same, 0, False)]] if len(keys) else some)
-        return out
+            yield some[order[np.append(same, False) | np.insert(same, 0, False)]] if len(keys) else some
 
 
 def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted: NDArray[np.uint64]) -> Sets:
@@ -97,7 +95,8 @@ def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted
         ValueError: the dataset is not what it was in the first pass.
     """
     starts, ends = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
-    parts, total = [np.empty(0, np.uint64)], 0
+    parts: list[NDArray[np.uint64]] = []
+    total = 0
     for block in blocks(ds, text, who) if len(wanted) else ():
         at = find(wanted, block.digests)
         at[block.null] = -1
@@ -113,7 +112,7 @@ def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted
             f"{who}.fit reads the texts twice, and {int((starts < 0).sum())} were not there the second time; give a "
             "dataset that can be read again, or verify=False, which reads once"
         )
-    return Sets(starts, ends, np.concatenate(parts))
+    return Sets(starts, ends, emptied(parts))
 
 
 class Verified(NamedTuple):
@@ -146,9 +145,7 @@ class Verified(NamedTuple):
         a, b = permutations(crowds.MINIMA, self.sketch.seed, 2 * self.sketch.bands * self.sketch.rows)
         out, step = np.empty((len(a), len(chosen)), np.uint32), 1 << 10
         in_threads(
-            lambda low: _crowd_kernels.set_minima(
-                chosen, *self.sets, a, b, low, min(low + step, len(chosen)), out
-            ),
+            lambda low: _crowd_kernels.set_minima(chosen, *self.sets, a, b, low, min(low + step, len(chosen)), out),
             range(0, len(chosen), step),
         )
         return out
@@ -161,10 +158,10 @@ class Estimated(NamedTuple):
 
     def similarity(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """Shares (p,) of minima in which pairs of texts are equal."""
-        from hf_prune.dedup import _kernels
+        from hf_prune.dedup import _link_kernels
 
         out = np.empty(len(left))
-        _kernels.agreements(left, right, self.signatures, 0, len(left), out)
+        _link_kernels.agreements(left, right, self.signatures, 0, len(left), out)
         return out
 
     def minima(self, chosen: NDArray[np.int64]) -> NDArray[np.uint32]:
