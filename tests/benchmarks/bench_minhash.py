@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_minhash.py                  20 000 documents of 1 kB; the peers, and agreement
     python tests/benchmarks/bench_minhash.py --small          3 000
     python tests/benchmarks/bench_minhash.py --growth         10 k, 100 k, 1 M documents of 300 bytes: time and memory
-    python tests/benchmarks/bench_minhash.py --crowds         100, 5 k, 50 k texts behind one boilerplate: missed pairs, time
+    python tests/benchmarks/bench_minhash.py --crowds         100, 5 k, 50 k texts behind boilerplate: missed, time
 
 All take word 5-grams in lower case and the same split into bands. What a peer leaves to its caller, shingles and
 components, is done here the fastest way its users do it. A peer finds clusters, ours gives scores too: without
@@ -158,7 +158,7 @@ def compare(n: int, repeats: int) -> None:
 
 
 def crowd(n: int, similarity: float, forms: int, words: int = 200, changed: int = 10) -> list[str]:
-    """Pairs of J = .905, `changed` words apart, behind boilerplate: any two texts of one form are alike by `similarity`."""
+    """Pairs of J = .905 behind boilerplate: any two texts behind one form are alike by `similarity`."""
     own = round(words * (1 - similarity) / (1 + similarity))
     texts = []
     for pair in range(n // 2):

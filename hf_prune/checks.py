@@ -1,0 +1,91 @@
+"""Saying no: names and choices are checked here, where they are made and where they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+_SPLIT = re.compile(r"\w+(\.\w+)*")  # the rule of `datasets`, which refuses to read back any other
+_CONFIG = re.compile(r"\w[\w.-]*")
+_DIGEST = re.compile(r"[0-9a-f]+")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise a ValueError that lists the choices if `value` is none of them.
+
+    >>> check_choice("prefer", "best", ("high", "low"))
+    Traceback (most recent call last):
+    ...
+    ValueError: prefer='best' is not known; choose one of 'high', 'low'
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+
+
+def check_split_name(name: Any) -> str:
+    """Give a split's name back if `datasets` can read it: words, joined by dots; and not "all", which means all.
+
+    Raises:
+        ValueError: it could not be read back, or would be a path.
+
+    >>> check_split_name("dev-clean")
+    Traceback (most recent call last):
+    ...
+    ValueError: split name 'dev-clean' cannot be read back by datasets; use letters, digits, '_' and '.', as 'dev_clean'
+    """
+    text = str(name)
+    if text != "all" and _SPLIT.fullmatch(text):
+        return text
+    better = re.sub(r"\W+", "_", text).strip("_")
+    better = "everything" if better == "all" else better or "train"
+    raise ValueError(
+        f"split name {text!r} cannot be read back by datasets; use letters, digits, '_' and '.', as {better!r}"
+    )
+
+
+def check_config_name(name: Any, taken: Sequence[str] = (), argument: str = "config_name") -> str:
+    """Give a config's name back if it can be one, and a folder.
+
+    >>> check_config_name("../other")
+    Traceback (most recent call last):
+    ...
+    ValueError: config_name='../other' is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'
+    """
+    if isinstance(name, str) and _CONFIG.fullmatch(name) and name not in taken:
+        return name
+    if name in taken:
+        raise ValueError(f"{argument}={name!r} is the name of the data; 'scores' is usual for scores")
+    raise ValueError(f"{argument}={name!r} is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'")
+
+
+def check_digest(text: Any, digits: int = 32) -> str:
+    """Give a digest back if it is `digits` lower-case hexadecimal digits: it becomes part of a path.
+
+    >>> check_digest("../secret")
+    Traceback (most recent call last):
+    ...
+    ValueError: '../secret' is no digest of 32 hexadecimal digits
+    """
+    if isinstance(text, str) and len(text) == digits and _DIGEST.fullmatch(text):
+        return text
+    raise ValueError(f"{text!r} is no digest of {digits} hexadecimal digits")
+
+
+def check_inside(folder: Path, name: Any) -> Path:
+    """Path of the file `name` below `folder`, for names that were read from a file.
+
+    Raises:
+        ValueError: the name is absolute, climbs out of the folder, or is no plain relative path.
+
+    >>> check_inside(Path("log"), "../other/part.parquet")
+    Traceback (most recent call last):
+    ...
+    ValueError: '../other/part.parquet' is no name of a file in log
+    """
+    if isinstance(name, str) and name and not re.search(r"[\\\x00-\x1f:]", name):
+        parts = PurePosixPath(name)
+        if not parts.is_absolute() and ".." not in parts.parts and parts.parts:
+            return folder / parts
+    raise ValueError(f"{name!r} is no name of a file in {folder}")
