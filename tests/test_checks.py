@@ -110,3 +110,23 @@ def test_a_dataset_is_given_back():
     assert check_dataset(DS, "x") is DS
     stream = DS.to_iterable_dataset()
     assert check_dataset(stream, "x", streams=True) is stream
+
+
+ONE_CLASS = {
+    "SupervisedPrototypes": lambda ds, path: hp.SupervisedPrototypes.fit(ds),
+    "Moderate": lambda ds, path: hp.Moderate.fit(ds),
+    "QualityClassifier": lambda ds, path: hp.QualityClassifier.fit(ds),
+    "EL2N": lambda ds, path: ds.map(hp.EL2N([NET], column="embedding"), batched=True),
+    "GraNd": lambda ds, path: hp.GraNd([NET], column="embedding")(ds.with_format("numpy")[:]),
+    "with_threshold_samples": lambda ds, path: hp.with_threshold_samples(ds),
+    "train_with_log": lambda ds, path: hp.train_with_log(NET, ds, path / "log", epochs=1, inputs="embedding"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CLASS)
+@pytest.mark.parametrize("labels", [[[0.0, 1.0]] * 6, [[0, 1], [1]] * 3])
+def test_several_labels_a_row(name, labels, tmp_path):
+    """Multi-label data have no one class: told with the column, before anything is written."""
+    with pytest.raises(TypeError, match=r"column 'label' (holds|has type).*list.*, not (classes|numbers)"):
+        ONE_CLASS[name](Dataset.from_dict({**COLUMNS, "label": labels}), tmp_path)
+    assert not list(tmp_path.iterdir())
