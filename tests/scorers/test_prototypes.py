@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ from datasets.fingerprint import Hasher
 
 import hf_prune as hp
 from hf_prune.scorers.ssl_prototypes import prototype_distance
+from hf_prune.scorers.supervised_prototypes import nearest_mean
 
 X = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8], [3, 4]])
 Y = [0, 0, 1, 1, 0]
@@ -322,3 +324,59 @@ def test_one_large_batch_for_a_prototype(vectors):
         hp.SSLPrototypes.fit(vectors, k=4, prototype="batch")
     with pytest.raises(ValueError, match="prototype='mean'"):
         hp.SSLPrototypes.fit(vectors, prototype="mean")
+
+
+# numbers of every size
+
+SPREADS = {
+    "offset": lambda x: x + np.array([1e2, 1e4, 1e6, 1e8]),
+    "outlier": lambda x: np.concatenate([x, [[1e6, -1e9, 1e12, 3.0]] * 2]),
+    "scales": lambda x: x * np.array([1e-30, 1e-3, 1e5, 1e30]),
+    "tiny": lambda x: x * 1e-30,
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_class_means_are_those_of_exact_sums(spread, dtype):
+    x = spread(np.random.default_rng(2).normal(size=(60, 4))).astype(dtype)
+    labels = [i % 3 for i in range(len(x))]
+    features = {"embedding": datasets.List(datasets.Value(dtype)), "label": datasets.Value("int64")}
+    ds = datasets.Dataset.from_dict({"embedding": list(x), "label": labels}, datasets.Features(features))
+    scorer = hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize_before_mean=False)
+    for label, mean in enumerate(scorer.class_means):
+        own = x[np.array(labels) == label]
+        want = [float(sum(map(Fraction, column.tolist())) / len(own)) for column in own.T]
+        error = 2.0**-60 * np.abs(x.astype(np.float64)).max(0) + 2.0**-51 * np.abs(want)
+        assert (np.abs(mean - want) <= error).all()
+    assert hp.SupervisedPrototypes.fit(ds.shuffle(seed=1), metric="euclidean", normalize_before_mean=False) == scorer
+    wide = x.astype(np.float64)
+    far = np.linalg.norm(wide[:, None] - scorer.class_means, axis=2)
+    assert scorer(ds[:])["supervised_proto"] == pytest.approx(far[np.arange(len(x)), labels], rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e5, 1e8])
+def test_the_nearest_class_mean_far_from_zero(offset):
+    rng = np.random.default_rng(5)
+    means, x = rng.normal(size=(9, 6)) * 1e-3, rng.normal(size=(300, 6)) * 1e-3
+    shift = offset * np.array([1, -1, 0, 0, 1, 0])
+    means, x = means + shift, x + shift
+    means[:, 3] *= 1e-6  # differences that the other coordinates drown
+    means[1, [0, 1, 2, 4, 5]] = means[0, [0, 1, 2, 4, 5]]
+    far = np.linalg.norm(x[:, None] - means, axis=2)
+    assert (nearest_mean(x, means) == far.argmin(1)).all()
+    scorer = hp.SupervisedPrototypes(
+        means, tuple(range(9)), metric="euclidean", normalize_before_mean=False, nearest=True
+    )
+    found = scorer({"embedding": x, "label": [0] * 300})["supervised_proto"]
+    assert found == pytest.approx(far.min(1), rel=1e-6)
+
+
+def test_a_margin_is_of_the_own_class():
+    ds = dataset(X, label=Y)
+    with pytest.raises(ValueError, match="nearest=True contradicts metric='margin'"):
+        hp.SupervisedPrototypes.fit(ds, metric="margin", nearest=True)
+    out = hp.SupervisedPrototypes.fit(ds, metric="cosine", nearest=True, margin=True)(ds[:])
+    assert out["supervised_proto_margin"] == pytest.approx(
+        -hp.SupervisedPrototypes.fit(ds, metric="margin")(ds[:])["supervised_proto"]
+    )
