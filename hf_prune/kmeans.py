@@ -107,7 +107,7 @@ def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
     share of its squared distance that the rows taken since have left. That is the distribution of one by one.
     """
     rng = np.random.default_rng(seed)
-    pool = x[: max(4096, 8 * k)]
+    pool = x[: _pool(k)]
     chosen = [int(rng.integers(len(pool)))]
     closest = _squared(pool, pool[chosen])[:, 0]
     while len(chosen) < k:
@@ -263,3 +263,13 @@ def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tupl
         labels.append(label)
         values.append(value)
     return np.concatenate(labels), np.concatenate(values)
+
+
+def fit_flops(k: int, width: int, sampled: int, iterations: int) -> float:
+    """Operations of `kmeans`: products with all centroids, in every iteration and for the k-means++ start."""
+    return 2.0 * k * width * (sampled * iterations + min(sampled, _pool(k)))
+
+
+def _pool(k: int) -> int:
+    """Rows among which k-means++ chooses."""
+    return max(4096, 8 * k)

@@ -75,7 +75,7 @@ def _near_one(x: NDArray[Any]) -> NDArray[np.float32]:
     """Rows (n, d) times powers of two that make their largest number 0.5 to 1: exact, whatever their size."""
     wide = np.asarray(x, np.float64)
     exponents = np.frexp(np.abs(wide).max(1, initial=0))[1]
-    return np.ldexp(wide, -exponents[:, None]).astype(np.float32)
+    return np.asarray(np.ldexp(wide, -exponents[:, None]), np.float32)
 
 
 def greedy(values: NDArray[np.float64], x: NDArray[np.float32], k: int, diversity: float) -> NDArray[np.int64]:

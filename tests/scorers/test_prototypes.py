@@ -380,3 +380,60 @@ def test_a_margin_is_of_the_own_class():
     assert out["supervised_proto_margin"] == pytest.approx(
         -hp.SupervisedPrototypes.fit(ds, metric="margin")(ds[:])["supervised_proto"]
     )
+
+
+# few distinct rows, and what a fit costs
+
+FEW = {
+    "seven of 600": lambda x: x[np.random.default_rng(1).integers(0, 7, 600)],
+    "two of 90": lambda x: x[np.arange(90) % 2],
+    "all equal": lambda x: np.tile(x[:1], (40, 1)),
+    "all equal but for length": lambda x: np.outer(1 + np.arange(40), x[0]),
+    "one": lambda x: x[:1],
+    "two": lambda x: x[:2],
+    "three": lambda x: x[:3],
+    "one beside zeros": lambda x: np.concatenate([x[:1], np.zeros((9, 6))]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*rows tie at the cut")
+@pytest.mark.parametrize("few", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("engine", [None, "torch"])
+def test_a_default_k_is_one_that_the_rows_have(few, engine):
+    x = few(np.random.default_rng(9).normal(size=(7, 6)))
+    ds, distinct = dataset(x), len({tuple((row / max(np.linalg.norm(row), 1e-9)).round(6)) for row in x if row.any()})
+    for options in ({}, {"metric": "euclidean", "spherical": False}):
+        scorer = hp.SSLPrototypes.fit(ds, engine=engine, **options)
+        assert len(scorer.centroids) == scorer.fitted_on["k"] == max(1, min(round(len(x) ** 0.5), distinct // 2))
+        assert len(scorer(ds[:])["ssl_proto"]) == len(x)
+    if distinct > 1:
+        scorer = hp.SSLPrototypes.fit(ds, engine=engine, metric="margin")
+        assert len(scorer.centroids) == max(2, min(round(len(x) ** 0.5), distinct // 2))
+    else:
+        with pytest.raises(
+            ValueError, match="compares two centroids, but the rows of 'embedding' are one and the same"
+        ):
+            hp.SSLPrototypes.fit(ds, engine=engine, metric="margin")
+    assert np.nanmin(hp.SemDeDup.fit(ds, engine=engine)(ds[:])["semdedup"]) >= 0
+    with pytest.raises(ValueError, match=f"k={distinct + 1} c"):  # whoever asks for too many is told
+        hp.SSLPrototypes.fit(ds, k=distinct + 1, engine=engine)
+    if len(x) > 8:
+        d4 = hp.d4(dataset(x).add_column("row_id", [str(i) for i in range(len(x))]), 1.0, 0.5)
+        assert len(d4) == int(0.5 * sum(row.any() for row in x) + 0.5)
+
+
+def test_what_prototypes_cost_holds_the_fit(big):
+    scorer = hp.SSLPrototypes.fit(big, k=20)
+    rounds = scorer.fitted_on["iterations"]
+    # a row meets all centres once in each iteration, once for the start (there are fewer than 4096), once for its score
+    assert scorer.flops(big[:10]) == 10 * 2 * 20 * 24 * (rounds + 2)
+    part = hp.SSLPrototypes.fit(big, k=20, sample=300)
+    assert part.flops(big[:10]) == pytest.approx(10 * 2 * 20 * 24 * (1 + 0.1 * (part.fitted_on["iterations"] + 1)))
+    assert (
+        hp.SSLPrototypes(scorer.centroids).flops(big[:10])
+        == hp.SSLPrototypes.fit(big, prototype="batch").flops(big[:10]) * 20
+    )
+    semdedup = hp.SemDeDup.fit(big, k=20)
+    facts = semdedup.fitted_on
+    want = 2 * 24 * (20 * (facts["iterations"] + 2) + facts["pairs"] / 3000)
+    assert semdedup.flops(big[:1]) == pytest.approx(want, abs=0.1)
