@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hf_prune import rows
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.dedup._reading import Texts, blocks, cluster_ids, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.shingles import buffers
 from hf_prune.lookup import find
@@ -71,6 +72,7 @@ class ExactDedup(Scorer):
     {'exact': [0.0, 1.0, 0.0], 'exact_count': [2, 1, 2]}
     """
 
+    version: ClassVar[int] = 2
     meaning: ClassVar[str] = "no other row has the same text"
     raw: ClassVar[str] = "1 if another row has the same text, else 0; the column is 1 - it. NaN for a null text"
     nan_rows: ClassVar[bool] = True
@@ -83,7 +85,8 @@ class ExactDedup(Scorer):
     name: str = "exact"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
+        check_parallel("ExactDedup", keys=self.keys, copies=self.copies)
         columns_of(self.text)
         _check_steps(self.normalize)
 

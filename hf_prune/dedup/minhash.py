@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hf_prune import rows as row_hashes
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel, check_places
 from hf_prune.columns import ScoreColumn
 from hf_prune.dedup._reading import blocks, cluster_ids, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.components import Forest, capped
@@ -87,7 +88,7 @@ class Sketch(Value):
     rows: int = 8
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         check_grams(self.ngram, self.unit)
         for name, value in (("bands", self.bands), ("rows", self.rows)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -248,6 +249,10 @@ class Neighbours(Value):
     texts: np.ndarray
     rows: np.ndarray
 
+    def check_fields(self) -> None:
+        check_parallel("Neighbours", **{field.name: getattr(self, field.name) for field in fields(self)})
+        check_places("Neighbours.leader", self.leader, len(self.keys))
+
 
 def link(signed: Signed, measure: Measure, accept: float, max_cluster: int | None = None) -> tuple[Neighbours, int]:
     """Compare the texts that share a band, and unite those at `accept` or above.
@@ -305,13 +310,21 @@ class Reference(Value):
         starts, ends, grams: the sets of n-gram hashes.
     """
 
-    keys: np.ndarray
-    copies: np.ndarray
-    band_keys: np.ndarray
-    band_texts: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    grams: np.ndarray
+    keys: NDArray[np.uint64]
+    copies: NDArray[np.int64]
+    band_keys: NDArray[np.uint64]
+    band_texts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    grams: NDArray[np.uint64]
+
+    def check_fields(self) -> None:
+        check_parallel("Reference", keys=self.keys, copies=self.copies, starts=self.starts, ends=self.ends)
+        if np.shape(self.band_keys) != np.shape(self.band_texts) or np.ndim(self.band_keys) != 2:
+            raise ValueError(f"Reference: keys {np.shape(self.band_keys)} of texts {np.shape(self.band_texts)}")
+        check_places("Reference.band_texts", self.band_texts, len(self.keys))
+        for name in ("starts", "ends"):
+            check_places(f"Reference.{name}", getattr(self, name), len(self.grams) + 1)
 
     @classmethod
     def of(cls, signed: Signed, sets: Sets) -> Reference:
@@ -383,9 +396,11 @@ class MinHashDedup(Scorer):
     name: str = "minhash"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         columns_of(self.text)
         check_threshold(self.threshold)
+        if isinstance(self.found, Reference) and len(self.found.band_keys) != self.sketch.bands:
+            raise ValueError(f"{len(self.found.band_keys)} bands of the reference, {self.sketch.bands} of the sketch")
 
     @property
     def raw(self) -> str:  # type: ignore[override]
