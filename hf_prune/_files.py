@@ -148,10 +148,10 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> int:
+def sweep(folder: Path, others: float = STALE) -> int:
     """Remove temporary files and folders in `folder` that killed writers left; return how many.
 
-    Those of this host go when their process is gone, those of others after a week.
+    Those of this host go when their process is gone, those of others after `others` seconds, by default a week.
     """
     found = 0
     try:
@@ -163,7 +163,7 @@ def sweep(folder: Path) -> int:
         with contextlib.suppress(OSError):
             ours = writer is not None and writer["host"] == _host()
             dead = ours and not is_alive(int(writer["pid"]))  # type: ignore[index]
-            if dead or time.time() - (folder / name).lstat().st_mtime > STALE:
+            if dead or time.time() - (folder / name).lstat().st_mtime > (STALE if ours else others):
                 remove(folder / name)
                 found += 1
     return found

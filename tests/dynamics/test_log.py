@@ -17,7 +17,7 @@ import torch
 
 import hf_prune
 from hf_prune import TrainingLog, rows
-from hf_prune.dynamics import statistics, writer
+from hf_prune.dynamics import recorder, statistics
 
 Z = np.array([[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]])
 Y = np.array([0, 2, 1, 0])
@@ -550,13 +550,11 @@ def test_memory_does_not_grow_with_epochs_or_classes(tmp_path):
         for epoch in range(3):
             for i in range(0, n, 1000):
                 made.record_rows(np.arange(i, i + 1000), z, torch.zeros(1000, dtype=torch.long))
-            waiting = sum(x.nbytes for _, part in made._waiting for x in part.values())
-            assert waiting <= 4 * writer.BLOCK + z.nbytes + 8 * n
-            made._work_out()
-            held = sum(array.nbytes for part in made._parts for array in part.values())
-            assert held <= 52 * n, epoch
+            assert made.recorder.held_bytes[0] <= 4 * recorder.BLOCK + z.nbytes + 8 * n
+            made.recorder.work_out()
+            assert made.recorder.held_bytes[0] == 0 < made.recorder.held_bytes[1] <= 52 * n, epoch
             made.end_epoch()
-            assert not made._parts and not made._waiting
+            assert made.recorder.held_bytes == (0, 0)
 
 
 def test_importing_the_log_is_light():
