@@ -269,8 +269,8 @@ def _check_samples(
         more = " or these are no runs with threshold samples" if top < classes else ""
         raise ValueError(
             f"{who}: the networks have {classes + 1} outputs, the last of which, {classes}, is the class of the "
-            f"threshold samples, but the labels go to {top}: either the network is too wide{more}; train with {top + 1} "
-            "outputs on what with_threshold_samples gave, or leave threshold_seed out"
+            f"threshold samples, but the labels go to {top}: either the network is too wide{more}; train with "
+            f"{top + 1} outputs on what with_threshold_samples gave, or leave threshold_seed out"
         )
     runs = [None if found is None else _run_of(logs[0].keys, found == classes, classes, seed) for found in labels]
     wrong = [n for n, found in enumerate(labels) if found is not None and ((found == classes) != samples[n]).any()]

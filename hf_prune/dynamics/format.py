@@ -217,7 +217,7 @@ def read_report(folder: Path, epoch: int, rows: int) -> EpochReport:
     with reading(at, f"recording of epoch {epoch}", CHOICE):
         if not (at / REPORT).is_file():
             raise ValueError(f"{REPORT} is missing")
-        found = read_json(at / REPORT, "report", CHOICE)
+        found = read_json(at / REPORT, f"report of epoch {epoch}", CHOICE)
         facts = unsealed(found, required=False)
         fields = set(EpochReport.__dataclass_fields__)
         _check_keys(set(facts), fields if "digest" in found else fields - {"digests", "probabilities"})

@@ -155,7 +155,9 @@ def test_going_on_with_other_labels(ds, tmp_path):
 
 def test_a_run_that_failed_early(ds, alone, tmp_path):
     with pytest.raises(ValueError, match="give the network 3 outputs"):
-        train_with_log(make_net(2), ds, tmp_path / "log", epochs=4, **OPTIONS)
+        train_with_log(make_net(2), ds, tmp_path / "a" / "log", epochs=4, **OPTIONS)
+    assert list(tmp_path.iterdir()) == []  # what is refused leaves nothing
+    TrainingLog.create(tmp_path / "log", ids=ds["row_id"][:])  # and what is killed, this
     with pytest.warns(UserWarning, match="log holds a log without a finished epoch, .* begins anew"):
         log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **OPTIONS)
     np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
