@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLease, Timeout
 
-from hf_prune._files import Explain, remove, unexplained, write_text
+from hf_prune._files import TEMPORARY, Explain, remove, sweep, temporary_path, unexplained, write_text
 
 if TYPE_CHECKING:
     from hf_prune._run.world import World
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 NAME = ".hf_prune_lock"
 LEASE = 60.0  # seconds without a sign of life from another host; the owner gives one each third of them
 PATIENCE = 1.0  # seconds before a waiting run says whom it waits for
+UNWRITTEN = 2.0  # seconds after which a lock without an owner is that of a process killed while it made it
 TURN = 20.0  # seconds that the processes of a launch wait between two words with each other
 
 
@@ -131,6 +132,20 @@ def locked(folder: Path, what: str, world: World | None = None, explained: Expla
         hold.release()
 
 
+def tidy(folder: Path) -> None:
+    """Remove what killed runs left in a folder: their locks and their temporary files. Waits for nobody."""
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)
+        if any(name.startswith(NAME) for name in names):
+            hold = _Hold(folder, "tidied", unexplained)
+            try:
+                _ = hold.attempt(0) or hold.attempt(0)  # the first may move an unwritten one away
+            finally:
+                hold.release()
+        if any(name.endswith(TEMPORARY) for name in names):
+            sweep(folder)
+
+
 class _Hold:
     """Taking and giving back, in one process."""
 
@@ -139,6 +154,7 @@ class _Hold:
         self.made: list[Path] = []
         self.told: str | None = None
         self.lease: SoftFileLease | None = None
+        self._unwritten: tuple[tuple[int, int], float] | None = None
 
     def attempt(self, seconds: float) -> str | None:
         """Wait some time for the folder; the token of the hold, or None."""
@@ -149,7 +165,8 @@ class _Hold:
             try:
                 lease.acquire(timeout=seconds, poll_interval=0.05)
             except Timeout:
-                self._tell()
+                if not self._is_unwritten(lease) and seconds:
+                    self._tell()
                 return None
             except FileNotFoundError:  # its last owner removed the empty folder
                 return None
@@ -158,6 +175,24 @@ class _Hold:
             facts = {"what": self.what, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
             write_text(self.folder / f"{NAME}.json", json.dumps({**facts, "token": token}), sync=False)
         return token
+
+    def _is_unwritten(self, lease: SoftFileLease) -> bool:
+        """Whether the lock that is there names no owner; it is moved away when it has been so for a while."""
+        path = self.folder / NAME
+        try:
+            stat = path.stat()
+            if lease.owner is not None:
+                return False
+            now, key = time.monotonic(), (stat.st_ino, stat.st_mtime_ns)
+            if self._unwritten is None or self._unwritten[0] != key:
+                self._unwritten = key, now
+            if max(now - self._unwritten[1], time.time() - stat.st_mtime) >= UNWRITTEN:
+                aside = temporary_path(path)
+                os.rename(path, aside)
+                remove(aside)
+        except FileNotFoundError:
+            pass
+        return True
 
     def _tell(self) -> None:
         owner = owner_of(self.folder)

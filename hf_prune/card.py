@@ -353,11 +353,11 @@ def _with(now: Any, more: Iterable[str]) -> list[Any]:
 
 
 def _replace(text: str, begin: str, end: str, section: str) -> str:
+    """Put the section between the markers; text after a marker that has lost its counterpart is the owner's."""
     block = f"{begin}\n{section.strip()}\n{end}"
-    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        lone = [line for line in text.splitlines(keepends=True) if line.strip() not in (begin, end)]
-        return "".join(lone).rstrip() + f"\n\n{block}\n"
-    blocks: Iterable[str] = iter((block,))
-    put: Callable[[re.Match[str]], str] = lambda _: next(iter(blocks), "")  # noqa: E731
-    return pattern.sub(put, text)
+    ours = re.compile(f"{re.escape(begin)}(?:(?!{re.escape(begin)}).)*?{re.escape(end)}", re.DOTALL)
+    first, *rest = (
+        "".join(line for line in part.splitlines(keepends=True) if line.strip() not in (begin, end))
+        for part in ours.split(text)
+    )
+    return f"{first}{block}{''.join(rest)}" if rest else f"{first.rstrip()}\n\n{block}\n"

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 _SPLIT = re.compile(r"\w+(\.\w+)*")  # the rule of `datasets`, which refuses to read back any other
+_CONFIG = re.compile(r"\w[\w.-]*")
 _DIGEST = re.compile(r"[0-9a-f]+")
 
 
@@ -42,6 +43,19 @@ def check_split_name(name: Any) -> str:
     raise ValueError(
         f"split name {text!r} cannot be read back by datasets; use letters, digits, '_' and '.', as {better!r}"
     )
+
+
+def check_config_name(name: Any, taken: Sequence[str] = ()) -> str:
+    """Give a config's name back if it can be one, and a folder.
+
+    >>> check_config_name("../other")
+    Traceback (most recent call last):
+    ...
+    ValueError: config_name='../other' is no name for a scores config; 'scores' is usual
+    """
+    if isinstance(name, str) and _CONFIG.fullmatch(name) and name not in taken:
+        return name
+    raise ValueError(f"config_name={name!r} is no name for a scores config; 'scores' is usual")
 
 
 def check_digest(text: Any, digits: int = 32) -> str:

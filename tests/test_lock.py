@@ -44,12 +44,13 @@ def holder(folder: Path, seconds: float) -> Iterator[int]:
         yield process.pid
 
 
-def test_the_second_waits_and_says_for_whom(tmp_path, caplog):
+def test_the_second_waits_and_says_for_whom(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.2)
     folder = tmp_path / "a" / "b"
-    with holder(folder, 1.5) as pid:
+    with holder(folder, 0.6) as pid:
         begin = time.monotonic()
         with caplog.at_level(logging.WARNING, "hf_prune"), locked(folder, "scored") as lock:
-            assert time.monotonic() - begin > 1.2
+            assert time.monotonic() - begin > 0.4
             lock.check()
     assert len(caplog.messages) == 1
     assert str(folder) in caplog.text and f"scored by process {pid} on " in caplog.text
@@ -68,12 +69,12 @@ def test_what_a_dead_process_held_is_taken_over_at_once(tmp_path):
 
 
 def test_what_another_host_no_longer_refreshes_is_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(_lock, "LEASE", 1.0)
-    other = "filelock/2\nmode=lease\npid=1\nhost=elsewhere\ntoken=0123\nduration=1.0\n"
+    monkeypatch.setattr(_lock, "LEASE", 0.5)
+    other = "filelock/2\nmode=lease\npid=1\nhost=elsewhere\ntoken=0123\nduration=0.5\n"
     (tmp_path / NAME).write_text(other)
     begin = time.monotonic()
     with locked(tmp_path, "scored"):
-        assert 0.9 < time.monotonic() - begin < 5
+        assert 0.45 < time.monotonic() - begin < 5
     # while it is refreshed, it is not
     (tmp_path / NAME).write_text(other)
     stop = threading.Event()
@@ -85,7 +86,7 @@ def test_what_another_host_no_longer_refreshes_is_taken_over(tmp_path, monkeypat
     thread = threading.Thread(target=refresh)
     thread.start()
     try:
-        assert _lock._Hold(tmp_path, "scored", _lock.unexplained).attempt(2.5) is None
+        assert _lock._Hold(tmp_path, "scored", _lock.unexplained).attempt(1.0) is None
     finally:
         stop.set()
         thread.join()
@@ -97,6 +98,17 @@ def test_a_damaged_note_of_the_owner_blocks_nobody(tmp_path, text):
     assert owner_of(tmp_path) is None
     with locked(tmp_path, "scored") as lock:
         lock.check()
+
+
+@pytest.mark.parametrize("data", [b"", b"filelock/2\nmode=lea", b"\xff\x00"])
+def test_a_lock_cut_off_while_it_was_made_goes_after_a_moment(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.05)
+    monkeypatch.setattr(_lock, "UNWRITTEN", 0.2)
+    (tmp_path / NAME).write_bytes(data)
+    begin = time.monotonic()
+    with locked(tmp_path, "scored"):
+        assert 0.2 < time.monotonic() - begin < 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hold_that_was_lost_is_noticed(tmp_path):

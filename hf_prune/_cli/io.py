@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from hf_prune._files import making, sweep, whole
+from hf_prune.checks import check_split_name
 
 READERS = {
     ".parquet": "parquet",
@@ -125,7 +126,7 @@ def _files(path: Path, split: str | None) -> Any:
     if path.suffix not in READERS:
         raise ValueError(f"{path} is no data file; its name must end in {', '.join(sorted(READERS))}")
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    kind, name = READERS[path.suffix], split or "train"
+    kind, name = READERS[path.suffix], check_split_name(split or "train")
     return _reading(path, lambda: load_dataset(kind, data_files={name: str(path)}, split=name, **options))
 
 
@@ -255,43 +256,11 @@ def replacing(out: Path) -> Iterator[Path]:
     ...     [p.name for p in Path(folder).iterdir()]
     ['x.txt']
     """
-    made = [p for p in out.absolute().parents if not p.exists()]
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.absolute().parent / f".{out.stem}.{uuid4().hex[:8]}.tmp{out.suffix}"
-    done = False
-    try:
-        yield temporary
-        _swap(temporary, out)
-        done = True
-    finally:
-        _remove(temporary)
-        if not done:
-            for folder in made:
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
-
-
-def _swap(temporary: Path, out: Path) -> None:
-    if not out.is_dir():
-        os.replace(temporary, out)
-        return
-    old = out.absolute().with_name(f".{out.name}.{uuid4().hex[:8]}.old")
-    os.rename(out, old)  # files in use stay readable: what is mapped keeps its inode
-    try:
-        os.rename(temporary, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    out = out.absolute()
+    with making(out.parent):
+        sweep(out.parent)
+        with whole(out) as temporary:
+            yield temporary
 
 
 def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
