@@ -174,6 +174,8 @@ def train_with_log(
             accelerator.load_state(str(checkpoint))
             begin = _number(checkpoint)
         writer.go_to(begin)
+        if checkpoint is not None:
+            world.from_main(lambda: _drop_others(checkpoint))  # a kill may have left the one before
         known = False  # whether the model was seen to fit the labels
         bar = stack.enter_context(_bar(begin * len(ds), epochs * len(ds), world))
 
