@@ -10,24 +10,24 @@ import contextlib
 import json
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_prune._arrow import column_array, numbers
+from hf_prune._arrow import column_array
 from hf_prune._lock import Lock, locked
 from hf_prune._run.world import World
 from hf_prune.dynamics.format import MANIFEST, Mode, finished
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.recorder import state_of
+from hf_prune.dynamics.trainer_inputs import check, labels_of, logits_of, stored_labels
 from hf_prune.dynamics.writer import CHECKPOINT, LogWriter, explained
 
 NUMBER = "hf_prune_row"  # key of a batch: where in the log its rows are
@@ -89,7 +89,7 @@ class RecordingMixin(_Base):
         self._positions: np.ndarray  # in the log, of the rows of the dataset
         self._numbers: torch.Tensor | None = None  # of the micro-batch that is being trained on
         self._checkpoint: Path | None = None
-        _check(self)
+        check(self)
         self.add_callback(_Epochs(self))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +117,7 @@ class RecordingMixin(_Base):
             self._writer = writer = TrainingLog.create(
                 folder,
                 ids=ids,
-                labels=_stored_labels(self),
+                labels=stored_labels(self),
                 mode=self.record,
                 id_column=self.id_column,
                 label=next(iter(self.label_names or ["labels"])),
@@ -215,13 +215,13 @@ class RecordingMixin(_Base):
         kwargs["num_items_in_batch"] = num_items_in_batch
         if self._numbers is None:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        labels = _labels_of(inputs, self.label_names)
+        labels = labels_of(inputs, self.label_names)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         self._record(self._numbers, outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _record(self, numbers: torch.Tensor, outputs: Any, labels: torch.Tensor) -> None:
-        logits = _logits_of(outputs)
+        logits = logits_of(outputs)
         if logits.ndim == 3 and self._shifts():
             logits, labels = logits[:, :-1], labels[:, 1:]
         assert self._writer is not None
@@ -336,7 +336,7 @@ class RecordingMixin(_Base):
                 with self.compute_loss_context_manager():
                     outputs = model(**inputs)
                 if len(part):
-                    self._record(numbers, outputs, _labels_of(inputs, self.label_names))
+                    self._record(numbers, outputs, labels_of(inputs, self.label_names))
 
 
 class RecordingTrainer(RecordingMixin, Trainer):
@@ -387,81 +387,6 @@ class _NumberedCollator:
         return batch
 
 
-def _check(trainer: Any) -> None:
-    from datasets import Dataset
-
-    ds = trainer.train_dataset
-    if not isinstance(ds, Dataset):
-        raise TypeError(
-            f"train_dataset is a {type(ds).__name__}; recording needs a datasets.Dataset, whose rows are known before "
-            "training: load it without streaming"
-        )
-    for rows in (ds, *([] if trainer.clean_dataset is None else [trainer.clean_dataset])):
-        if trainer.id_column not in rows.column_names:
-            raise KeyError(
-                f"no column {trainer.id_column!r} in the dataset; its columns are {rows.column_names}: add ids with "
-                "with_row_id(ds), or name yours as id_column"
-            )
-    if trainer.clean_dataset is not None:
-        ids = [column_array(rows, trainer.id_column).to_pylist() for rows in (ds, trainer.clean_dataset)]
-        if ids[0] != ids[1]:
-            raise ValueError("clean_dataset has other ids than train_dataset, or another order; give the same rows")
-    if trainer.args.dataloader_drop_last:
-        raise ValueError("dataloader_drop_last=True leaves rows out of each epoch; set it to False to record all")
-    if {"label", "labels"} <= set(ds.column_names) and _is_classifier(trainer.model):
-        warnings.warn(
-            "the dataset has columns 'label' and 'labels', and the collators of transformers train on 'label'; rename "
-            "or drop the one that is not meant",
-            stacklevel=3,
-        )
-    _check_labels(trainer, ds)
-
-
-def _is_classifier(model: Any) -> bool:
-    return type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
-
-
-def _check_labels(trainer: Any, ds: Any) -> None:
-    """Refuse what a network for one class a row cannot be recorded with, before it is trained."""
-    config = getattr(trainer.model, "config", None)
-    problem = getattr(config, "problem_type", None)
-    if problem in ("multi_label_classification", "regression"):
-        raise ValueError(
-            f"the model's problem_type is {problem!r}; a log is of hard labels, one class a row: set it to "
-            "'single_label_classification' or None, if that is what the labels are"
-        )
-    name = next((n for n in ("label", "labels") if n in ds.column_names), None)
-    if name is None or not _is_classifier(trainer.model):
-        return
-    column, width = column_array(ds, name), getattr(config, "num_labels", 0)
-    stored = ds.format["type"] != "custom"  # or a transform may change the labels
-    if stored and pa.types.is_nested(column.type):
-        raise TypeError(
-            f"column {name!r} holds several values a row ({ds.features[name]}), as multi-label data has; a log is of "
-            "hard labels, one class a row"
-        )
-    if stored and pa.types.is_floating(column.type):
-        raise TypeError(f"column {name!r} holds {column.type}; a log is of hard labels, given as integers")
-    if width == 1:
-        raise ValueError(
-            "the model has one output (num_labels=1), which is regression; a log is of classes: give it num_labels=2 "
-            "or more"
-        )
-    if not pa.types.is_integer(column.type):
-        return
-    values, null = numbers(column, name)
-    for wrong, words, remedy in (
-        (null | (values < 0), "rows without a class (null or negative: -1 and -100 mean none)", "drop such rows first"),
-        (values >= (width or np.inf), f"labels that are not in 0..{width - 1}",
-         f"give the model num_labels={int(values.max(initial=0)) + 1}, or drop such rows"),
-    ):  # fmt: skip
-        at = np.flatnonzero(wrong)
-        if len(at):
-            shown = column_array(ds, trainer.id_column).take(pa.array(at[:5])).to_pylist()
-            labels = column.take(pa.array(at[:5])).to_pylist()
-            raise ValueError(f"column {name!r} has {len(at)} {words}: {labels} of {shown}; {remedy}")
-
-
 def _share_done(checkpoint: Path) -> float | None:
     """How many epochs a checkpoint was written after; None where it is cut off: the Trainer's state comes last."""
     try:
@@ -475,37 +400,6 @@ def _kept_epoch(checkpoint: Path) -> int:
     """The epoch that was recorded when a checkpoint was written."""
     found = sorted(checkpoint.glob(KEPT.format("*")))
     return int(state_of(found[0])["epoch"]) if found else -1
-
-
-def _stored_labels(trainer: Any) -> np.ndarray | None:
-    """The classes (n,) in the dataset's column of labels; None of a language model, or without such a column."""
-    ds = trainer.train_dataset
-    names = [n for n in ("label", *(trainer.label_names or ()), "labels") if n in ds.column_names]
-    column = column_array(ds, names[0]) if names and not trainer._shifts() else None
-    if column is None or column.null_count or not pa.types.is_integer(column.type):
-        return None
-    values: np.ndarray = column.to_numpy()
-    return values
-
-
-def _labels_of(inputs: Mapping[str, Any], names: Any) -> torch.Tensor:
-    name = next((n for n in (*(names or ()), "labels", "label") if inputs.get(n) is not None), None)
-    if name is None:
-        raise ValueError(f"the batch has no labels, only {sorted(inputs)}; a log is of rows with labels")
-    labels: torch.Tensor = inputs[name]
-    return labels
-
-
-def _logits_of(outputs: Any) -> torch.Tensor:
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if logits is None and isinstance(outputs, tuple):
-        logits = next((x for x in outputs if isinstance(x, torch.Tensor) and x.ndim > 1), None)
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(
-            f"the model gives no logits while it trains (a {type(outputs).__name__}); turn fused losses off "
-            "(use_liger_kernel=False), or record with a model that returns them"
-        )
-    return logits
 
 
 def _facts(trainer: Any) -> dict[str, Any]:

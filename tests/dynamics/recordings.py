@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -41,23 +42,27 @@ def train(folder: Path, **options) -> dict:
 
 
 def again(folder: Path) -> dict:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = list(folder.glob("log/epoch-*/report.json"))
-        found = train(folder, resume=True)
-    return found | {"before": len(before)}
-
-
-def anew(folder: Path) -> dict:
-    """The same call again, without `resume`: it works, or says that there is a log."""
+    """The same call again: with `resume`, and on a copy without, which works or says that there is a log."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    log = folder / "log"
+    state = {
+        "before": len(list(log.glob("epoch-*/report.json"))),
+        "cut": bool(list(log.glob(f"checkpoint-1.*{TEMPORARY}"))) and not (log / "checkpoint-2").exists(),
+    }
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            found = train(folder)
+            anew = train(copy)
         except ValueError as error:
             assert "holds a training log already" in str(error)
-            found = train(folder, resume=True)
-    return found | {"told": [str(w.message) for w in told if w.category is UserWarning]}
+            anew = train(copy, resume=True)
+            state["refused"] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = train(folder, resume=True)
+    words = [str(w.message) for w in told if w.category is UserWarning]
+    return {"resumed": found, "anew": anew, "state": state, "told": words}
 
 
 AHEAD = {"epochs": 6, "save_every": 3, "divergence": False}
@@ -96,6 +101,19 @@ def by_hand(folder: Path, resume: bool = False) -> dict:
         made.record(IDS[6:], z[epoch, 6:], LABELS[6:])
         made.end_epoch()
     return summary(TrainingLog(folder / "log"))
+
+
+def one_epoch(folder: Path, resume: bool = False) -> dict:
+    """The least that is recorded."""
+    made = TrainingLog.create(folder / "log", ids=IDS, labels=LABELS, resume=resume)
+    if made.epoch == 0:
+        made.record(IDS, np.eye(C, dtype=np.float32)[LABELS], LABELS)
+        made.end_epoch()
+    return summary(TrainingLog(folder / "log"))
+
+
+def one_epoch_again(folder: Path) -> dict:
+    return one_epoch(folder, resume=True)
 
 
 def by_hand_again(folder: Path) -> dict:
