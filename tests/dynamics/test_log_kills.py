@@ -52,3 +52,11 @@ def test_a_log_by_hand_at_every_step(tmp_path, work, how):
         assert death.after == deaths[-1].after and not death.after["left"], str(death)
         if how == "full" and death.event.startswith(("write", "open")):
             assert "No space left" in death.said, str(death)
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_at_every_step(tmp_path):
+    deaths = kills("recordings_trainer:train", tmp_path, then="recordings_trainer:again", timeout=900)
+    assert len(deaths) > 100 and deaths[-1].after["epochs"] == 2 and not deaths[-1].after["left"]
+    for death in deaths:
+        assert death.after == deaths[-1].after, str(death)
