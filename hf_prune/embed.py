@@ -62,6 +62,7 @@ class Embedder(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     meaning: ClassVar[str] = "no score: the place of the row in the model's feature space"
     atol: ClassVar[float] = 1e-5
 

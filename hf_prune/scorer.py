@@ -109,6 +109,8 @@ class Scorer(Value):
                 "call ds.map(scorer, batched=True), with with_rank=True if need be"
             )
         view = batch if isinstance(batch, Batch) else Batch(batch, who)
+        if len(view) and not view.n:  # of no rows nothing can be read: not the width of a vector, nor a type
+            return {name: _nothing(dtype) for name, dtype in self.columns().items()}
         written = self.score(view, None if rank is None else int(rank))
         if not isinstance(written, Mapping):
             written = {self.name: written}
@@ -272,6 +274,14 @@ def feature_of(dtype: str) -> Any:
     if kind is None:
         return Scalar(dtype)
     return List(Scalar(kind["item"]), length=int(kind["length"] or -1))
+
+
+def _nothing(dtype: str) -> Any:
+    """A column of a declared type without rows."""
+    kind = _LIST.fullmatch(dtype)
+    if dtype == "string" or (kind is not None and not kind["length"]):
+        return []
+    return np.empty((0,) if kind is None else (0, int(kind["length"])), dtype if kind is None else kind["item"])
 
 
 def _summary(item: Any) -> Any:

@@ -9,22 +9,23 @@ import contextlib
 import copy
 import importlib.util
 import math
-import os
 import pickle
+import random
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_prune._second_process import SecondProcess, forking_process, fresh_process
+from hf_prune.batch import Batch
 from hf_prune.scorer import Scorer
+
+__all__ = ["CHECKS", "ConformanceError", "check_scorer", "forking_process"]
 
 Columns = dict[str, Any]
 
@@ -51,16 +52,26 @@ class Case:
     scores: Columns
     hash: str
     seconds: float
+    second: SecondProcess
 
 
-def check_scorer(scorer: Scorer, ds: Any, *, skip: Mapping[str, str] | None = None, seconds: float = 60) -> list[str]:
+def check_scorer(
+    scorer: Scorer,
+    ds: Any,
+    *,
+    skip: Mapping[str, str] | None = None,
+    seconds: float = 60,
+    second_process: SecondProcess | None = None,
+) -> list[str]:
     """Run every check on a scorer.
 
     Args:
         scorer: a finished scorer.
-        ds: `Dataset` of 8 to a few hundred valid rows with the columns it reads.
+        ds: `Dataset` of 8 to a few hundred valid rows with the columns it reads, on which its scores differ.
         skip: checks that cannot hold for this scorer, each with its reason.
         seconds: limit for what could hang (workers, a second process).
+        second_process: computes in another process; a fresh interpreter by default. A suite of many scorers gives all
+            of them one `forking_process()`, which imports once.
 
     Returns:
         Names of the checks that ran.
@@ -86,7 +97,7 @@ def check_scorer(scorer: Scorer, ds: Any, *, skip: Mapping[str, str] | None = No
     rows, before = _rows(ds), _hash(scorer)
     with _guard("columns"):
         scores = scorer(copy.deepcopy(rows))
-    case = Case(scorer, ds, rows, scores, before, seconds)
+    case = Case(scorer, ds, rows, scores, before, seconds, second_process or fresh_process)
     for name, check in CHECKS.items():
         if name not in skip:
             with _guard(name):
@@ -128,16 +139,46 @@ def batch_untouched(case: Case) -> None:
         _need(pickle.dumps({k: _plain(v) for k, v in given.items()}) == before, f"it changed its batch of {kind}")
 
 
+def scores_tell(case: Case) -> None:
+    """The scores tell rows apart, and `atol` is small beside what tells them apart: else no check below means much."""
+    scores = _numbers(case.scores[case.scorer.name])
+    if scores is None:
+        return
+    finite = scores[np.isfinite(scores)]
+    _need(len(finite) > 0, "no row has a finite score; check it on rows that it can score")
+    rows = [pickle.dumps([_plain(v[i]) for v in case.rows.values()]) for i in range(len(case.ds))]
+    if len(set(rows)) < 2:
+        return
+    level = 64 * float(np.finfo(np.float32 if scores.dtype.itemsize < 8 else np.float64).eps) * np.abs(finite).max()
+    values = np.unique(finite.astype(np.float64))
+    gaps = np.diff(values)
+    gaps = gaps[gaps > level]
+    _need(
+        len(gaps) > 0,
+        f"all {len(case.ds)} rows score {_short(values[0])}, though they differ; check it on rows that it tells "
+        "apart, or skip this check with a reason",
+    )
+    spread = float(np.median(gaps)) * len(gaps)
+    _need(
+        case.scorer.atol <= max(spread / 100, level),
+        f"atol={case.scorer.atol:g} hides differences: the scores here spread over {spread:.2g}, and their type rounds "
+        f"at {level:.1g}; at most {max(spread / 100, level):.1g} is justified",
+    )
+
+
 def calls_independent(case: Case) -> None:
-    """A second call, and one after other rows, gives the same: nothing is kept between calls."""
-    case.scorer(_take(case.rows, range(3)))
+    """A second call, and one after other rows, gives the same: nothing is kept between calls, no generator moves."""
+    with _watched_generators():
+        case.scorer(_take(case.rows, range(3)))
     _same(case, case.scorer(copy.deepcopy(case.rows)), "a second call")
     _check_value(case.scorer)
 
 
 def batch_size(case: Case) -> None:
-    """Batches of 1, 7 and all rows give the same scores: a row is scored alone."""
+    """Batches of 1, 7 and all rows give the same scores: a row is scored alone. One of no rows gives no scores."""
     n = len(case.ds)
+    none = case.scorer(_take(case.rows, ()))
+    _need({name: len(none[name]) for name in none} == dict.fromkeys(case.scores, 0), f"no rows gave {none}")
     for size in (1, 7):
         parts = [case.scorer(_take(case.rows, range(i, min(i + size, n)))) for i in range(0, n, size)]
         _same(case, _together(parts), f"batches of {size}")
@@ -157,8 +198,9 @@ def shards(case: Case) -> None:
 
 
 def ranks(case: Case) -> None:
-    """With a rank and without one the scores are the same."""
-    _same(case, case.scorer(copy.deepcopy(case.rows), 0), "rank 0")
+    """With any rank and without one the scores are the same."""
+    for rank in (0, 1, 5):
+        _same(case, case.scorer(copy.deepcopy(case.rows), rank), f"rank {rank}")
     _same(case, case.scorer(copy.deepcopy(case.rows), rank=None), "rank None")
 
 
@@ -168,6 +210,12 @@ def numpy_batches(case: Case) -> None:
     _same(case, case.scorer(given), "a batch of arrays")
     kept = case.scorer.with_inputs(given)
     _need(set(kept) == set(given) | set(case.scores), f"with_inputs gave columns {sorted(kept)}")
+    for name, values in _as_arrays(case.rows).items():
+        _need(
+            pickle.dumps(_plain(kept[name])) == pickle.dumps(_plain(values)),
+            f"with_inputs gave other values of {name!r}, or in another order",
+        )
+    _same(case, {name: kept[name] for name in case.scores}, "with_inputs")
 
 
 def dataset_map(case: Case) -> None:
@@ -235,44 +283,16 @@ def hash_complete(case: Case) -> None:
 
 
 def second_process(case: Case) -> None:
-    """A fresh process with another hash seed finds the same hash and the same scores."""
-    import dill
-
-    with tempfile.TemporaryDirectory() as folder:
-        task, answer = Path(folder, "task"), Path(folder, "answer")
-        task.write_bytes(dill.dumps((case.scorer, case.rows)))
-        failed = _in_second_process(task, answer, case.seconds)
-        _need(not failed, f"it failed in a second process: {failed[-500:]}")
-        found, scores = pickle.loads(answer.read_bytes())
+    """A fresh process with another hash seed, which meets other rows first, finds the same hash and the same scores."""
+    parts = np.roll(np.arange(len(case.ds)), len(case.ds) // 3), np.arange(len(case.ds) // 3)
+    order = [parts[0][: len(parts[1])], parts[0][len(parts[1]) :]]
+    batches = [_take(case.rows, part) for part in order]
+    found, scores = case.second(case.scorer, batches, case.seconds)
     _need(found == case.hash, "its hash is another in a second process")
-    _same(case, scores, "a second process")
-
-
-def _in_second_process(task: Path, answer: Path, seconds: float) -> str:
-    """Run the task in a fresh interpreter; what went wrong, or nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", _SECOND, str(task), str(answer)],
-        env=_second_environment(),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
+    back = np.argsort(np.concatenate(order))
+    _same(
+        case, {k: _pick(v, back) for k, v in _together(scores).items()}, "a second process, which met other rows first,"
     )
-    return done.stderr.strip() or f"exit status {done.returncode}" if done.returncode else ""
-
-
-def _second_environment() -> dict[str, str]:
-    known = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    return os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": known}
-
-
-_SECOND = """
-import sys, pickle, dill
-from pathlib import Path
-from datasets.fingerprint import Hasher
-scorer, rows = dill.loads(Path(sys.argv[1]).read_bytes())
-found = Hasher.hash(scorer)
-Path(sys.argv[2]).write_bytes(pickle.dumps((found, scorer(rows))))
-"""
 
 
 def save_load(case: Case) -> None:
@@ -288,27 +308,70 @@ def save_load(case: Case) -> None:
 
 
 def bad_rows(case: Case) -> None:
-    """A null in a column it reads is an error or that row's NaN: never a finite score, never another row's."""
-    from hf_prune.batch import Batch
+    """A null, or a NaN in a vector, is an error or that row's NaN: never a finite number, never another row's."""
+    read = _columns_read(case)
+    for name, values in case.rows.items():
+        for what, value in _bad_values(values[2]):
+            broken = copy.deepcopy(case.rows)
+            broken[name] = [*broken[name][:2], value, *broken[name][3:]]
+            try:
+                found = case.scorer(broken)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            _check_bad_row(case, found, f"{what} in {name!r}", name in read)
 
-    spy = Batch(copy.deepcopy(case.rows), "a spy")
-    case.scorer(spy)
-    for name in sorted(spy.read):
-        broken = copy.deepcopy(case.rows)
-        broken[name] = list(broken[name])
-        broken[name][2] = None
-        try:
-            found = case.scorer(broken)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-        main = np.asarray(found[case.scorer.name], np.float64)
-        _need(
-            bool(np.isnan(main[2]).all()),
-            f"a null in {name!r} scored {main[2]}; give NaN (nan_rows) or raise ValueError",
-        )
-        rest = np.delete(np.arange(len(case.ds)), 2)
-        expected = {k: _pick(v, rest) for k, v in case.scores.items()}
-        _compare({k: _pick(v, rest) for k, v in found.items()}, expected, case.scorer.atol, f"a null in {name!r}")
+
+def _check_bad_row(case: Case, found: Columns, what: str, read: bool) -> None:
+    main = np.asarray(found[case.scorer.name][2], np.float64)
+    if np.isnan(main).all():
+        for name, values in found.items():
+            beside = _numbers(values)
+            finite = beside is not None and beside.dtype.kind == "f" and np.isfinite(beside[2]).any()
+            _need(not finite, f"{what} gave a NaN, and beside it {name!r} {_short(values[2])}; give NaN there too")
+    else:
+        untouched = not read and _equal(main, case.scores[case.scorer.name][2], case.scorer.atol)
+        _need(untouched, f"{what} scored {_short(main)}; give NaN (nan_rows) or raise ValueError")
+    rest = np.delete(np.arange(len(case.ds)), 2)
+    expected = {k: _pick(v, rest) for k, v in case.scores.items()}
+    _compare({k: _pick(v, rest) for k, v in found.items()}, expected, case.scorer.atol, what)
+
+
+def _columns_read(case: Case) -> set[str]:
+    """Columns that the scorer reads, through the view it is given or past it."""
+    view = Batch(copy.deepcopy(case.rows), "a spy")
+    view.source = source = _Spied(view.source)
+    case.scorer(view)
+    return view.read | source.read
+
+
+class _Spied(Mapping[str, Any]):
+    """Columns that note which of them were looked at."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns, self.read = columns, set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+def _bad_values(value: Any) -> Iterator[tuple[str, Any]]:
+    """What cannot be scored in the place of a value, in words and as it is."""
+    yield "a null", None
+    if isinstance(value, float):
+        yield "a NaN", math.nan
+    if isinstance(value, list) and value and all(isinstance(v, float) for v in value):
+        yield "a NaN in the vector", [*value[:-1], math.nan]
+        yield "a null in the vector", [None, *value[1:]]
 
 
 def cost(case: Case) -> None:
@@ -322,14 +385,15 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     for f in (
         columns_declared,
         calls_independent,
-        numpy_batches,
         batch_untouched,
+        numpy_batches,
         batch_size,
         row_order,
         shards,
         ranks,
         hash_stable,
         hash_complete,
+        scores_tell,
         pickles,
         bad_rows,
         cost,
@@ -379,12 +443,43 @@ def _compare(found: Mapping[str, Any], expected: Mapping[str, Any], atol: float,
         got = found[name]
         _need(len(got) == len(want), f"{how} gave {len(got)} values of {name!r} for {len(want)} rows")
         for row, (a, b) in enumerate(zip(got, want, strict=True)):
-            if isinstance(b, str):
-                close = a == b
-            else:
-                a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-                close = a.shape == b.shape and bool(np.isclose(a, b, rtol=0, atol=atol, equal_nan=True).all())
-            _need(close, f"{how} gave row {row} another {name!r}: {_short(a)}, not {_short(b)}")
+            _need(_equal(a, b, atol), f"{how} gave row {row} another {name!r}: {_short(a)}, not {_short(b)}")
+
+
+def _equal(a: Any, b: Any, atol: float) -> bool:
+    if isinstance(b, str):
+        return bool(a == b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return a.shape == b.shape and bool(np.isclose(a, b, rtol=0, atol=atol, equal_nan=True).all())
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """A column as an array of numbers; None where it holds something else, or lists of several lengths."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        return None
+    return array if array.dtype.kind in "biuf" else None
+
+
+@contextlib.contextmanager
+def _watched_generators() -> Iterator[None]:
+    """Refuse what draws from the global random generators of Python, NumPy or torch, or seeds them."""
+    import torch
+
+    def state() -> tuple[Any, Any, Any]:
+        return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+    was = state()
+    try:
+        seed = 0x5EED
+        random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
+        before = [repr(s) for s in state()[:2]], state()[2].tolist()
+        yield
+        after = [repr(s) for s in state()[:2]], state()[2].tolist()
+        _need(after == before, "it moves a global random generator; draw from one of its own")
+    finally:
+        random.setstate(was[0]), np.random.set_state(was[1]), torch.default_generator.set_state(was[2])
 
 
 def _short(value: Any) -> str:

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 import hf_prune as hp
-from hf_prune import testing
-from hf_prune.testing import CHECKS, check_scorer
-
-# a process with another hash seed that has imported everything, and forks for each task: a new interpreter for each
-# of some eighty scorers would spend minutes on imports (tests of `testing` itself start real ones)
-FORKS = """
-import os, sys, traceback
-import datasets, dill, torch, transformers
-from datasets.fingerprint import Hasher
-code = sys.argv[1]
-for line in sys.stdin:
-    task, answer, report = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if child == 0:
-        sys.argv = ["second", task, answer]
-        try:
-            exec(code)
-        except BaseException:
-            open(report, "w").write(traceback.format_exc())
-        os._exit(0)
-    os.waitpid(child, 0)
-    print("done", flush=True)
-"""
+from hf_prune.testing import CHECKS, check_scorer, forking_process
 
 
-@pytest.fixture(scope="module", autouse=True)
-def second_process(tmp_path_factory):
-    """Second processes of the conformance suite come out of one that has done its imports."""
-    report = tmp_path_factory.mktemp("second") / "report"
-    server = subprocess.Popen(
-        [sys.executable, "-c", FORKS, testing._SECOND],
-        env=testing._second_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def check():
+    """The suite with one second process for all scorers; `testing`'s own tests start real ones."""
+    with forking_process() as second:
 
-    def run(task: Path, answer: Path, seconds: float) -> str:
-        report.unlink(missing_ok=True)
-        print(task, answer, report, sep="\t", file=server.stdin, flush=True)
-        assert server.stdout.readline() == "done\n"
-        return report.read_text() if report.exists() else ""
+        def run(scorer, ds, **options):
+            assert check_scorer(scorer, ds, second_process=second, **options) == list(CHECKS)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(testing, "_in_second_process", run)
-        yield
-    server.communicate()
-    assert server.returncode == 0
+        yield run
 
 
 SCORERS = {
@@ -89,7 +49,7 @@ SCORERS = {
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
     "TextStatistics": lambda ds: hp.TextStatistics(),
-    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, normalize=("case", "space")),
+    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, "animal", normalize=("case", "space")),
     "ExactDedup-reference": lambda ds: hp.ExactDedup.fit(ds, reference=ds.select(range(20))),
     "MinHashDedup": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, max_cluster=3),
     "MinHashDedup-estimated": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, verify=False),
@@ -101,12 +61,13 @@ SCORERS = {
 
 @pytest.fixture(scope="session")
 def rows(vectors):
-    return vectors.add_column("kind", [f"kind {i % 4}" for i in range(len(vectors))])
+    kinds = vectors.add_column("kind", [f"kind {i % 4}" for i in range(len(vectors))])
+    return kinds.add_column("animal", [f"Cat {min(i, 60)}" for i in range(len(vectors))])  # some twice
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_conforms(name, rows):
-    assert check_scorer(SCORERS[name](rows), rows) == list(CHECKS)
+def test_conforms(name, rows, check):
+    check(SCORERS[name](rows), rows)
 
 
 LOGGED = {
@@ -121,11 +82,11 @@ LOGGED = {
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_scorers_out_of_a_log_conform(name, small_log, rows):
-    assert check_scorer(LOGGED[name](small_log), rows.select_columns(["row_id"])) == list(CHECKS)
+def test_scorers_out_of_a_log_conform(name, small_log, rows, check):
+    check(LOGGED[name](small_log), rows.select_columns(["row_id"]))
 
 
-def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder, vectors):
+def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder, vectors, check):
     texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
     ds = datasets.Dataset.from_dict({"text": texts, "label": [i % 3 for i in range(12)]})
     for scorer in (
@@ -133,36 +94,36 @@ def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder
         hp.Uncertainty(tiny_gpt2_folder),
         hp.GraNd(tiny_gpt2_folder),
     ):
-        assert check_scorer(scorer, ds, seconds=180) == list(CHECKS)
+        check(scorer, ds, seconds=180)
 
 
-def test_task2vec_scorers_conform(tiny_gpt2_folder, tiny_resnet_folder, sentences):
+def test_task2vec_scorers_conform(tiny_gpt2_folder, tiny_resnet_folder, sentences, check):
     target = sentences.select(range(4))
     for scorer in (
         hp.Task2VecAlignment.fit(target, tiny_gpt2_folder, prototype="centroids", k=2, complexity=True),
         hp.Task2VecComplexity(tiny_gpt2_folder),
     ):
-        assert check_scorer(scorer, sentences, seconds=180) == list(CHECKS)
+        check(scorer, sentences, seconds=180)
     rng = np.random.default_rng(0)
     pictures = [Picture.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(9)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     ds = datasets.Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(9)]}, features)
     scorer = hp.Task2VecAlignment.fit(ds, tiny_resnet_folder)
-    assert check_scorer(scorer, ds.remove_columns("label"), seconds=180) == list(CHECKS)
+    check(scorer, ds.remove_columns("label"), seconds=180)
 
 
-def test_embedder_of_texts_conforms(tiny_bert_folder, vectors):
+def test_embedder_of_texts_conforms(tiny_bert_folder, vectors, check):
     texts = [f"the {animal} sat on {'mat ' * (i % 4 + 1)}" for i, animal in enumerate("cat dog card bank".split() * 3)]
     ds = vectors.select(range(12)).remove_columns("text").add_column("text", texts)
     ds = ds.remove_columns("embedding")
-    assert check_scorer(hp.Embedder(tiny_bert_folder, column="text"), ds) == list(CHECKS)
+    check(hp.Embedder(tiny_bert_folder, column="text"), ds)
 
 
-def test_embedder_of_pictures_conforms(tiny_resnet_folder):
+def test_embedder_of_pictures_conforms(tiny_resnet_folder, check):
     rng = np.random.default_rng(0)
     pictures = [Picture.fromarray(rng.integers(0, 256, (12 + i, 16, 3), np.uint8)) for i in range(9)]
     ds = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
-    assert check_scorer(hp.Embedder(tiny_resnet_folder, column="image"), ds) == list(CHECKS)
+    check(hp.Embedder(tiny_resnet_folder, column="image"), ds)
 
 
 @pytest.fixture(scope="session")
@@ -172,18 +133,18 @@ def sentences():
     return datasets.Dataset.from_dict({"text": [" ".join(rng.choice(words, 2 + 7 * i)) for i in range(9)]})
 
 
-def test_perplexity_conforms(tiny_gpt2_folder, sentences):
+def test_perplexity_conforms(tiny_gpt2_folder, sentences, check):
     more = {"perplexity": True, "bits_per_byte": True, "n_tokens": True}
     scorer = hp.Perplexity(tiny_gpt2_folder, stride=15, on_bad="nan", **more)
-    assert check_scorer(scorer, sentences) == list(CHECKS)
+    check(scorer, sentences)
 
 
-def test_ask_llm_conforms(tiny_gpt2_folder, sentences):
+def test_ask_llm_conforms(tiny_gpt2_folder, sentences, check):
     scorer = hp.AskLLM(tiny_gpt2_folder, prompt="is {text} not far", yes="the", no="a", answered=True)
-    assert check_scorer(scorer, sentences) == list(CHECKS)
+    check(scorer, sentences)
 
 
-def test_kenlm_conforms(tmp_path, sentences):
+def test_kenlm_conforms(tmp_path, sentences, check):
     pytest.importorskip("kenlm")
     file = tmp_path / "toy.arpa"
     words = ["<unk>", "<s>", "</s>", "the", "cat", "bank"]
@@ -191,4 +152,4 @@ def test_kenlm_conforms(tmp_path, sentences):
     file.write_text(
         f"\\data\\\nngram 1=6\nngram 2=1\n\n\\1-grams:\n{unigrams}\n\n\\2-grams:\n-0.5\tthe cat\n\n\\end\\\n"
     )
-    assert check_scorer(hp.KenLM(str(file), perplexity=True), sentences) == list(CHECKS)
+    check(hp.KenLM(str(file), perplexity=True), sentences)

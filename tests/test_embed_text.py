@@ -144,6 +144,8 @@ def test_bad_rows(tiny_bert_folder: Path, tiny_gpt2_folder: Path, tiny_resnet_fo
         embedder({"text": [None]})
     with pytest.raises(ValueError, match="row 1 of this batch has no tokens"):
         Embedder(tiny_gpt2_folder)({"text": ["cat", " "]})
+    with pytest.raises(ValueError, match="row 1 of this batch holds .* half of a surrogate pair"):
+        Embedder(tiny_bert_folder, on_bad="nan")({"text": ["cat", "\ud800"]})
     found = Embedder(tiny_bert_folder, on_bad="nan")({"text": ["cat", "", None, "dog"]})["embedding"]
     assert np.isnan(found).all(1).tolist() == [False, True, True, False]
     np.testing.assert_allclose(found[[0, 3]], embedder({"text": ["cat", "dog"]})["embedding"], atol=1e-6)

@@ -4,6 +4,7 @@ writes them anew."""
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,8 @@ def compare(folder, name):
     # sizes of compressed files are not about the scores
     lines = (folder / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if "download_size" not in line)
+    # the last digits of what was learned depend on the processor
+    text = re.sub(r"\d+\.\d{9,}", lambda found: f"{float(found[0]):.8g}", text)
     golden = CARDS / f"{name}.md"
     if os.environ.get("HF_PRUNE_UPDATE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)

@@ -8,13 +8,13 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from hf_prune import Scorer
-from hf_prune.testing import CHECKS, ConformanceError, check_scorer
+from hf_prune.testing import CHECKS, ConformanceError, check_scorer, forking_process
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +184,117 @@ class HangsInWorkers(Good):
         return super().score(batch, rank)
 
 
+@broken
+class Tolerant(Good):
+    atol: ClassVar[float] = 10.0
+
+
+@broken
+class TinyScores(Good):
+    def score(self, batch, rank):
+        return [value * 1e-9 for value in super().score(batch, rank)]
+
+
+@broken
+class NothingScored(Good):
+    nan_rows: ClassVar[bool] = True
+
+    def score(self, batch, rank):
+        return np.full(batch.n, np.nan)
+
+
+@broken
+class AllAlike(Good):
+    def score(self, batch, rank):
+        return np.ones(batch.n)
+
+
+@broken
+class AllAlikeButForRounding(Good):
+    def score(self, batch, rank):
+        return 0.1 + 1e-8 * np.array(super().score(batch, rank))
+
+
+@broken
+class FitsOnFirstBatch(Good):
+    def score(self, batch, rank):
+        x = np.array(super().score(batch, rank))
+        return x - FIRST.setdefault(self.digest, x.mean())
+
+
+FIRST: dict[str, float] = {}
+
+
+@broken
+class ReordersInputs(Good):
+    def with_inputs(self, batch):
+        order = np.argsort(self(batch)[self.name], kind="stable")
+        return {k: np.asarray(v)[order] for k, v in {**batch, **self(batch)}.items()}
+
+
+@broken
+class ReordersScores(Good):
+    def with_inputs(self, batch):
+        return {**batch, **{k: v[::-1] for k, v in self(batch).items()}}
+
+
+@broken
+class PastTheView(Good):
+    def score(self, batch, rank):
+        return [0.5 if t is None else len(t) for t in batch.source[self.text]]
+
+
+@broken
+class ReadsForNothing(Good):
+    def score(self, batch, rank):
+        batch.source["label"]
+        return super().score(batch, rank)
+
+
+@broken
+class LoudCompanion(Good):
+    nan_rows: ClassVar[bool] = True
+
+    def columns(self):
+        return {self.name: "float32", f"{self.name}_length": "float32"}
+
+    def companions(self):
+        return {f"{self.name}_length": "characters"}
+
+    def score(self, batch, rank):
+        lengths = [0 if t is None else len(t) for t in batch[self.text]]
+        return {self.name: [v or np.nan for v in lengths], f"{self.name}_length": lengths}
+
+
+@broken
+class HealsVectors(Good):
+    nan_rows: ClassVar[bool] = True
+
+    def score(self, batch, rank):
+        rows = [[np.nan] if row is None else row for row in batch["embedding"]]
+        return [np.nan if len(row) == 1 else float(np.nansum(np.array(row, float))) for row in rows]
+
+
+@broken
+class HigherRanksDiffer(Good):
+    def score(self, batch, rank):
+        return [value + 0.1 * ((rank or 0) > 2) for value in super().score(batch, rank)]
+
+
+@broken
+class SeedsTheWorld(Good):
+    def score(self, batch, rank):
+        np.random.seed(self.level)
+        return super().score(batch, rank)
+
+
+@broken
+class NeedsRows(Good):
+    def __call__(self, batch, rank=None):
+        found = super().__call__(batch, rank)
+        return {k: v + 0 * v.max() for k, v in found.items()}
+
+
 CASES = [
     (KeepsState, "calls_independent", "beside its fields"),
     (CountsCalls, "calls_independent", "second call"),
@@ -203,9 +314,24 @@ CASES = [
     (HashOfTheDay, "hash_stable", "hash"),
     (HashOfTheProcess, "second_process", "another in a second process"),
     (NeedsRank, "ranks", "rank 0"),
-    (ListsOnly, "numpy_batches", "no list"),
+    (ListsOnly, "batch_untouched|numpy_batches", "no list"),
     (NegativeCost, "cost", "flops of 2 rows are -1.0"),
     (SilentCompanion, "columns_declared", "no line for"),
+    (Tolerant, "scores_tell", "atol=10 hides differences: .* at most"),
+    (TinyScores, "scores_tell", "atol=1e-06 hides differences"),
+    (NothingScored, "scores_tell", "no row has a finite score"),
+    (AllAlike, "scores_tell", "all 96 rows score 1.0"),
+    (AllAlikeButForRounding, "scores_tell", "all 96 rows score 0.1"),
+    (FitsOnFirstBatch, "second_process", "met other rows first"),
+    (ReordersInputs, "numpy_batches", "other values of 'embedding', or in another order"),
+    (ReordersScores, "numpy_batches", "with_inputs gave row 0 another 'ratio'"),
+    (PastTheView, "bad_rows", "a null in 'text' scored 0.5"),
+    (ReadsForNothing, "bad_rows", "a null in 'label' scored"),
+    (LoudCompanion, "bad_rows", "beside it 'ratio_length' 0.0"),
+    (HealsVectors, "bad_rows", "a NaN in the vector in 'embedding' scored"),
+    (HigherRanksDiffer, "ranks", "rank 5"),
+    (SeedsTheWorld, "calls_independent", "moves a global random generator"),
+    (NeedsRows, "batch_size", "zero-size array"),
     (HangsInWorkers, "workers", "did not finish"),
 ]
 
@@ -222,6 +348,17 @@ def test_broken_scorers_are_refused_for_their_own_reason(vectors, cls, check, re
 def test_a_good_scorer_passes_every_check(vectors):
     ran = check_scorer(Good(weights=np.ones(3)), vectors)
     assert ran == list(CHECKS)
+
+
+def test_a_suite_may_share_one_second_process(vectors):
+    with forking_process() as second:
+        ran = check_scorer(Good(), vectors, second_process=second)
+        assert ran == list(CHECKS)
+        with pytest.raises(ConformanceError, match="met other rows first") as caught:
+            check_scorer(FitsOnFirstBatch(level=5), vectors, second_process=second)
+        assert caught.value.check == "second_process"
+        with pytest.raises(RuntimeError, match="(?s)failed in a second process.*reads column 'text'"):
+            second(Good(), [{"other": ["a"]}], 60)
 
 
 def test_what_is_no_scorer_is_refused(vectors):

@@ -20,14 +20,14 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 
-WORDS, TOKENS, CHARACTERS = 0, 1, 2  # the units, as in shingles.UNITS
-_APART, _WORD, _ALONE, _SPACE = 0, 1, 2, 3  # the kinds, as in shingles.character_table
+WORDS, TOKENS, CHARACTERS = 0, 1, 2  # the units, as in words.UNITS
+_SPACE, _WORD, _SIGN, _MARK, _ALONE, _KATAKANA = 0, 1, 2, 3, 4, 5  # the classes, as in words.character_table
 
 _STEP = np.uint64(0xBF58_476D_1CE4_E5B9)
 _BASE = np.uint64(0x9E37_79B9_7F4A_7C15)
 _LAST = np.uint64(0x94D0_49BB_1331_11EB)
 _1, _2, _27, _30, _31, _32 = (np.uint64(i) for i in (1, 2, 27, 30, 31, 32))
-_3 = np.uint64(3)
+_7, _SHIFT = np.uint32(7), np.uint32(3)
 _UNKNOWN = 0xFFFD
 
 
@@ -58,16 +58,32 @@ def mix(x: np.uint64) -> np.uint64:
 def tokenize(
     data: NDArray[np.uint8], low: int, high: int, table: U32, unit: int, lower: bool, hashes: U64, starts: I32
 ) -> int:
-    """Hashes of the tokens of data[low:high] and where they start; how many there are.
+    """Hashes of the tokens of data[low:high] and where they start; how many there are. As `words.tokens` cuts.
 
     A byte that begins no valid sequence stands for U+FFFD: nothing is read past `high`.
     """
-    count, inside, i = 0, False, low
-    state = np.uint64(0)
+    count, begin, i = 0, 0, low
+    current, inside = np.int64(_SPACE), False  # class of the token that a mark would continue, and whether it counts
+    state, signs = np.uint64(0), np.int64(unit == TOKENS)
     while i < high:
         at = i
         c = np.int64(data[i])
         i += 1
+        if c < 0x80 and unit != CHARACTERS:
+            # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
+            entry = table[c]
+            kind = np.int64(entry & _7)
+            letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
+            goes_on = np.int64(kind == _WORD) & np.int64(current == _WORD)
+            hashes[count] = state
+            count += int(np.int64(inside) & (1 - goes_on))
+            begin = begin if goes_on else at - low
+            starts[count] = begin
+            state = ((state if goes_on else np.uint64(0)) + letter + _1) * _STEP
+            state ^= state >> _32
+            inside = bool(np.int64(kind == _WORD) | (signs & np.int64(kind == _SIGN)))
+            current = kind
+            continue
         if c >= 0x80:
             more, point = 0, np.int64(_UNKNOWN)
             if 0xC2 <= c < 0xE0:
@@ -87,28 +103,28 @@ def tokenize(
             i += more
             c = point if point < 0x110000 else np.int64(_UNKNOWN)
         entry = table[c]
-        kind = entry & 3
-        letter = np.uint64(entry >> 2) if lower else np.uint64(c)
+        kind = np.int64(entry & _7)
+        letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
         if unit == CHARACTERS:
             starts[count] = at - low
             hashes[count] = mix(letter + _1)
             count += 1
-        elif kind == _WORD:
-            if not inside:
-                starts[count] = at - low
-                state, inside = np.uint64(0), True
+        elif kind == _SPACE:
+            hashes[count] = state
+            count += inside
+            inside, current = False, np.int64(_SPACE)
+        else:
+            if not (
+                (kind == _MARK and current != _SPACE) or (kind == current and (kind == _WORD or kind == _KATAKANA))
+            ):
+                hashes[count] = state
+                count += inside
+                begin = at - low
+                starts[count] = begin
+                current = np.int64(_SIGN) if kind == _MARK else kind
+                state, inside = np.uint64(0), current != _SIGN or unit == TOKENS
             state = (state + letter + _1) * _STEP
             state ^= state >> _32
-        else:
-            if inside:
-                hashes[count] = state
-                count += 1
-                inside = False
-            if kind == _ALONE or (unit == TOKENS and kind == _APART):
-                starts[count] = at - low
-                state = (letter + _1) * _STEP
-                hashes[count] = state ^ (state >> _32)
-                count += 1
     if inside:
         hashes[count] = state
         count += 1

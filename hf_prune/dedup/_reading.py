@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hf_prune import rows
 from hf_prune._arrow import gather, positions_of
 from hf_prune._progress import shown
+from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch, missing_column
 from hf_prune.lookup import find
 from hf_prune.texts import NULL, read_column, read_texts
@@ -52,12 +53,13 @@ def read(batch: Batch, text: str | Sequence[str], ids: bool = False) -> Texts:
     Raises:
         MissingColumnError: no such column.
         TypeError: a row holds something else than text or a chat.
+        ValueError: a text with half of a surrogate pair.
     """
     names = columns_of(text)
     array = _single(batch, names[0], ids) if len(names) == 1 else None
     if array is None:
         texts, bad, _ = read_texts(batch, names)
-        array = pa.array([None if bad.get(i) == NULL else t for i, t in enumerate(texts)], pa.large_string())
+        array = string_array([None if bad.get(i) == NULL else t for i, t in enumerate(texts)], batch.who)
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False)) if array.null_count else np.zeros(batch.n, bool)
     return Texts(array, null, rows.digests(array), 0)
 
@@ -71,7 +73,7 @@ def _single(batch: Batch, name: str, ids: bool) -> pa.Array | None:
         numbers = ids and first is not None and not isinstance(first, str) and _is_ids(first)
         if not (all(v is None or isinstance(v, str) for v in values) or numbers):
             return None
-        values = pa.array(values, pa.list_(pa.int64()) if numbers else pa.large_string())
+        values = pa.array(values, pa.list_(pa.int64())) if numbers else string_array(values, batch.who)
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.large_string())

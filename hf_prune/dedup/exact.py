@@ -71,6 +71,7 @@ class ExactDedup(Scorer):
     {'exact': [0.0, 1.0, 0.0], 'exact_count': [2, 1, 2]}
     """
 
+    version: ClassVar[int] = 2
     meaning: ClassVar[str] = "no other row has the same text"
     raw: ClassVar[str] = "1 if another row has the same text, else 0; the column is 1 - it. NaN for a null text"
     nan_rows: ClassVar[bool] = True

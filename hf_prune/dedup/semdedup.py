@@ -222,7 +222,8 @@ def _clusters(
             f"k={k} clusters, but {len(drawn)} distinct rows to learn them on; use k={len(drawn)} or less, or a "
             "larger sample"
         )
-    how = {"seed": seed, "niter": niter, "engine": engine}
+    # rows that are alike but for their last digits are what is looked for: they must not be parted
+    how = {"seed": seed, "niter": niter, "engine": engine, "tell_narrow": False}
     try:
         found = kmeans.kmeans(drawn, chosen, **how)  # type: ignore[arg-type]
     except kmeans.FewRowsError as few:

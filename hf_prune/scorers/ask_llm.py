@@ -93,9 +93,10 @@ class AskLLM(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Sachdeva et al., How to Train Data-Efficient LLMs, arXiv 2402.09668"
     meaning: ClassVar[str] = "the judge says that the text is worth training on"
-    atol: ClassVar[float] = 1e-4  # sums of products differ in their last bits with the shape of a pass
+    atol: ClassVar[float] = 1e-5  # sums of products differ in their last bits with the shape of a pass
 
     model: Any
     text: str | Sequence[str] = "text"

@@ -65,6 +65,7 @@ class KenLM(Scorer):
     FileNotFoundError: no file 'no-such-file.arpa'; give the ARPA or binary file of a KenLM model
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Wenzek et al., CCNet, LREC 2020, arXiv 1911.00359; Heafield, KenLM, WMT 2011"
     meaning: ClassVar[str] = "likely to the n-gram model: close to the text it was trained on"
     raw: ClassVar[str] = (

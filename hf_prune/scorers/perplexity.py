@@ -97,6 +97,7 @@ class Perplexity(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Marion et al., When Less is More, arXiv 2309.04564; Wenzek et al., CCNet, arXiv 1911.00359"
     meaning: ClassVar[str] = "likely to the language model: fluent, familiar, or repetitive"
     atol: ClassVar[float] = 1e-4  # sums of products differ in their last bits with the shape of a pass

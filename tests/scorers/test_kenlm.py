@@ -60,6 +60,8 @@ def test_texts_without_words(arpa):
     rows = {"text": ["the", " \n ", None, ""]}
     with pytest.raises(ValueError, match="row 1 of this batch has no words, and 2 more are bad"):
         hp.KenLM(str(arpa))(rows)
+    with pytest.raises(ValueError, match="row 0 of this batch holds .* half of a surrogate pair"):
+        hp.KenLM(str(arpa), on_bad="nan")({"text": ["the \udfff"]})
     found = hp.KenLM(str(arpa), on_bad="nan")(rows)["kenlm"]
     assert np.isnan(found).tolist() == [False, True, True, True]
 
