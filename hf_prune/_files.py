@@ -75,8 +75,9 @@ def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, fo
         yield temporary
         with explained(path.parent):
             put(temporary, path, sync=sync)
-    finally:
+    except BaseException:
         remove(temporary)
+        raise
 
 
 def put(temporary: Path, path: Path, *, sync: bool = True) -> None:

@@ -45,17 +45,19 @@ def check_split_name(name: Any) -> str:
     )
 
 
-def check_config_name(name: Any, taken: Sequence[str] = ()) -> str:
+def check_config_name(name: Any, taken: Sequence[str] = (), argument: str = "config_name") -> str:
     """Give a config's name back if it can be one, and a folder.
 
     >>> check_config_name("../other")
     Traceback (most recent call last):
     ...
-    ValueError: config_name='../other' is no name for a scores config; 'scores' is usual
+    ValueError: config_name='../other' is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'
     """
     if isinstance(name, str) and _CONFIG.fullmatch(name) and name not in taken:
         return name
-    raise ValueError(f"config_name={name!r} is no name for a scores config; 'scores' is usual")
+    if name in taken:
+        raise ValueError(f"{argument}={name!r} is the name of the data; 'scores' is usual for scores")
+    raise ValueError(f"{argument}={name!r} is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'")
 
 
 def check_digest(text: Any, digits: int = 32) -> str:

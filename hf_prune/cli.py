@@ -264,6 +264,7 @@ def score(
     """
     from hf_prune._cli.io import check_out, check_replace, open_data, read_provenance
     from hf_prune._cli.scorers import build, needs_ids
+    from hf_prune.checks import check_inside
     from hf_prune.rows import with_row_id
 
     out = check_out(output, overwrite, data)
@@ -286,7 +287,7 @@ def score(
         opened = with_ids(opened)
     if save_scorers is not None:
         for one in made:
-            check_replace(save_scorers / one.name, overwrite, ("scorer.json",))
+            check_replace(check_inside(save_scorers, one.name), overwrite, ("scorer.json",))
         for one in made:
             one.save(save_scorers / one.name)
     _run(opened, made, out, scores_dir, batch_size)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +15,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
-from hf_prune._files import making, put, read_text, scratch, write_text
-from hf_prune._hub.join import check_files, choose, described, find, join, pick, read_tables
+from hf_prune._files import making, put, read_text, reading, scratch, write_text
+from hf_prune._hub.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune._hub.remote import README, Remote, data_at, other_reader, retry, undeclared
 from hf_prune._hub.tables import (
     balances_of,
@@ -183,7 +186,7 @@ def save_scored(
     """
     folder = Path(folder).expanduser().absolute()
     told = _told(ds, folder.name, scorers, columns, True, row_id, config_name, "default", label, keep, source)
-    with making(folder), scratch(folder) as temporary:
+    with _explained(folder), making(folder), scratch(folder) as temporary:
         files = dict(write_parquet(told.tables, config_name, temporary))
         readme = folder / README
         old = read_text(readme, "README", "mend it, or name another folder") if readme.exists() else None
@@ -197,6 +200,22 @@ def save_scored(
                 stale.unlink()
             write_text(readme, text)
     return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Give errors of the disk the folder's name and the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left; free some"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "it is not writable; make it so"
+        else:
+            raise
+        message = f"scores cannot be saved in {folder}: {reason}, or name another folder, and call again"
+        raise type(error)(error.errno, message) from error
 
 
 @dataclass(frozen=True)
@@ -226,6 +245,7 @@ def _told(
     """Read a scored dataset; whatever may be wrong with it is found here, before anything is written."""
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} is not a fraction; use 0 < keep <= 1")
+    check_config_name(data_config, argument="data_config")
     check_config_name(config_name, taken=("data", data_config))
     splits = splits_of(ds)
     mains = score_columns(splits, scorers, columns, needed=needed)
@@ -372,7 +392,8 @@ def load_scores(
     loaded = read_tables(wanted, source)
     scores = {s: pick(loaded[s], key, columns, source) for s in wanted}
     for s, d in scores.items():
-        check_ids(d, s, key)
+        with reading(source, "scores", REMEDY) if row_id is None else nullcontext():
+            check_ids(d, s, key)
         digest = splits.get(s, {}).get("ids")
         if digest and ids_digest(d.data[key]) != digest:
             raise ValueError(f"{source}: the scores of {s!r} are not those that its {SIDECAR} describes; push again")

@@ -540,3 +540,15 @@ def test_row_ids_do_not_depend_on_what_scorers_wrote(plain, tmp_path):
     ok("embed", tmp_path / "d.parquet", *network, "-o", tmp_path / "embedded")
     ok("score", tmp_path / "embedded", "--scorer", "ssl_proto", "--k", 2, "--row-id", "-o", tmp_path / "scored")
     assert written(tmp_path / "scored")["row_id"][:] == with_row_id(bare)["row_id"][:]
+
+
+def test_names_that_would_be_paths(plain, scored, tmp_path):
+    plain.to_parquet(str(tmp_path / "data.parquet"))
+    there = sorted(p.name for p in tmp_path.iterdir())
+    for split in ("../x", "dev-clean", "all"):
+        args = ("filter", tmp_path / "data.parquet", "--by", "label", "--keep", "0.5", "-o", tmp_path / "out")
+        assert "cannot be read back by datasets" in fails(*args, "--split", split)
+    args = ("score", scored / "data", "--scorer", "ssl_proto", "--set", "name=../up", "--set", "k=3", "-o")
+    said = fails(*args, tmp_path / "out", "--save-scorers", tmp_path / "saved" / "here")
+    assert "'../up' is no name of a file in" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == there

@@ -445,7 +445,7 @@ def test_clashes_and_missing_columns(pushed, hub):
         load_scores(REPO, pushed, columns="nope")
     with pytest.raises(FileNotFoundError, match="has no scores"):
         load_scores(REPO, config_name="other")
-    with pytest.raises(ValueError, match="no name for a scores config"):
+    with pytest.raises(ValueError, match="no name for a config"):
         load_scores(REPO, config_name="../up")
 
 

@@ -18,7 +18,8 @@ from datasets import Dataset, DatasetDict
 import hf_prune
 from hf_prune import Scorer, _lock, score
 from hf_prune._files import temporary_path
-from hf_prune._lock import NAME, locked
+from hf_prune._lock import NAME, Lock, LostLockError, locked
+from hf_prune._run.world import ElsewhereError, Outcomes
 from hf_prune.columns import read_sidecar
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -64,7 +65,7 @@ for turn in range(3):
 
 
 @pytest.mark.parametrize("named", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_three_processes_on_one_folder(tmp_path, log, named):
+def test_processes_on_one_folder(tmp_path, log, named):
     """Each scores, overwrites and reads; none dies, and the first round is computed once."""
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     env = {**os.environ, "PYTHONPATH": paths, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
@@ -73,7 +74,7 @@ def test_three_processes_on_one_folder(tmp_path, log, named):
         subprocess.Popen(
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for _ in range(3)
+        for _ in range(2 + named)
     ]
     try:
         for run in runs:
@@ -93,7 +94,7 @@ def test_three_processes_on_one_folder(tmp_path, log, named):
     assert len(list(folder.glob("part-*.json"))) == 24
     # at most: once, and again for each that overwrites; the first row is looked at to find what is read
     rows = sum(int(c[2]) for c in calls(log) if int(c[2]) > 1)
-    assert 1200 <= rows <= 4 * 1200
+    assert 1200 <= rows <= (3 + named) * 1200
 
 
 def test_the_second_run_waits_and_computes_nothing(tmp_path, log, caplog, monkeypatch):
@@ -268,3 +269,35 @@ def test_a_finished_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert score(DS, Length(), output_dir=tmp_path)["length"][:] == LENGTHS
     assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+
+# several processes
+
+
+class Second:
+    """The second of two processes, as far as outcomes go."""
+
+    size, index = 2, 1
+
+
+def test_a_process_whose_main_one_was_killed_does_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lock, "LEASE", 0.3)
+    with locked(tmp_path, "scored") as lock:
+        outcomes = Outcomes(Second(), Lock(tmp_path, lock.token, None))
+        outcomes.tell(None)
+        assert outcomes.check() == {1}
+    begin = time.monotonic()
+    with pytest.raises(LostLockError, match="nobody holds it"):
+        outcomes.wait()
+    assert time.monotonic() - begin > 0.2  # for a moment, the file may only not show
+    with locked(tmp_path, "scored"), pytest.raises(LostLockError, match="it is used by scored by process"):
+        outcomes.wait()
+
+
+def test_an_error_of_another_process_is_heard_before_the_lock_is_missed(tmp_path):
+    with locked(tmp_path, "scored") as lock:
+        outcomes = Outcomes(Second(), Lock(tmp_path, lock.token, None))
+        text = json.dumps({"error": ["ValueError", "no weights"]})
+        (tmp_path / f"outcome-{lock.token}-0.hf_prune_tmp").write_text(text)
+    with pytest.raises(ElsewhereError, match="process 0 failed with ValueError: no weights"):
+        outcomes.wait()
