@@ -74,9 +74,9 @@ class TrainingLog:
         return files.finished(self.folder)
 
     def damaged(self) -> dict[int, str]:
-        """Finished epochs that cannot be read, and what is wrong with them; the parts themselves are not looked at.
+        """Finished epochs that cannot be read, and what is wrong with them; what their parts hold is not looked at.
 
-        Their other epochs can be read, and scored by `from_log(epochs=...)`.
+        The other epochs can be read, and scored by `from_log(epochs=...)`.
         """
         found = {}
         for epoch in range(self.epochs):
@@ -195,13 +195,15 @@ class TrainingLog:
             divergence: record the column `divergence` too; keeps the probabilities of two epochs, (n, classes)
                 float32 each, in files of the folder.
             facts: of the run, for the provenance.
-            resume: go on after the last finished epoch of the log that is there, if one is. Without it, a log that has
-                no finished epoch is begun anew, with a warning.
+            resume: go on after the last finished epoch of the log that is there, if one is; if one is damaged, with
+                that one (the writer's `epoch`): it and those after it are moved aside when it is recorded again.
+                Without it, a log that has no finished epoch is begun anew, with a warning.
             world: the processes; by default those of `accelerate launch`.
 
         Raises:
             ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset or other
                 labels; no rows; ids that are null or repeated; one class.
+            DamagedFileError: the log that is there has a damaged manifest or list of rows.
             TypeError: labels that are not integers.
             OSError: the folder cannot be written.
 

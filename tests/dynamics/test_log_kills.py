@@ -11,6 +11,7 @@ from killing import kills
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_train_with_log_killed_at_every_step(tmp_path):
     """Called again it goes on; without `resume` too, with a word, where there is no checkpoint to go on from."""
     deaths = kills("recordings:train", tmp_path, then="recordings:again", timeout=500)
@@ -26,6 +27,7 @@ def test_train_with_log_killed_at_every_step(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_resumed_run_killed_at_every_step(tmp_path):
     """It moves epochs aside, which its checkpoint does not know, and records them again."""
     start = tmp_path / "start"
@@ -41,8 +43,8 @@ def test_a_resumed_run_killed_at_every_step(tmp_path):
     "work, how",
     [
         ("one_epoch", "kill"),
-        pytest.param("by_hand", "kill", marks=pytest.mark.slow),
-        pytest.param("by_hand", "full", marks=pytest.mark.slow),
+        pytest.param("by_hand", "kill", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+        pytest.param("by_hand", "full", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
     ],
 )
 def test_a_log_by_hand_at_every_step(tmp_path, work, how):
@@ -55,6 +57,7 @@ def test_a_log_by_hand_at_every_step(tmp_path, work, how):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_trainer_killed_at_every_step(tmp_path):
     deaths = kills("recordings_trainer:train", tmp_path, then="recordings_trainer:again", timeout=900)
     assert len(deaths) > 100 and deaths[-1].after["epochs"] == 2 and not deaths[-1].after["left"]

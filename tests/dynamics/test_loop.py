@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 import hf_prune
-from hf_prune import TrainingLog, crop_and_flip, rows, train_with_log
+from hf_prune import TrainingLog, _lock, crop_and_flip, rows, train_with_log
 from hf_prune.rows import seeded
 
 ROOT = Path(hf_prune.__file__).parents[1]
@@ -161,6 +163,26 @@ def test_a_run_that_failed_early(ds, alone, tmp_path):
     with pytest.warns(UserWarning, match="log holds a log without a finished epoch, .* begins anew"):
         log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **OPTIONS)
     np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
+
+
+def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.1)
+    order = []
+
+    def hold():
+        with _lock.locked(tmp_path / "log", "recorded"):
+            held.set()
+            time.sleep(0.5)
+            order.append("the first")
+
+    held, first = threading.Event(), threading.Thread(target=hold)
+    first.start()
+    held.wait(20)
+    log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, on_epoch=lambda *_: order.append("s"), **OPTIONS)
+    first.join()
+    assert order == ["the first", *"ssss"] and "is being recorded by process" in caplog.text
+    assert log.read("margin", 3).tobytes() == alone[0].read("margin", 3).tobytes()
+    assert not list((tmp_path / "log").glob(".hf_prune_lock*"))
 
 
 def test_threshold_samples_may_have_a_class_of_their_own(ds, tmp_path):
