@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -37,5 +39,5 @@ def again(folder: Path) -> dict:
 
 
 datasets.disable_progress_bars()
-with tempfile.TemporaryDirectory() as place:
+with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):  # the Trainer prints
     train(Path(place))
