@@ -38,6 +38,8 @@ _OLD = ".hf_prune_old"  # what a folder was, in the moment before another one ta
 _WRITER = re.compile(
     rf"\.(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)-[0-9a-f]{{8}}(?P<end>{re.escape(TEMPORARY)}|{re.escape(_OLD)})$"
 )
+# errors of the machine, not of the file that is read
+_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 _NAMED = 160  # characters of a name that a temporary one repeats
 
 
@@ -315,22 +317,32 @@ def reading(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: it is not there.
         DamagedFileError: it is there, and is not what it should be.
-        PermissionError: it may not be read.
+        OSError: it may not be read, or the machine cannot: no fault of the file.
     """
     try:
         yield
-    except (DamagedFileError, PermissionError):
+    except DamagedFileError:
         raise
     except FileNotFoundError as error:
+        if error.filename is None:  # said by a library, of a part of it
+            raise _damaged(what, path, error, remedy) from error
         raise FileNotFoundError(error.errno, f"the {what} {path} is missing {error.filename}; {remedy}") from error
+    except OSError as error:
+        if error.errno in _MACHINE:
+            raise
+        raise _damaged(what, path, error, remedy) from error
     except RecursionError as error:
         raise DamagedFileError(f"the {what} {path} is nested too deeply to be one; {remedy}") from error
     except MemoryError as error:
         raise DamagedFileError(f"the {what} {path} asks for more memory than there is; {remedy}") from error
     except Exception as error:  # json, Arrow, safetensors, YAML and key errors share no base
-        said = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
-        raise DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
+        raise _damaged(what, path, error, remedy) from error
+
+
+def _damaged(what: str, path: Path | str, error: Exception, remedy: str) -> DamagedFileError:
+    said = str(error).strip().splitlines() or [""]
+    reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
+    return DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}")
 
 
 def read_text(path: Path, what: str, remedy: str, limit: int = MAX_TEXT) -> str:

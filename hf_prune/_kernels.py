@@ -81,7 +81,7 @@ def settle(
                     found[i, 0] = j
                     break
             continue
-        compared += count
+        compared += int(count)
         if compared > crowd * n:
             return False
         first, next_, best, other = -1, -1, 0.0, 0.0

@@ -92,6 +92,11 @@ class Embedder(Scorer):
         object.__setattr__(self, "model", model)
         if not isinstance(self.column, str):
             object.__setattr__(self, "column", tuple(self.column))
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        if not isinstance(self.model, Model):
+            raise ValueError(f"model={self.model!r} is no Model")
         for what, value, allowed in (
             ("kind", self.kind, _KINDS),
             ("pooling", self.pooling, _POOLINGS),
@@ -105,9 +110,9 @@ class Embedder(Scorer):
                 raise ValueError(f"{what}={number!r} is no positive whole number; leave it out for the model's own")
         if not self.column or (self.kind == "image" and not isinstance(self.column, str)):
             raise ValueError(f"column={self.column!r}: name one column, or several of texts")
-        if model.kind in ("factory", "live") and model.preprocess is None:
+        if self.model.kind in ("factory", "live") and self.model.preprocess is None:
             raise ValueError(
-                f"{model.label} is a network alone: say how rows become its input with "
+                f"{self.model.source} is a network alone: say how rows become its input with "
                 "preprocess='package.module:function'"
             )
 

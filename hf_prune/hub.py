@@ -377,7 +377,7 @@ def load_scores(
     if isinstance(columns, str):
         columns = [columns]
     files, sidecar = find(source, config_name, revision, token)
-    facts = parse_sidecar(sidecar, f"the {SIDECAR} of {source}")[1] if sidecar is not None else {}
+    facts = parse_sidecar(sidecar, f"{SIDECAR} of {source}")[1] if sidecar is not None else {}
     key = row_id or str(facts.get("row_id") or "row_id")
     wanted = files
     if split is not None or isinstance(ds, Dataset):

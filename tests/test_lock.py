@@ -132,6 +132,7 @@ def test_folders_made_for_nothing_go_again(tmp_path):
 
 def test_threads_of_one_process_take_turns(tmp_path):
     inside: list[int] = []
+    done: list[int] = []
 
     def work() -> None:
         with locked(tmp_path / "f", "scored"):
@@ -139,10 +140,12 @@ def test_threads_of_one_process_take_turns(tmp_path):
             time.sleep(0.05)
             assert len(inside) == 1
             inside.pop()
+            done.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert inside == [] and not (tmp_path / "f").exists()
+    assert inside == [] and done == [1] * 6
+    assert not any((tmp_path / "f").glob("*"))

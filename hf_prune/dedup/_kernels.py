@@ -202,6 +202,44 @@ def sign(
 
 
 @kernel
+def sort_mixed(x: U64, count: int, out: U64, ends: I64) -> None:
+    """Write the first `count` numbers of x in ascending order to `out`: their upper bits are taken for well mixed.
+
+    Args:
+        ends: room for 2 * count + 2 numbers.
+    """
+    bits = 0
+    while 1 << bits < count:
+        bits += 1
+    if bits == 0:
+        out[:count] = x[:count]
+        return
+    shift = np.uint64(64 - bits)
+    ends[: (1 << bits) + 1] = 0
+    for i in range(count):
+        ends[(x[i] >> shift) + _1] += 1
+    for bucket in range(1 << bits):
+        ends[bucket + 1] += ends[bucket]
+    for i in range(count):
+        slot = np.int64(x[i] >> shift)
+        out[ends[slot]] = x[i]
+        ends[slot] += 1
+    low = 0
+    for bucket in range(1 << bits):
+        high = ends[bucket]
+        if high - low > 32:  # numbers that occur often, or are not mixed after all
+            out[low:high] = np.sort(out[low:high])
+        else:
+            for i in range(low + 1, high):
+                value, at = out[i], i
+                while at > low and out[at - 1] > value:
+                    out[at] = out[at - 1]
+                    at -= 1
+                out[at] = value
+        low = high
+
+
+@kernel
 def gram_sets(
     data: NDArray[np.uint8], offsets: I64, chosen: I64, low: int, high: int, table: U32, unit: int, lower: bool, n: int,
     ends: I64, out: U64,
@@ -211,119 +249,19 @@ def gram_sets(
     for i in range(low, high):
         longest = max(longest, offsets[chosen[i] + 1] - offsets[chosen[i]])
     hashes, starts = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.int32)
+    ordered, room = np.empty(longest + 1, np.uint64), np.empty(2 * longest + 2, np.int64)
     filled = 0
     for i in range(low, high):
         row = chosen[i]
         count = tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, hashes, starts)
         count = gram(hashes, count, n)
-        ordered = np.sort(hashes[:count])
+        sort_mixed(hashes, count, ordered, room)
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
                 out[filled] = ordered[j]
                 filled += 1
         ends[i] = filled
     return filled
-
-
-@kernel
-def jaccards(
-    left: I64, right: I64, starts_a: I64, ends_a: I64, sets_a: U64, starts_b: I64, ends_b: I64, sets_b: U64,
-    low: int, high: int, out: NDArray[np.float64],
-) -> None:  # fmt: skip
-    """Jaccard similarity of set left[p] of the first collection and set right[p] of the second."""
-    for p in range(low, high):
-        i, stop_i = starts_a[left[p]], ends_a[left[p]]
-        j, stop_j = starts_b[right[p]], ends_b[right[p]]
-        total, common = stop_i - i + stop_j - j, 0
-        while i < stop_i and j < stop_j:
-            x, y = sets_a[i], sets_b[j]
-            common += x == y
-            i += x <= y
-            j += y <= x
-        out[p] = common / (total - common) if total > common else 0.0
-
-
-@kernel
-def agreements(left: I64, right: I64, signatures: U32, low: int, high: int, out: NDArray[np.float64]) -> None:
-    """Share of equal minima, the estimate of Jaccard similarity."""
-    k = signatures.shape[1]
-    for p in range(low, high):
-        x, y = signatures[left[p]], signatures[right[p]]
-        same = 0
-        for i in range(k):
-            same += x[i] == y[i]
-        out[p] = same / k
-
-
-@kernel
-def propose(
-    order: I64, keys: U64, band: int, width: int, first: int, second: int, left: I64, right: I64
-) -> tuple[int, int, int]:
-    """Pairs whose keys of a band are equal, and of no earlier band, from place (first, second) of its order on.
-
-    Returns:
-        How many pairs were written, and where to go on: first == len(order) at the end.
-    """
-    filled, m = 0, len(order)
-    while first < m:
-        i = order[first]
-        if second == first + 1:
-            end = first  # members of a run stand in the order of their rows, whatever the sort did
-            if first == 0 or keys[order[first - 1], band] != keys[i, band]:
-                while end < m and keys[order[end], band] == keys[i, band]:
-                    end += 1
-                if end - first > 2:
-                    order[first:end] = np.sort(order[first:end])
-                    i = order[first]
-        while second < m and second <= first + width and keys[order[second], band] == keys[i, band]:
-            if filled == len(left):
-                return filled, first, second
-            j = order[second]
-            second += 1
-            fresh = True
-            for earlier in range(band):
-                if keys[i, earlier] == keys[j, earlier]:
-                    fresh = False
-                    break
-            if fresh:
-                left[filled], right[filled] = i, j
-                filled += 1
-        first += 1
-        second = first + 1
-    return filled, first, second
-
-
-@kernel
-def root(parent: I64, node: int) -> int:
-    """The least node of a component; paths are halved on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
-
-
-@kernel
-def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: I64, cap: int) -> int:
-    """Unite the ends of accepted edges, the least node as root, unless more than `cap` come together; how many not."""
-    refused = 0
-    for p in range(len(left)):
-        if accepted[p]:
-            i, j = root(parent, left[p]), root(parent, right[p])
-            if i != j:
-                if cap > 0 and size[i] + size[j] > cap:
-                    refused += 1
-                    continue
-                low, high = min(i, j), max(i, j)
-                parent[high] = low
-                size[low] += size[high]
-    return refused
-
-
-@kernel
-def raise_to(nodes: I64, values: NDArray[np.float64], best: NDArray[np.float64]) -> None:
-    """best[node] = the largest of itself and the node's values."""
-    for p in range(len(nodes)):
-        best[nodes[p]] = max(best[nodes[p]], values[p])
 
 
 @kernel

@@ -162,6 +162,21 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def emptied(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Arrays put together; the list is emptied, each let go when it is copied, so that no two copies of all are held.
+
+    >>> emptied([np.array([1], np.uint64), np.array([2, 3], np.uint64)]).tolist()
+    [1, 2, 3]
+    """
+    out, filled = np.empty(sum(map(len, parts)), np.uint64), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+    return out
+
+
 def cluster_ids(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Digests (n,) as non-negative int64 ids: their upper 63 bits."""
     return (digests >> np.uint64(1)).astype(np.int64)
@@ -171,11 +186,14 @@ def facts_of(
     digests: NDArray[np.uint64], copies: NDArray[Any], nulls: int, text: str | Sequence[str]
 ) -> dict[str, Any]:
     """What a scorer was fitted on: (m,) distinct texts and how many rows have each, and rows without one."""
-    content = (rows.seeded(digests, 0) * copies.astype(np.uint64)).sum(dtype=np.uint64)
+    content = 0
+    for at in range(0, len(digests), STEP):  # so that memory is that of a step
+        part = slice(at, at + STEP)
+        content += int((rows.seeded(digests[part], 0) * copies[part].astype(np.uint64)).sum(dtype=np.uint64))
     return {
         "rows": int(copies.sum()) + nulls,
         "texts": len(digests),
         "nulls": nulls,
         "column": text if isinstance(text, str) else list(text),
-        "content": f"{int(content):016x}",
+        "content": f"{content % 2**64:016x}",
     }

@@ -135,12 +135,12 @@ def gram_sets(array: pa.Array, chosen: NDArray[np.int64], ngram: int, unit: str,
 def similarities(left: NDArray[np.int64], right: NDArray[np.int64], x: Sets, y: Sets) -> NDArray[np.float64]:
     """Jaccard similarity (p,) of sets x[left[i]] and y[right[i]]; 0 of two empty ones."""
     from hf_prune._compiled import in_threads
-    from hf_prune.dedup import _kernels
+    from hf_prune.dedup import _link_kernels
 
     out = np.zeros(len(left))
     step = max(1, min(1 << 15, -(-len(left) // 4)))
     in_threads(
-        lambda low: _kernels.jaccards(left, right, *x, *y, low, min(low + step, len(left)), out),
+        lambda low: _link_kernels.jaccards(left, right, *x, *y, low, min(low + step, len(left)), out),
         range(0, len(left), step),
     )
     return out

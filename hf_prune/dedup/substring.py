@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hf_prune import rows
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel, check_places
 from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.shingles import buffers, check_grams, pieces
 from hf_prune.scorer import Scorer
@@ -190,6 +191,13 @@ class Spans(Value):
     ends: np.ndarray
     first: np.ndarray
 
+    def check_fields(self) -> None:
+        check_parallel("Spans", keys=self.keys, tokens=self.tokens, repeated=self.repeated)
+        check_parallel("Spans", starts=self.starts, ends=self.ends, first=self.first)
+        if np.shape(self.offsets) != (len(self.keys) + 1,):
+            raise ValueError(f"Spans: offsets of shape {np.shape(self.offsets)} for {len(self.keys)} texts")
+        check_places("Spans.offsets", self.offsets, len(self.starts) + 1)
+
     @classmethod
     def of(cls, keys: Any, text_starts: Any, text_ends: Any, marks: NDArray[np.uint8]) -> Spans:
         """Cut the marks of the tokens into pieces of equal marks; `keys` (m,) in any order."""
@@ -237,9 +245,13 @@ class Spans(Value):
 class Passages(Value):
     """A fixed set of texts to compare with: hashed tokens, and the hashes of their runs in ascending order."""
 
-    tokens: np.ndarray
-    hashes: np.ndarray
-    places: np.ndarray
+    tokens: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
+    places: NDArray[np.int64]
+
+    def check_fields(self) -> None:
+        check_parallel("Passages", hashes=self.hashes, places=self.places)
+        check_places("Passages.places", self.places, len(self.tokens))
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Passages:
@@ -311,10 +323,12 @@ class SubstringDedup(Scorer):
     name: str = "substring"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         columns_of(self.text)
         check_min_tokens(self.min_tokens)
         check_grams(1, self.unit)
+        if isinstance(self.found, Passages):  # runs are read from their first token without a look
+            check_places("Passages.places", self.found.places + (self.min_tokens - 1), len(self.found.tokens))
 
     @classmethod
     def fit(
@@ -409,7 +423,7 @@ class RemoveRepeats(Value):
     scorer: SubstringDedup
     keep: str = "one"
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.keep not in KEEP:
             raise ValueError(f"keep={self.keep!r} is not known; choose 'one' or 'none'")
         if len(columns_of(self.scorer.text)) != 1 or "." in columns_of(self.scorer.text)[0]:

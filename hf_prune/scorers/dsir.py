@@ -209,7 +209,7 @@ class DSIR(Scorer):
     name: str = "dsir"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         known = self.raw_counts
         check_features(known.ngram, len(known.counts), known.hash, known.words)
         if not self.targets or len(self.targets) != len(self.target_names):

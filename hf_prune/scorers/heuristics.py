@@ -325,7 +325,7 @@ class TextStatistics(Scorer):
     statistics: tuple[str, ...] = tuple(STATISTICS)
     name: str = "text_rules"
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.rules not in RULES:
             raise ValueError(f"rules={self.rules!r} is not one of {tuple(RULES)}")
         unknown = sorted(set(self.statistics) - set(STATISTICS))

@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_prune import kmeans
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
 from hf_prune.scorer import Scorer
@@ -160,6 +161,9 @@ class KCenter(Scorer):
     flops_per_row: float = 0.0
     name: str = "k_center"
     fitted_on: Mapping[str, Any] | None = None
+
+    def check_fields(self) -> None:
+        check_parallel("KCenter", known=self.known, scores=self.scores)
 
     @classmethod
     def fit(

@@ -128,7 +128,7 @@ class Perplexity(Scorer):
             object.__setattr__(self, "tokenizer", causal.as_model(self.tokenizer, None, None))
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
-        causal.check_options(self, ("context", "stride", "max_tokens", "micro_batch"))
+        self.check_fields()
         causal.check_causal(model)
         tokenizer = causal.tokenizer_of(model, self.tokenizer)
         context = causal.context_of(model, tokenizer, self.context)
@@ -137,6 +137,9 @@ class Perplexity(Scorer):
         if self.bos and tokenizer.bos_token_id is None:
             raise ValueError(f"bos=True, but the tokenizer of {model.label} has no BOS token; leave bos out")
         causal.chat_renderer(tokenizer, model.label, self.chat)
+
+    def check_fields(self) -> None:
+        causal.check_options(self, ("context", "stride", "max_tokens", "micro_batch"))
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]

@@ -95,7 +95,7 @@ class SSLPrototypes(Scorer):
     name: str = "ssl_proto"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric!r} is not one of {METRICS}")
         if np.ndim(self.centroids) != 2 or not np.isfinite(self.centroids).all():
