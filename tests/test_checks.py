@@ -120,6 +120,7 @@ ONE_CLASS = {
     "GraNd": lambda ds, path: hp.GraNd([NET], column="embedding")(ds.with_format("numpy")[:]),
     "with_threshold_samples": lambda ds, path: hp.with_threshold_samples(ds),
     "train_with_log": lambda ds, path: hp.train_with_log(NET, ds, path / "log", epochs=1, inputs="embedding"),
+    "a fitted head": lambda ds, path: hp.task2vec(ds, hp.Probe(NET, column="embedding")),
 }
 
 
@@ -127,6 +128,6 @@ ONE_CLASS = {
 @pytest.mark.parametrize("labels", [[[0.0, 1.0]] * 6, [[0, 1], [1]] * 3])
 def test_several_labels_a_row(name, labels, tmp_path):
     """Multi-label data have no one class: told with the column, before anything is written."""
-    with pytest.raises(TypeError, match=r"column 'label' (holds|has type).*list.*, not (classes|numbers)"):
+    with pytest.raises(TypeError, match=r"column 'label' (holds|has type).*(several|list.*, not numbers)"):
         ONE_CLASS[name](Dataset.from_dict({**COLUMNS, "label": labels}), tmp_path)
     assert not list(tmp_path.iterdir())
