@@ -44,7 +44,11 @@ drop such rows first; where it is meant as it is, cast the column to string
     assert values is not None
     kind = values.type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_text(kind) or pa.types.is_null(kind)):
-        raise TypeError(f"column {name!r} holds {kind}, not classes; name a ClassLabel, integer or string column")
+        several = " (several labels a row: multi-label data)" if pa.types.is_nested(kind) else ""
+        raise TypeError(
+            f"column {name!r} holds {kind}{several}, not classes; name a ClassLabel, integer or string column with one "
+            "class a row"
+        )
     if values.null_count:
         row = start + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
         raise ValueError(f"column {name!r} is null in row {row}{of}; label it, or drop such rows first")

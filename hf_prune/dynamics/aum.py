@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune import rows
+from hf_prune.checks import check_dataset
 from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, open_logs, read_runs
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def with_threshold_samples(
     from hf_prune._arrow import check_column, column_array, numbers
     from hf_prune._layout import with_column
 
+    check_dataset(ds, "with_threshold_samples")
     for column in (label, row_id):
         check_column(ds, column)
     feature = ds.features[label]

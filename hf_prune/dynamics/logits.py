@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
-from hf_prune.dynamics.inputs import Inputs, Reader, as_list
+from hf_prune.dynamics.inputs import Inputs, Reader
 from hf_prune.labels import check_classes, is_text
 from hf_prune.models import Model, cached, device_for
 
@@ -139,6 +139,7 @@ class Classifier(Reader):
 
     def flops(self, batch: Batch) -> float:
         """Operations of the forward passes: counted on one row of middle size, scaled by tokens or rows."""
+        from hf_prune._embed.image import read_pictures
         from hf_prune._embed.torch_passes import count_flops
 
         if batch.n == 0:
@@ -151,7 +152,7 @@ class Classifier(Reader):
         if kind == "text":
             encoder, texts, rendered = self.read_texts(batch, column)
             return encoder.flops(texts, special=not rendered)
-        return self.image_encoder().flops(as_list(batch, column))
+        return self.image_encoder().flops(read_pictures(batch, column))
 
     def _named(self, names: Sequence[str], label: str) -> NDArray[np.int64]:
         from hf_prune._embed.plan import config_of

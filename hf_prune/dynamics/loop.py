@@ -30,8 +30,9 @@ from hf_prune._files import (
     whole,
     write_text,
 )
+from hf_prune._formats import unformatted
 from hf_prune._lock import locked
-from hf_prune.checks import check_choice, check_inside
+from hf_prune.checks import check_choice, check_dataset, check_inside
 from hf_prune.dynamics.format import Mode, aside, finished, sealed, unsealed
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.writer import CHECKPOINT, LogWriter, explained
@@ -134,9 +135,10 @@ def train_with_log(
         raise ValueError(f"epochs={epochs} and batch_size={batch_size} leave nothing to train; give 1 or more")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model={model!r} is no torch module; load it first, as with AutoModel...from_pretrained(...)")
+    check_dataset(ds, "train_with_log")
     factor = _schedule(schedule)
     labels = _labels(ds, label, id_column)
-    make_inputs = inputs if callable(inputs) else _reader(ds, inputs)
+    make_inputs = inputs if callable(inputs) else _Read(ds, inputs)
     ids = _arrow.column_array(ds, id_column)
     accelerator = accelerator or Accelerator()
 
@@ -245,6 +247,7 @@ class _Data:
 
     def __init__(self, ds: Any, make_inputs: Callable[[dict[str, Any]], Any], labels: Any, numbers: Any) -> None:
         self.ds, self.make_inputs, self.labels, self.numbers = ds, make_inputs, labels, numbers
+        self.shown = make_inputs.read(ds) if isinstance(make_inputs, _Read) else ds
 
     def __len__(self) -> int:
         return len(self.ds)
@@ -254,7 +257,7 @@ class _Data:
 
         where, whole = share
         company = where if len(where) else np.zeros(1, np.int64)  # for the collectives of an empty share
-        x = self.make_inputs(self.ds[company])
+        x = self.make_inputs(self.shown[company])
         return x, torch.from_numpy(self.labels[company]), torch.from_numpy(self.numbers[where]), whole
 
     def shares(self, batches: list[NDArray[np.int64]], world: Any, workers: int) -> Iterator[Any]:
@@ -380,43 +383,42 @@ def _to(x: Any, device: Any) -> Any:
     return x.to(device, non_blocking=True)
 
 
-def _reader(ds: Any, column: str) -> Callable[[dict[str, Any]], Any]:
-    _arrow.check_column(ds, column)
-    return _Read(column)
-
-
 class _Read:
     """Columns of images or numbers as tensors; a class, for workers that are spawned."""
 
-    def __init__(self, column: str) -> None:
+    def __init__(self, ds: Any, column: str) -> None:
+        _arrow.check_column(ds, column)
         self.column = column
+
+    def read(self, ds: Any) -> Any:
+        """The column as it is read, whatever the format; a transform of the user's own is kept."""
+        shown = unformatted(ds)
+        return shown.select_columns([self.column]) if shown.format["type"] is None else shown
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         import torch
 
+        from hf_prune._embed.image import decode_image
+
         values = batch[self.column]
         if isinstance(values, torch.Tensor):
             return values
+        if any(value is None for value in values):
+            raise ValueError(f"column {self.column!r} has null rows, which are no input; drop them first")
         if hasattr(values[0], "convert"):
+            values = [decode_image(image) for image in values]
             sizes = {image.size for image in values}
             if len(sizes) > 1:
                 raise ValueError(
                     f"column {self.column!r} has images of sizes {sorted(sizes)[:5]} in one batch; give a function as "
                     "inputs= that makes them one size"
                 )
-            pixels = np.stack([np.asarray(image.convert("RGB")) for image in values])
+            pixels = np.stack([np.asarray(image) for image in values])
             return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
-    from datasets import Dataset
-
-    if not isinstance(ds, Dataset):
-        raise TypeError(
-            f"ds is a {type(ds).__name__}; recording needs a datasets.Dataset, whose rows are known before training: "
-            "load it without streaming, and name one split"
-        )
     if not len(ds):
         raise ValueError("the dataset has no rows; there is nothing to train on")
     _arrow.check_column(ds, id_column)
@@ -433,7 +435,7 @@ def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
         )
     wrong = np.flatnonzero(null | (values < 0))
     if len(wrong):
-        first = ds[int(wrong[0])]
+        first = ds.with_format(None).select_columns([id_column, label])[int(wrong[0])]
         raise ValueError(
             f"column {label!r} has {len(wrong)} rows without a class (null or negative), first {id_column} "
             f"{first[id_column]!r}: {first[label]}; drop such rows first"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import _arrow, kmeans
+from hf_prune.checks import check_dataset
 
 
 def select_diverse(
@@ -49,6 +50,7 @@ def select_diverse(
     """
     if not 0 <= diversity <= 1:
         raise ValueError(f"diversity={diversity} is no share; give 0 (score alone) to 1 (distance alone)")
+    check_dataset(ds, "select_diverse")
     for name, value in (("k", k), ("pool", pool)):
         if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
             raise ValueError(f"{name}={value!r} is no number of rows; give 1 or more")
