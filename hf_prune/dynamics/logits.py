@@ -33,11 +33,11 @@ class Classifier(Reader):
 
     def network(self) -> torch.nn.Module:
         """The network in eval mode, on the device of the rank."""
-        network = self.model.load(self.rank, self.head, new_head=self.new_head)
+        network: Any = self.model.load(self.rank, self.head, new_head=self.new_head)
         if not self.own and self.kind == "text" and self.task == "classification" and self.pad is None:
             # it would refuse two rows at once; ids count from 0, so the last token of each is found, as of one row
             network.config.get_text_config().pad_token_id = NO_PADDING
-        return network
+        return network  # type: ignore[no-any-return]
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""

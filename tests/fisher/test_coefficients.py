@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import hf_prune as hp
-from hf_prune.fisher.coefficients import Batches, _alignment, _cross, _diversity, _quotas, combine
+from hf_prune.fisher.batches import Batches, _quotas
+from hf_prune.fisher.coefficients import _alignment, _cross, _diversity, combine
 
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
@@ -48,7 +49,7 @@ def test_known_vectors():
     same = _diversity(batches_of(*[A] * 8), False)
     assert (same.value, same.interval) == (0, (0, 0)) and float(same) == 0
     for candidate, quality in (([1, 4, 2.2], 0.59949609489), ([4, 1, 2], 0.40645161290), ([2, 2, 2], 0.53103448276)):
-        aligned = _alignment(batches_of(candidate, candidate), batches_of([1, 4, 2], [1, 4, 2]))
+        aligned = _alignment(batches_of(*[candidate] * 3), batches_of(*[[1, 4, 2]] * 3))
         found = combine(aligned, _coefficient(0.2), 0.5)
         assert float(found) == pytest.approx(quality, abs=5e-12)
 
@@ -97,7 +98,7 @@ def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
 
 def test_batches_are_those_of_task2vec(banks, probe):
     """Embedded together as embedded one by one."""
-    from hf_prune.fisher.coefficients import _order, embed_batches
+    from hf_prune.fisher.batches import _order, embed_batches
 
     found = embed_batches(banks, probe, 8, 4, 0, noise_floor=False)
     first = banks.select(_order(banks, probe, 0)[:4])
@@ -110,8 +111,8 @@ def test_alignment_is_highest_with_itself(banks, cats, probe):
     other = hp.alignment_coefficient(halves[0], cats, probe, batches=8)
     assert own.interval[0] > other.interval[1] and own.rows == 10
     itself = hp.alignment_coefficient(halves[0], halves[0], probe, batches=8)
-    assert itself.value == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.value < 1
-    assert own.corrected > own.value
+    assert itself.plain == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.plain < 1
+    assert own.corrected == own.value > own.plain and own.interval[1] == itself.interval[1] == 1
     pairs = hp.alignment_coefficient(halves[0], cats, probe, batches=8, rows=10, whole=False)
     assert pairs.value < other.value  # smaller samples, more noise
     quality = hp.data_quality(halves[0], cats, probe, alpha=0.25, batches=8, rows=10, noise_floor=False)

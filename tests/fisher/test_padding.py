@@ -30,8 +30,9 @@ def gpt2(**options):
 
 
 def llama(**options):
-    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_labels=3,
-                         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=40, **options)  # fmt: skip
+    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1, num_labels=3,
+                         max_position_embeddings=40, **options)  # fmt: skip
     return LlamaForSequenceClassification(config)
 
 
