@@ -28,15 +28,16 @@ class Estimate(NamedTuple):
         freedom: degrees of freedom of Student's t.
         second: variance of what pairs of batches add. Where single batches hardly move the number (all alike on
             average, two samples of one distribution) it is all there is.
-        below, above: bias that may be left on either side.
+        bias: what may be left of it, the value being too high by the first or too low by the second.
+        least: how far below and above the value the interval reaches at least.
     """
 
     value: float
     influences: tuple[Floats, ...]
     freedom: int
     second: float = 0.0
-    below: float = 0.0
-    above: float = 0.0
+    bias: tuple[float, float] = (0.0, 0.0)
+    least: tuple[float, float] = (0.0, 0.0)
 
     @property
     def error(self) -> float:
@@ -48,46 +49,43 @@ class Estimate(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval, within [0, 1].
 
-        Student's t interval, and what Hall's transformation (1992) makes of it where the influences are skewed: from
-        the lower of both ends to the higher.
+        From the lower to the higher end of two: Student's t interval, and what Hall's transformation (1992) makes of it
+        where the influences are skewed.
         """
         error = self.error
         reach = student(self.freedom) * error
-        low, high = self.value - reach, self.value + reach
+        below, above = max(reach, self.least[0]), max(reach, self.least[1])
         if error > 0:
-            skew = sum(float((p**3).sum()) / len(p) ** 3 for p in self.influences) / error**3
-            low = min(low, self.value - error * _unskewed(reach / error, skew))
-            high = max(high, self.value - error * _unskewed(-reach / error, skew))
-        low, high = np.clip([low - self.below, high + self.above], 0, 1).tolist()
+            skew = sum(_third(p) for p in self.influences) / error**3
+            below = max(below, error * _unskewed(reach / error, skew))
+            above = max(above, -error * _unskewed(-reach / error, skew))
+        low, high = np.clip([self.value - below - self.bias[0], self.value + above + self.bias[1]], 0, 1).tolist()
         return low, high
 
     def times(self, factor: float, plus: float = 0.0) -> Estimate:
         """`factor` times the number, plus a constant."""
-        sides = (self.below, self.above) if factor > 0 else (self.above, self.below)
-        below, above = (abs(factor) * side for side in sides)
         moved = tuple(factor * p for p in self.influences)
-        return Estimate(factor * self.value + plus, moved, self.freedom, factor**2 * self.second, below, above)
+        turn = 1 if factor > 0 else -1
+        bias, least = ((abs(factor) * low, abs(factor) * high) for low, high in (self.bias[::turn], self.least[::turn]))
+        return Estimate(factor * self.value + plus, moved, self.freedom, factor**2 * self.second, bias, least)
 
     def plus(self, other: Estimate) -> Estimate:
         """The sum of two numbers that share their batches."""
         small = min([len(p) for p in (*self.influences, *other.influences)], default=0)
         mine, theirs = ([_grouped(p, small) for p in e.influences] for e in (self, other))
         both = [*(a + b for a, b in zip(mine, theirs, strict=False)), *mine[len(theirs) :], *theirs[len(mine) :]]
-        return Estimate(
-            self.value + other.value,
-            tuple(both),
-            min(self.freedom, other.freedom),
-            self.second + other.second,
-            self.below + other.below,
-            self.above + other.above,
-        )
+        bias = self.bias[0] + other.bias[0], self.bias[1] + other.bias[1]
+        least = max(self.least[0], other.least[0]), max(self.least[1], other.least[1])
+        freedom = min(self.freedom, other.freedom)
+        return Estimate(self.value + other.value, tuple(both), freedom, self.second + other.second, bias, least)
 
 
 def of_pairs(distances: Floats, parts: NDArray[np.int64] | None = None) -> Estimate:
     """The expected distance between two batches: the mean over the pairs i < j of an (M, M) matrix, which has no bias.
 
     Its error is the jackknife's: pairs share batches, so their spread over the root of their number would be far too
-    small.
+    small. Distances are skewed where few batches are unlike all others, which few batches do not show: the interval
+    reaches up to that of the logarithm at least, with half the degrees of freedom.
 
     Args:
         distances: between the batches.
@@ -115,8 +113,8 @@ def of_pairs(distances: Floats, parts: NDArray[np.int64] | None = None) -> Estim
             block = distances[np.ix_(number == a, number == b)]
             count = sizes[a] * sizes[b] if a < b else sizes[a] * (sizes[a] - 1) / 2
             second += count * (_unshared(block) if a < b else _unshared_pairs(block))
-    freedom = m - len(sizes) - 1
-    return Estimate(float(distances[np.triu_indices(m, 1)].mean()), (pseudo,), max(freedom, 1), second / pairs**2)
+    value = float(distances[np.triu_indices(m, 1)].mean())
+    return _with_logarithm(Estimate(value, (pseudo,), max(m - len(sizes) - 1, 1), second / pairs**2))
 
 
 def of_cross(distances: Floats) -> Estimate:
@@ -129,7 +127,7 @@ def of_cross(distances: Floats) -> Estimate:
     m, n = distances.shape
     value = float(distances.mean())
     influences = distances.mean(1) - value, distances.mean(0) - value
-    return Estimate(value, influences, max(min(m, n) - 2, 1), _unshared(distances) / (m * n))
+    return _with_logarithm(Estimate(value, influences, max(min(m, n) - 2, 1), _unshared(distances) / (m * n)))
 
 
 def of_means(a: Floats, b: Floats, terms_a: NDArray[np.int64], terms_b: NDArray[np.int64]) -> tuple[Estimate, float]:
@@ -137,7 +135,7 @@ def of_means(a: Floats, b: Floats, terms_a: NDArray[np.int64], terms_b: NDArray[
 
     The latter is too high, by about the relative variance of the averages: noise in either is a distance. Its bias is
     a series in 1 / M, of which a jackknife of the second order takes off two terms, by what comes out without one and
-    without two batches of both sets. What the series promises beyond is kept as `below`, twice, since it is a guess.
+    without two batches of both sets. What the series promises beyond is kept as `bias`, twice, since it is a guess.
 
     Errors are the delete-one jackknife's, of the distance with one term taken off. At distance 0 its variance is twice
     what it should be (Efron and Stein), so that intervals of two samples of one distribution are wide.
@@ -186,7 +184,7 @@ def of_means(a: Floats, b: Floats, terms_a: NDArray[np.int64], terms_b: NDArray[
     parts = [
         (held - weight[:, None] * mean) / weight.sum() for held, weight, mean in zip(sums, weights, means, strict=True)
     ]
-    return Estimate(twice, (pseudo,), max(n - 2, 1), _second(*means, *parts), below=2 * beyond), plain
+    return Estimate(twice, (pseudo,), max(n - 2, 1), _second(*means, *parts), (2 * beyond, 0.0)), plain
 
 
 def student(freedom: int) -> float:
@@ -201,6 +199,20 @@ def student(freedom: int) -> float:
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
     return z + first / freedom + second / freedom**2 + third / freedom**3 + fourth / freedom**4
+
+
+def _with_logarithm(found: Estimate) -> Estimate:
+    """The interval of a mean of distances reaches up to that of its logarithm at least."""
+    if found.value <= 0:
+        return found
+    exponent = min(student(max(found.freedom // 2, 1)) * found.error / found.value, 50)
+    return found._replace(least=(0.0, found.value * float(np.expm1(exponent))))
+
+
+def _third(p: Floats) -> float:
+    """Third cumulant, without bias, of the mean of deviations (n,)."""
+    n = len(p)
+    return float((p**3).sum()) / (n * (n - 1) * (n - 2)) if n > 2 else 0.0
 
 
 def _unskewed(t: float, skew: float) -> float:
