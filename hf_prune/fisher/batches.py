@@ -78,9 +78,10 @@ def embed_batches(
     quotas = _quotas(batches, chosen, shares, mix)
     for size, need in zip(sizes, quotas.sum(0).tolist(), strict=True):
         if need > size:
+            one = f"{chosen} row{'s' if chosen > 1 else ''}"
             raise ValueError(
-                f"{batches} batches of {chosen} rows need {need} rows of a dataset that has {size}; batches share no "
-                f"row: {_advice(sizes, shares, batches, mix)}"
+                f"{batches} batches of {one} need {need} rows of a dataset that has {size}; batches share no row: "
+                f"{_advice(sizes, shares, batches, mix)}"
             )
     picked, groups = [], []
     for part, quota in zip(parts, quotas.T, strict=True):
