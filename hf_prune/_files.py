@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,7 +33,14 @@ TEMPORARY = ".hf_prune_tmp"
 STALE = 7 * 24 * 3600  # seconds after which what another host left is swept away
 MAX_TEXT = 256 << 20  # bytes of a JSON or text file from elsewhere
 MAX_DEPTH = 100  # of JSON from elsewhere
-_WRITER = re.compile(r"\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}" + re.escape(TEMPORARY) + "$")
+_SEAL = b"hf_prune xxh3_128"
+_OLD = ".hf_prune_old"  # what a folder was, in the moment before another one takes its place
+_WRITER = re.compile(
+    rf"\.(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)-[0-9a-f]{{8}}(?P<end>{re.escape(TEMPORARY)}|{re.escape(_OLD)})$"
+)
+# errors of the machine, not of the file that is read
+_MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+_NAMED = 160  # characters of a name that a temporary one repeats
 
 
 class DamagedFileError(ValueError):
@@ -55,8 +63,8 @@ def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, fo
         path: the file or folder to be written.
         explained: gives errors of the disk in a folder their reason and the next step.
         sync: False for a small file that may be cut off by a power cut, for readers who notice that.
-        folder: `path` is a folder, made anew; its files are synced too. One that is there is replaced, and for a
-            moment lies beside it under a temporary name.
+        folder: make the temporary path, as a folder. Files of a folder are synced too. One that is there is replaced,
+            and for a moment lies beside it under another name, from which `sweep` puts it back.
 
     Raises:
         OSError: the disk is full or may not be written; nothing is left behind.
@@ -68,19 +76,64 @@ def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, fo
                 temporary.mkdir()
         yield temporary
         with explained(path.parent):
-            if sync:
-                sync_tree(temporary)
-            if folder and path.is_dir():
-                old = temporary_path(path)
-                os.rename(path, old)
-                os.rename(temporary, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
-            if sync:
-                _sync(path.parent)
-    finally:
+            put(temporary, path, sync=sync)
+    except BaseException:
         remove(temporary)
+        raise
+
+
+def put(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Sync a file or folder that is finished, and let it take the place of `path`, on the same disk, in one step."""
+    if sync:
+        sync_tree(temporary)
+    if temporary.is_dir() and path.is_dir():
+        _swap(temporary, path)
+    else:
+        os.replace(temporary, path)
+    if sync:
+        _sync(path.parent)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Put a folder in the place of another; files in use stay readable, for what is mapped keeps its inode."""
+    old = temporary_path(path, _OLD)
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    remove(old)
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, where they are missing; those that stay empty go again."""
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A folder of this process's own, gone afterwards; those of killed processes are swept first.
+
+    Args:
+        parent: where; by default the machine's folder for temporary files.
+    """
+    where = Path(tempfile.gettempdir()) if parent is None else parent
+    sweep(where)
+    folder = temporary_path(where / "scratch")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def write_bytes(path: Path, data: bytes, explained: Explain = unexplained, sync: bool = True) -> None:
@@ -94,7 +147,9 @@ def write_text(path: Path, text: str, explained: Explain = unexplained, sync: bo
     write_bytes(path, text.encode(), explained, sync)
 
 
-def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], explained: Explain) -> None:
+def write_stream(
+    path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch], explained: Explain, *, seal: bool = False
+) -> None:
     """Write an Arrow IPC stream.
 
     Args:
@@ -102,6 +157,7 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
         schema: of the batches.
         batches: what to write; what raises while they are made is not the disk's fault.
         explained: gives errors of the disk in a folder their reason and the next step.
+        seal: put a digest behind the end of the stream, where readers of Arrow do not look, for `is_sealed`.
 
     Raises:
         OSError: the disk is full or may not be written; nothing is left behind.
@@ -118,9 +174,28 @@ def write_stream(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch
                     writer.write_batch(batch)
             with explained(folder):
                 writer.close()
+                if seal:
+                    sink.flush()
+                    sink.write(_SEAL + bytes.fromhex(file_digest(temporary)))
         finally:
             with explained(folder):
                 sink.close()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file is there, as `write_stream` with `seal=True` left it; all of it is read."""
+    state = xxhash.xxh3_128()
+    tail = b""
+    try:
+        with open(path, "rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - len(_SEAL) - state.digest_size
+            while left > 0 and (block := stream.read(min(left, 1 << 22))):
+                state.update(block)
+                left -= len(block)
+            tail = stream.read()
+    except OSError:
+        return False
+    return tail == _SEAL + state.digest()
 
 
 def write_parquet(path: Path, table: pa.Table, explained: Explain) -> None:
@@ -134,9 +209,9 @@ def write_parquet(path: Path, table: pa.Table, explained: Explain) -> None:
         pq.write_table(table, temporary, compression="zstd", use_dictionary=False, use_byte_stream_split=floats)
 
 
-def temporary_path(path: Path) -> Path:
+def temporary_path(path: Path, end: str = TEMPORARY) -> Path:
     """A name beside `path` that says who writes it; nothing is made."""
-    return path.with_name(f"{path.name[:120]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    return path.with_name(f"{path.name[:_NAMED]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{end}")
 
 
 def remove(path: Path) -> None:
@@ -151,11 +226,12 @@ def remove(path: Path) -> None:
 def sweep(folder: Path) -> int:
     """Remove temporary files and folders in `folder` that killed writers left; return how many.
 
-    Those of this host go when their process is gone, those of others after a week.
+    Those of this host go when their process is gone, those of others after a week. A folder that was to be replaced,
+    by a writer killed in that moment, gets its name back.
     """
     found = 0
     try:
-        names = [name for name in os.listdir(folder) if name.endswith(TEMPORARY)]
+        names = [name for name in os.listdir(folder) if name.endswith((TEMPORARY, _OLD))]
     except OSError:
         return 0
     for name in names:
@@ -164,7 +240,12 @@ def sweep(folder: Path) -> int:
             ours = writer is not None and writer["host"] == _host()
             dead = ours and not is_alive(int(writer["pid"]))  # type: ignore[index]
             if dead or time.time() - (folder / name).lstat().st_mtime > STALE:
-                remove(folder / name)
+                target = folder / name[: writer.start()] if writer else None
+                lost = target is not None and not target.exists() and len(target.name) < _NAMED
+                if writer and writer["end"] == _OLD and lost:
+                    os.rename(folder / name, target)  # type: ignore[arg-type]
+                else:
+                    remove(folder / name)
                 found += 1
     return found
 
@@ -236,22 +317,32 @@ def reading(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     Raises:
         FileNotFoundError: it is not there.
         DamagedFileError: it is there, and is not what it should be.
-        PermissionError: it may not be read.
+        OSError: it may not be read, or the machine cannot: no fault of the file.
     """
     try:
         yield
-    except (DamagedFileError, PermissionError):
+    except DamagedFileError:
         raise
     except FileNotFoundError as error:
+        if error.filename is None:  # said by a library, of a part of it
+            raise _damaged(what, path, error, remedy) from error
         raise FileNotFoundError(error.errno, f"the {what} {path} is missing {error.filename}; {remedy}") from error
+    except OSError as error:
+        if error.errno in _MACHINE:
+            raise
+        raise _damaged(what, path, error, remedy) from error
     except RecursionError as error:
         raise DamagedFileError(f"the {what} {path} is nested too deeply to be one; {remedy}") from error
     except MemoryError as error:
         raise DamagedFileError(f"the {what} {path} asks for more memory than there is; {remedy}") from error
     except Exception as error:  # json, Arrow, safetensors, YAML and key errors share no base
-        said = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
-        raise DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}") from error
+        raise _damaged(what, path, error, remedy) from error
+
+
+def _damaged(what: str, path: Path | str, error: Exception, remedy: str) -> DamagedFileError:
+    said = str(error).strip().splitlines() or [""]
+    reason = f"{type(error).__name__}: {said[0][:200]}".rstrip(": ")
+    return DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}")
 
 
 def read_text(path: Path, what: str, remedy: str, limit: int = MAX_TEXT) -> str:

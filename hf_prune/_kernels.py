@@ -18,19 +18,86 @@ def _ordered(bits):  # type: ignore[no-untyped-def]
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
+@sums
+def _product(a: np.ndarray, b: np.ndarray) -> float:
+    total = 0.0
+    for c in range(len(a)):
+        total += np.float64(a[c]) * b[c]
+    return total
+
+
 @kernel
-def largest(bits: np.ndarray, found: np.ndarray) -> None:
-    """Column of the largest of each row of float32 numbers, handed over as (n, k) int32 bits; the lowest of equals."""
+def settle(
+    bits: np.ndarray,
+    x: np.ndarray,
+    slack: np.ndarray,
+    exact: np.ndarray,
+    halves: np.ndarray,
+    crowd: int,
+    found: np.ndarray,
+) -> bool:
+    """Columns of the largest of `x.v - half` of each row, where it is known in float32 only; the lowest of equals.
+
+    Args:
+        bits: (n, k) int32 bits of the float32 numbers.
+        x: (n, d) rows.
+        slack: (n,) how far each number may be off.
+        exact: (k, d) float64 v.
+        halves: (k,) float64.
+        crowd: columns a row, on average, at which telling them apart costs more than all products in float64.
+        found: (n, 1) or (n, 2) int64, written, the largest first.
+
+    Returns:
+        False where too many columns come close: take another way.
+    """
     n, k = bits.shape
+    word, wide = np.empty(1, np.int32), np.empty(1, np.float32)
+    as_float, as_word = word.view(np.float32), wide.view(np.int32)
+    two = found.shape[1] == 2
+    compared = 0
     for i in range(n):
         row = bits[i]
         top = _ordered(row[0])
         for j in range(1, k):
             top = max(top, _ordered(row[j]))
+        if two:  # what decides is the second largest
+            once, second = False, np.int32(-0x7FFFFFFF)
+            for j in range(k):
+                value = _ordered(row[j])
+                if value == top and not once:
+                    once = True
+                else:
+                    second = max(second, value)
+            top = second
+        word[0] = _ordered(top)
+        wide[0] = as_float[0] - np.float32(2.0 * slack[i])
+        low = _ordered(as_word[0]) - np.int32(1)
+        count = np.int32(0)
         for j in range(k):
-            if _ordered(row[j]) == top:
-                found[i] = j
-                break
+            count += np.int32(_ordered(row[j]) >= low)
+        if count == 1 and not two:
+            for j in range(k):
+                if _ordered(row[j]) >= low:
+                    found[i, 0] = j
+                    break
+            continue
+        compared += int(count)
+        if compared > crowd * n:
+            return False
+        first, next_, best, other = -1, -1, 0.0, 0.0
+        for j in range(k):
+            if _ordered(row[j]) < low:
+                continue
+            told = _product(x[i], exact[j]) - halves[j]
+            if first < 0 or told > best:
+                other, next_ = best, first
+                best, first = told, j
+            elif next_ < 0 or told > other:
+                other, next_ = told, j
+        found[i, 0] = first
+        if two:
+            found[i, 1] = next_
+    return True
 
 
 @sums
@@ -70,14 +137,6 @@ def cosines(x: np.ndarray, found: np.ndarray, exact: np.ndarray, cosine: np.ndar
             dot += value * direction[c]
             square += value * value
         cosine[i] = dot / np.sqrt(square) if square > 0 else np.nan
-
-
-@sums
-def _product(a: np.ndarray, b: np.ndarray) -> float:
-    total = 0.0
-    for c in range(len(a)):
-        total += np.float64(a[c]) * b[c]
-    return total
 
 
 @kernel

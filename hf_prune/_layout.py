@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune._arrow import gather, positions_of, row_bytes
-from hf_prune._files import write_stream
+from hf_prune._files import is_sealed, scratch, sweep, write_stream
 
 Layout = Literal["auto", "contiguous", "indices"]
 LAYOUTS = ("auto", "contiguous", "indices")
@@ -73,7 +75,9 @@ def _contiguous(ds: Any, rows: NDArray[np.int64], fingerprint: str) -> Any:
     path = _cache_path(ds, fingerprint)
     table = _complete(path, ds.data.schema, len(rows))
     if table is None:
-        write_stream(path, ds.data.schema, merged(gather(ds.data.table, where), ds.data.schema), _explained)
+        sweep(path.parent)
+        batches = merged(gather(ds.data.table, where), ds.data.schema)
+        write_stream(path, ds.data.schema, batches, _explained, seal=True)
         table = MemoryMappedTable.from_file(str(path))
     return _dataset(ds, table, fingerprint)
 
@@ -94,22 +98,36 @@ def _in_memory(table: pa.Table) -> Any:
 def _cache_path(ds: Any, fingerprint: str) -> Path:
     """Beside the parent's files, named as `cleanup_cache_files` expects; else in the temporary cache."""
     import datasets
-    from datasets.fingerprint import get_temporary_cache_files_directory
 
     if datasets.is_caching_enabled() and ds.cache_files:
         return Path(ds.cache_files[0]["filename"]).parent / f"cache-prune-{fingerprint}.arrow"
-    return Path(get_temporary_cache_files_directory()) / f"cache-prune-{uuid.uuid4().hex}.arrow"
+    return temporary_cache() / f"cache-prune-{uuid.uuid4().hex}.arrow"
+
+
+def temporary_cache() -> Path:
+    """A folder for files that end with this process; unlike that of `datasets`, one that is killed has it swept."""
+    global _temporary
+    if _temporary is None or _temporary[0] != os.getpid():
+        stack = contextlib.ExitStack()
+        _temporary = os.getpid(), stack.enter_context(scratch())
+        atexit.register(_close, stack, os.getpid())
+    return _temporary[1]
+
+
+_temporary: tuple[int, Path] | None = None
+
+
+def _close(stack: contextlib.ExitStack, pid: int) -> None:
+    if os.getpid() == pid:  # not in a fork of it
+        stack.close()
 
 
 def _complete(path: Path, schema: pa.Schema, n: int) -> Any | None:
     from datasets.table import MemoryMappedTable
 
-    if not path.exists():
+    if not is_sealed(path):  # cut off, damaged or foreign: it is written anew
         return None
-    try:
-        table = MemoryMappedTable.from_file(str(path))
-    except (pa.ArrowInvalid, OSError):
-        return None  # cut off or foreign: it is written anew
+    table = MemoryMappedTable.from_file(str(path))
     return table if table.num_rows == n and table.schema.equals(schema) else None
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from hf_prune._shown import printable
+
 T = TypeVar("T")
 DELAY = 3.0  # seconds: what is done sooner shows no bar
 
@@ -26,7 +28,7 @@ def shown(blocks: Iterable[T], ds: Any, desc: str, rows: Callable[[T], int]) -> 
 
     total = len(ds) if hasattr(ds, "__len__") else None
     other = int(os.environ.get("RANK") or 0) > 0  # of the processes of a launch one shows a bar
-    with tqdm(total=total, unit=" rows", desc=desc, delay=DELAY, leave=False, disable=other) as bar:
+    with tqdm(total=total, unit=" rows", desc=printable(desc), delay=DELAY, leave=False, disable=other) as bar:
         for block in blocks:
             yield block
             bar.update(rows(block))

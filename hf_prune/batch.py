@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_prune import _arrow
+from hf_prune._utf8 import check_utf8
 
 
 class MissingColumnError(KeyError):
@@ -111,6 +112,7 @@ class Batch(Mapping[str, Any]):
 
         Raises:
             TypeError: a row is no string (a null is none either).
+            ValueError: a text with half of a surrogate pair.
         """
         values = list(self[name])
         for row, value in enumerate(values):
@@ -119,6 +121,7 @@ class Batch(Mapping[str, Any]):
                     f"column {name!r}: row {row} of this batch is {type(value).__name__}, not text; "
                     "name a text column, or drop such rows first"
                 )
+        check_utf8(values, self.who)
         return values
 
     def _stored(self, name: str) -> pa.Array | None:

@@ -13,6 +13,8 @@ import jinja2
 import numpy as np
 from huggingface_hub import DatasetCard
 
+from hf_prune import _files
+from hf_prune._shown import without_tokens
 from hf_prune.columns import ScoreColumn
 
 TAGS = ("hf_prune", "data-pruning", "scores")
@@ -24,7 +26,6 @@ BINS, WIDTH, CLASSES = 10, 24, 30
 _PATH = re.compile(r"(?:file:/*)?(?<![\w)\]/:.~])(?:~|\.{1,2})?/[\w.@+-]+(?:/[\w.@+ -]*[\w.@+-])+/?")
 _WHOLE = re.compile(r"(?:file:|/|~[\\/]|\.{1,2}[\\/]|[A-Za-z]:[\\/]|\\\\)(?!\s)[^\n]*")
 _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:[\\/][\w.@+-]+(?:[\\/][\w.@+-]+)*")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
 # -- what may be published ---------------------------------------------------------------
@@ -45,9 +46,9 @@ def scrub(value: Any) -> Any:
     """Any JSON value without machine paths and tokens; keys are scrubbed, too."""
     if isinstance(value, str):
         if _WHOLE.fullmatch(value):
-            return _TOKEN.sub("(token removed)", _base(value))
-        text = _PATH.sub(lambda m: _base(m[0]), value)
-        return _TOKEN.sub("(token removed)", _WINDOWS.sub(lambda m: _base(m[0]), text))
+            return without_tokens(_base(value))
+        text = _PATH.sub(lambda m: _base(m[0]), without_tokens(value))  # first: a token may hold a slash
+        return _WINDOWS.sub(lambda m: _base(m[0]), text)
     if isinstance(value, Path):
         return value.name
     if isinstance(value, Mapping):
@@ -317,14 +318,11 @@ def merge_readme(
     Raises:
         ValueError: the YAML of the README cannot be read.
     """
-    try:
+    with _files.reading(scores.repo_id, "README of", "mend its YAML, then push again"):
         # an empty block where there is none: the client would log a warning about what is no fault
         has_yaml = (old or "").lstrip().startswith("---")
         card = DatasetCard(old if has_yaml and old else "---\n{}\n---\n" + (old or ""), ignore_metadata_errors=False)
-    except Exception as error:
-        raise ValueError(
-            f"the README of {scores.repo_id} has YAML that cannot be read; mend it, then push again: {error}"
-        ) from error
+        _check_header(card.data)
     data, name = card.data, scores.config_name
     data["tags"] = _with(data.get("tags"), TAGS)
     if license and not data.get("license"):
@@ -347,17 +345,35 @@ def merge_readme(
     return head + _replace(text, *markers(name), scores.section())
 
 
+def _check_header(data: Any) -> None:
+    """Refuse YAML that is not what the Hub reads, in the entries that we add to.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for key in ("configs", "dataset_info"):
+        entries = data.get(key) or []
+        if key == "dataset_info" and isinstance(entries, Mapping):
+            entries = [entries]
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(f"{key} is no list of configs")
+    for key in ("tags", "source_datasets"):
+        listed = data.get(key) or []
+        if not isinstance(listed, str) and not (isinstance(listed, list) and all(isinstance(x, str) for x in listed)):
+            raise ValueError(f"{key} is no list of words")
+
+
 def _with(now: Any, more: Iterable[str]) -> list[Any]:
     kept = [now] if isinstance(now, str) else list(now or [])
     return kept + [item for item in more if item not in kept]
 
 
 def _replace(text: str, begin: str, end: str, section: str) -> str:
+    """Put the section between the markers; text after a marker that has lost its counterpart is the owner's."""
     block = f"{begin}\n{section.strip()}\n{end}"
-    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(text):
-        lone = [line for line in text.splitlines(keepends=True) if line.strip() not in (begin, end)]
-        return "".join(lone).rstrip() + f"\n\n{block}\n"
-    blocks: Iterable[str] = iter((block,))
-    put: Callable[[re.Match[str]], str] = lambda _: next(iter(blocks), "")  # noqa: E731
-    return pattern.sub(put, text)
+    ours = re.compile(f"{re.escape(begin)}(?:(?!{re.escape(begin)}).)*?{re.escape(end)}", re.DOTALL)
+    first, *rest = (
+        "".join(line for line in part.splitlines(keepends=True) if line.strip() not in (begin, end))
+        for part in ours.split(text)
+    )
+    return f"{first}{block}{''.join(rest)}" if rest else f"{first.rstrip()}\n\n{block}\n"

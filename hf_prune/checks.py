@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 _SPLIT = re.compile(r"\w+(\.\w+)*")  # the rule of `datasets`, which refuses to read back any other
+_CONFIG = re.compile(r"\w[\w.-]*")
 _DIGEST = re.compile(r"[0-9a-f]+")
 
 
@@ -21,6 +24,35 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+
+
+def check_parallel(what: str, **arrays: Any) -> None:
+    """Raise a ValueError unless all arrays have one dimension and one length.
+
+    >>> check_parallel("Herding", known=np.arange(3), scores=np.zeros(2))
+    Traceback (most recent call last):
+    ...
+    ValueError: Herding: known, scores have shapes (3,), (2,); they need one number for each row
+    """
+    shapes = [np.shape(array) for array in arrays.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(
+            f"{what}: {', '.join(arrays)} have shapes {', '.join(map(str, shapes))}; they need one number for each row"
+        )
+
+
+def check_places(what: str, places: Any, size: int) -> None:
+    """Raise a ValueError unless `places` are whole numbers from 0 to below `size`: they are read without a look.
+
+    >>> check_places("Spans.offsets", np.array([0, 7]), 7)
+    Traceback (most recent call last):
+    ...
+    ValueError: Spans.offsets: 7 is no place among 7
+    """
+    if places.dtype.kind not in "iu":
+        raise ValueError(f"{what} holds {places.dtype}, not whole numbers")
+    for bad in places[(places < 0) | (places >= size)].reshape(-1)[:1]:
+        raise ValueError(f"{what}: {bad} is no place among {size}")
 
 
 def check_split_name(name: Any) -> str:
@@ -42,6 +74,21 @@ def check_split_name(name: Any) -> str:
     raise ValueError(
         f"split name {text!r} cannot be read back by datasets; use letters, digits, '_' and '.', as {better!r}"
     )
+
+
+def check_config_name(name: Any, taken: Sequence[str] = (), argument: str = "config_name") -> str:
+    """Give a config's name back if it can be one, and a folder.
+
+    >>> check_config_name("../other")
+    Traceback (most recent call last):
+    ...
+    ValueError: config_name='../other' is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'
+    """
+    if isinstance(name, str) and _CONFIG.fullmatch(name) and name not in taken:
+        return name
+    if name in taken:
+        raise ValueError(f"{argument}={name!r} is the name of the data; 'scores' is usual for scores")
+    raise ValueError(f"{argument}={name!r} is no name for a config; use letters, digits, '_', '-' and '.', as 'scores'")
 
 
 def check_digest(text: Any, digits: int = 32) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_prune.batch import Batch, missing_column
 from hf_prune.values import Value
-
-_WORD = re.compile(r"\S+")
+from hf_prune.words import spaced_spans
 
 
 def chunks_of(text: str, words: int, min_words: int = 1) -> list[str]:
-    """A text cut behind every `words` words (runs of anything but white space); white space inside a chunk stays.
+    """A text cut behind every `words` words; white space inside a chunk stays.
+
+    Words are runs of anything but white space; in scripts without spaces between words they are cut further, by
+    Unicode's word boundaries (see `hf_prune.words`).
 
     Args:
         text: to cut.
@@ -23,8 +24,10 @@ def chunks_of(text: str, words: int, min_words: int = 1) -> list[str]:
 
     >>> chunks_of("one two  three", 2)
     ['one two', 'three']
+    >>> chunks_of("東京都は、日本", 3)
+    ['東京都', 'は、日本']
     """
-    spans = [match.span() for match in _WORD.finditer(text)]
+    spans = spaced_spans(text)
     ends = range(0, len(spans), words)
     cut = [spans[i : i + words] for i in ends]
     return [text[part[0][0] : part[-1][1]] for part in cut if len(part) >= min_words]
@@ -32,6 +35,8 @@ def chunks_of(text: str, words: int, min_words: int = 1) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Chunker(Value):
+    version: ClassVar[int] = 2
+
     words: int
     text: str
     min_words: int
@@ -62,7 +67,7 @@ def chunk_texts(
 
     Args:
         ds: a `Dataset`, or an `IterableDataset` that knows its columns.
-        words: of a chunk, runs of anything but white space; 128 in the paper of DSIR.
+        words: of a chunk, as `chunks_of` counts them; 128 in the paper of DSIR.
         text: column to cut.
         min_words: chunks of fewer words are dropped; `min_words=words` leaves none but whole ones. A text without
             any word has no chunk.
@@ -74,6 +79,7 @@ def chunk_texts(
         KeyError: no such column.
         ValueError: `words` below 1, `min_words` out of range, or a column named as `chunk` is there.
         TypeError: a row of `text` is no string.
+        ValueError: a text with half of a surrogate pair.
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"text": ["one two three", "four"], "label": [0, 1]})
@@ -89,7 +95,7 @@ def chunk_texts(
         raise ValueError(f"words={words}, min_words={min_words}; give 1 <= min_words <= words")
     there = ds.column_names
     if there is None:
-        raise ValueError("this stream does not know its columns; give it features= or ds.resolve_features() first")
+        raise ValueError("this stream does not know its columns; give it its features first, as in ds.cast(features)")
     if text not in there:
         raise missing_column(text, there, "chunk_texts")
     if chunk in there:

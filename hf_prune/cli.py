@@ -18,6 +18,7 @@ import typer.core
 
 from hf_prune import __version__
 from hf_prune._cli.scorers import SCORERS
+from hf_prune._shown import printable, without_tokens
 
 if TYPE_CHECKING:
     from hf_prune._cli.io import Data
@@ -28,6 +29,12 @@ ESTIMATE_ROWS = 8
 
 class _Group(typer.core.TyperGroup):
     """Turns what goes wrong into one line and an exit code, and warnings into one line each."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            raise _clean(error) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,7 +49,9 @@ class _Group(typer.core.TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if hasattr(error, "exit_code") or ctx.meta.get("debug"):  # a usage error; a traceback that was asked for
+            if hasattr(error, "exit_code"):  # a usage error
+                raise _clean(error) from None
+            if ctx.meta.get("debug"):  # a traceback that was asked for
                 raise
             say(f"error: {explain(error)}")
             raise typer.Exit(1) from None
@@ -66,7 +75,19 @@ def main() -> None:
 
 def say(text: str) -> None:
     """One line on stderr: what is written to stdout is the result."""
-    typer.echo(f"{NAME}: {text}", err=True)
+    typer.echo(f"{NAME}: {printable(without_tokens(text), lines=True)}", err=True)
+
+
+def show(text: str) -> None:
+    """The result, on stdout: nothing in it that a terminal would obey, and no token."""
+    typer.echo(printable(without_tokens(text), lines=True))
+
+
+def _clean(error: Exception) -> Exception:
+    """An error of the command line's own parser, with what was typed shown as the rest is."""
+    if isinstance(getattr(error, "message", None), str):
+        error.message = printable(without_tokens(error.message))  # type: ignore[attr-defined]
+    return error
 
 
 def explain(error: BaseException) -> str:
@@ -126,6 +147,12 @@ Out = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Folder
 Split = Annotated[str | None, typer.Option(help="The only split to use.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let saved scorers run the code that they name: you trust who wrote them.")
+]
+SafeCsv = Annotated[
+    bool, typer.Option("--safe-csv", help="In a .csv, put ' before texts that a spreadsheet would run as formulas.")
+]
 ScoresDir = Annotated[
     Path | None, typer.Option(help="Folder for the finished shards: run again with it to resume. Else in the cache.")
 ]
@@ -173,7 +200,7 @@ def demo(
     """Score, prune and train on 1,797 real pictures, offline, in about a minute."""
     from hf_prune import demo as story
 
-    typer.echo(story.run(output, seeds=seeds, overwrite=overwrite, say=say))
+    show(story.run(output, seeds=seeds, overwrite=overwrite, say=say))
 
 
 @app.command(
@@ -197,6 +224,7 @@ def embed(
     split: Split = None,
     batch_size: BatchSize = 1000,
     scores_dir: ScoresDir = None,
+    safe_csv: SafeCsv = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -222,7 +250,7 @@ def embed(
         max_length=max_length,
         on_bad=on_bad,
     )
-    _run(opened, [scorer], out, scores_dir, batch_size)
+    _run(opened, [scorer], out, scores_dir, batch_size, safe_csv)
 
 
 @app.command(
@@ -255,6 +283,8 @@ def score(
     split: Split = None,
     batch_size: BatchSize = 1000,
     scores_dir: ScoresDir = None,
+    trust_code: TrustCode = False,
+    safe_csv: SafeCsv = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -264,6 +294,7 @@ def score(
     """
     from hf_prune._cli.io import check_out, check_replace, open_data, read_provenance
     from hf_prune._cli.scorers import build, needs_ids
+    from hf_prune.checks import check_inside
     from hf_prune.rows import with_row_id
 
     out = check_out(output, overwrite, data)
@@ -281,18 +312,18 @@ def score(
 
     if row_id and "row_id" not in opened.main.column_names:
         opened = with_ids(opened)  # before fitting, which draws its sample by them
-    made = build(scorer, opened.main, option or (), flags, lambda spec: open_data(spec).main, say)
+    made = build(scorer, opened.main, option or (), flags, lambda spec: open_data(spec).main, say, trust_code)
     if needs_ids(made, opened.main.column_names):
         opened = with_ids(opened)
     if save_scorers is not None:
         for one in made:
-            check_replace(save_scorers / one.name, overwrite, ("scorer.json",))
+            check_replace(check_inside(save_scorers, one.name), overwrite, ("scorer.json",))
         for one in made:
             one.save(save_scorers / one.name)
-    _run(opened, made, out, scores_dir, batch_size)
+    _run(opened, made, out, scores_dir, batch_size, safe_csv)
 
 
-def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, batch_size: int) -> None:
+def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, batch_size: int, safe_csv: bool) -> None:
     """Say the cost, score, write, sum up."""
     from hf_prune._cli.io import WRITERS, check_columns, read_provenance, write_out
     from hf_prune._cli.show import cost_line, score_summary
@@ -312,9 +343,9 @@ def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, bat
     say(cost_line(ds, scorers, ESTIMATE_ROWS))
     scored = score_rows(ds, *scorers, output_dir=scores_dir, batch_size=batch_size)
     described = {**read_provenance(data), **{s.name: s.describe() for s in scorers}}
-    write_out(data.with_main(scored), out, sidecar_text(described.values(), rows=len(scored)))
-    typer.echo(score_summary(scored, [s for s in scorers if s.columns()[s.name].startswith("float")]))
-    typer.echo(f"{len(scored):,} rows written to {out}")
+    write_out(data.with_main(scored), out, sidecar_text(described.values(), rows=len(scored)), safe_csv)
+    show(score_summary(scored, [s for s in scorers if s.columns()[s.name].startswith("float")]))
+    show(f"{len(scored):,} rows written to {out}")
 
 
 @app.command(
@@ -345,6 +376,7 @@ def filter_(
     row_id: Annotated[str, typer.Option(help="Column of row ids, for ties.")] = "row_id",
     report: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write a report with examples.")] = None,
     split: Split = None,
+    safe_csv: SafeCsv = False,
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
@@ -394,9 +426,9 @@ def filter_(
     if not kept.any():
         raise ValueError(f"no row of {by!r} passes; nothing was written")
     left = opened.with_main(take_rows(ds, np.flatnonzero(kept), "indices"))
-    write_out(left, out, sidecar_text(known.values(), rows=len(left.main)) if known else None)
-    typer.echo(filter_summary(ds, kept, by, group_by or []))
-    typer.echo(f"{len(left.main):,} rows written to {out}")
+    write_out(left, out, sidecar_text(known.values(), rows=len(left.main)) if known else None, safe_csv)
+    show(filter_summary(ds, kept, by, group_by or []))
+    show(f"{len(left.main):,} rows written to {out}")
     if report is not None:
         from hf_prune.report import report as render
 
@@ -404,7 +436,7 @@ def filter_(
         text = render(ds, [known.get(by, by)], kept={words: kept}, title=f"Pruned by {by}")
         with replacing(report.expanduser()) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        typer.echo(f"report written to {report}")
+        show(f"report written to {report}")
 
 
 def _whole(number: float | None) -> float | int | None:
@@ -439,6 +471,7 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     split: Split = None,
+    trust_code: TrustCode = False,
     debug: Debug = False,
 ) -> None:
     """Push data, scores, their provenance and a card to the Hub. Log in with `hf auth login` first.
@@ -450,7 +483,7 @@ def push(
     from hf_prune.scorer import Scorer
 
     opened = open_data(data, split)
-    described = [Scorer.load(f) if (f / "scorer.json").is_file() else f for f in scorers or ()]
+    described = [Scorer.load(f, trust_code=trust_code) if (f / "scorer.json").is_file() else f for f in scorers or ()]
     described = described or list(read_provenance(opened).values())
     if row_id == "row_id" and row_id not in opened.main.column_names:
         raise ValueError(
@@ -475,7 +508,7 @@ def push(
         create_pr=create_pr,
         commit_message=message,
     )
-    typer.echo(f"{done.url} ({'commit ' + done.oid[:12] if done.changed else 'nothing to change'})")
+    show(f"{done.url} ({'commit ' + done.oid[:12] if done.changed else 'nothing to change'})")
 
 
 @app.command(
@@ -491,7 +524,7 @@ def doctor(
     """Say what is installed, what is broken, and how to mend it; exit code 1 if something is broken."""
     from hf_prune.doctor import main as examine
 
-    raise typer.Exit(examine(as_json, typer.echo))
+    raise typer.Exit(examine(as_json, show))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hf_prune import _files
+from hf_prune._fields import check_types
+from hf_prune._shown import without_tokens
+
 SIDECAR = "score_columns.json"
 FORMAT = 1
+_WHAT, _REMEDY = "sidecar", "score the data again, or get the file anew"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,12 @@ class ScoreColumn:
         return self.scorer is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, empty entries left out."""
-        return {k: v for k, v in asdict(self).items() if v not in (None, "", {})}
+        """Plain JSON types, empty entries left out; no tokens but in the names of columns, which stay what they are."""
+        found = {k: v for k, v in asdict(self).items() if v not in (None, "", {})}
+        clean: dict[str, Any] = {k: v if k in ("name", "companions") else without_tokens(v) for k, v in found.items()}
+        if self.companions:
+            clean["companions"] = {k: without_tokens(v) for k, v in self.companions.items()}
+        return clean
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -70,16 +79,22 @@ class ScoreColumn:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> ScoreColumn:
-        """Read what `to_dict` wrote; entries of a later format that this version does not know are left out."""
+        """Read what `to_dict` wrote; entries of a later format that this version does not know are left out.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{entry!r} is not a score column: it has no name")
+            raise ValueError(f"{str(entry)[:200]!r} is not a score column: it has no name")
         known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in entry.items() if k in known})
+        found = cls(**{k: v for k, v in entry.items() if k in known})
+        check_types(found)
+        return found
 
     @classmethod
     def from_json(cls, text: str) -> ScoreColumn:
         """Read one line of JSON."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(_files.parse_json(text, "the column's provenance", "text", _REMEDY))
 
 
 def sidecar_text(columns: Iterable[ScoreColumn], **extra: Any) -> str:
@@ -98,7 +113,7 @@ def write_sidecar(columns: Iterable[ScoreColumn], path: str | Path, **extra: Any
     Returns the text that was written.
     """
     text = sidecar_text(columns, **extra)
-    Path(path).write_text(text, encoding="utf-8")
+    _files.write_text(Path(path), text)
     return text
 
 
@@ -108,22 +123,23 @@ def parse_sidecar(text: str, where: str | Path = SIDECAR) -> tuple[dict[str, Sco
     Raises:
         ValueError: the text is not a sidecar, or is of a later format.
     """
-    try:
-        document = json.loads(text)
-        number, entries = int(document["format"]), document["columns"]
-        if number <= FORMAT:
-            columns = {entry["name"]: ScoreColumn.from_dict(entry) for entry in entries}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not a {SIDECAR}: {error!r}") from error
-    if number > FORMAT:
+    document = _files.parse_json(text, where, _WHAT, _REMEDY)
+    number = document.get("format")
+    if type(number) is int and number > FORMAT:
         raise ValueError(f"{where} has format {number}, this version reads up to {FORMAT}; upgrade hf_prune")
-    return columns, {k: v for k, v in document.items() if k not in ("format", "columns")}
+    with _files.reading(where, _WHAT, _REMEDY):
+        if number != FORMAT or type(number) is not int or not isinstance(document["columns"], list):
+            raise ValueError(f"format {number!r} with the keys {', '.join(map(repr, sorted(document)))[:200]}")
+        columns = {entry.name: entry for entry in map(ScoreColumn.from_dict, document["columns"])}
+        return columns, {k: v for k, v in document.items() if k not in ("format", "columns")}
+    raise AssertionError  # `reading` raises
 
 
 def read_sidecar(path: str | Path) -> tuple[dict[str, ScoreColumn], dict[str, Any]]:
     """Read a sidecar: columns by name, and the other facts in it.
 
     Raises:
+        FileNotFoundError: it is not there.
         ValueError: the file is not a sidecar, or is of a later format.
     """
-    return parse_sidecar(Path(path).read_text(encoding="utf-8"), path)
+    return parse_sidecar(_files.read_text(Path(path), _WHAT, _REMEDY), path)

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_prune._fields import check_types
+from hf_prune._files import parse_json, reading
+
 
 def training_flops(params: float, tokens: float, epochs: float = 1.0) -> float:
     """FLOPs of training a dense network: 6 x parameters x tokens x epochs (2 forward, 4 backward).
@@ -67,7 +70,9 @@ class Ledger:
         if not path.exists():
             raise FileNotFoundError(f"{folder} has no {SIDECAR}: no score(...) with this output_dir was finished")
         _, facts = read_sidecar(path)
-        return cls(int(facts["rows"]), float(facts["flops"]), float(facts.get("seconds", 0.0)), training)
+        with reading(path, "sidecar", "score the data again"):
+            return cls(int(facts["rows"]), float(facts["flops"]), float(facts.get("seconds", 0.0)), training)
+        raise AssertionError  # `reading` raises
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -76,9 +81,18 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """Read what `to_json` wrote."""
-        facts = json.loads(text)
-        return cls(facts["rows"], facts["scoring"], facts["seconds"], facts["training"])
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        where, what, remedy = "that was given", "ledger", "give what to_json wrote"
+        facts = parse_json(text, where, what, remedy)
+        with reading(where, what, remedy):
+            found = cls(facts["rows"], facts["scoring"], facts["seconds"], facts["training"])
+            check_types(found)
+            return found
+        raise AssertionError  # `reading` raises
 
     def __str__(self) -> str:
         text = f"scoring {self.rows:,} rows: {flop_text(self.scoring)} in {self.seconds:.1f} s"

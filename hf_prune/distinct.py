@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_prune import rows
-from hf_prune.sample import STEP, blocks
+from hf_prune.sample import STEP, as_float32, blocks
 
 
 class Whole(NamedTuple):
@@ -53,7 +53,7 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
     by_id = row_id is not None and ds.column_names is not None and row_id in ds.column_names
     parts, contents, ids = [], [], []
     for block in blocks(ds, embedding, who, row_id if by_id else None):
-        parts.append(block.x.astype(np.float32, copy=False))
+        parts.append(as_float32(block.x, embedding))
         contents.append(rows.digests(block.x))
         if block.beside is not None:
             ids.append(rows.digests(block.beside))

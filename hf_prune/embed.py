@@ -62,6 +62,7 @@ class Embedder(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     meaning: ClassVar[str] = "no score: the place of the row in the model's feature space"
     atol: ClassVar[float] = 1e-5
 
@@ -91,6 +92,11 @@ class Embedder(Scorer):
         object.__setattr__(self, "model", model)
         if not isinstance(self.column, str):
             object.__setattr__(self, "column", tuple(self.column))
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        if not isinstance(self.model, Model):
+            raise ValueError(f"model={self.model!r} is no Model")
         for what, value, allowed in (
             ("kind", self.kind, _KINDS),
             ("pooling", self.pooling, _POOLINGS),
@@ -104,9 +110,9 @@ class Embedder(Scorer):
                 raise ValueError(f"{what}={number!r} is no positive whole number; leave it out for the model's own")
         if not self.column or (self.kind == "image" and not isinstance(self.column, str)):
             raise ValueError(f"column={self.column!r}: name one column, or several of texts")
-        if model.kind in ("factory", "live") and model.preprocess is None:
+        if self.model.kind in ("factory", "live") and self.model.preprocess is None:
             raise ValueError(
-                f"{model.label} is a network alone: say how rows become its input with "
+                f"{self.model.source} is a network alone: say how rows become its input with "
                 "preprocess='package.module:function'"
             )
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, load_dataset
+from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
-from hf_prune._hub.join import choose, find, join, pick
+from hf_prune._files import making, put, read_text, reading, scratch, write_text
+from hf_prune._hub.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune._hub.remote import README, Remote, data_at, other_reader, retry, undeclared
 from hf_prune._hub.tables import (
     balances_of,
@@ -25,6 +28,7 @@ from hf_prune._hub.tables import (
     score_columns,
     sidecar_path,
     size_of,
+    split_facts,
     split_of,
     splits_of,
     table_of,
@@ -32,6 +36,7 @@ from hf_prune._hub.tables import (
     write_parquet,
 )
 from hf_prune.card import Scores, merge_readme, published
+from hf_prune.checks import check_config_name
 from hf_prune.columns import SIDECAR, parse_sidecar, sidecar_text
 
 
@@ -127,8 +132,8 @@ def push_scored(
             remote.revision, create_pr, request = info.pr_revision, False, info.pr_url
         if what == "data":
             return Pushed(request or str(info.repo_url), info.oid, info.oid != before)
-    with tempfile.TemporaryDirectory(prefix="hf_prune-") as folder:
-        files = dict(write_parquet(tables, config_name, Path(folder)))
+    with scratch() as folder:
+        files = dict(write_parquet(tables, config_name, folder))
 
         def commit() -> Pushed:
             head = remote.head()
@@ -168,7 +173,8 @@ def save_scored(
     """Write what `push_scored(what="scores")` would commit into a folder: scores, sidecar and card.
 
     `load_scores(folder)` reads it, `load_dataset(folder)` too. The text of a README that is there stays. Files are
-    written under temporary names and renamed; the sidecar comes last.
+    written under temporary names and renamed. A call that is killed between them leaves what `load_scores` refuses, or
+    reads as it was before or will be; the same call again finishes it.
 
     Args:
         ds, scorers, columns, row_id, config_name, label, keep, license, source: as for `push_scored`.
@@ -178,23 +184,38 @@ def save_scored(
         KeyError, ValueError: as `push_scored`.
         OSError: the folder cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
     told = _told(ds, folder.name, scorers, columns, True, row_id, config_name, "default", label, keep, source)
-    (folder / config_name).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="hf_prune-", dir=folder) as temporary:
-        files = dict(write_parquet(told.tables, config_name, Path(temporary)))
+    with _explained(folder), making(folder), scratch(folder) as temporary:
+        files = dict(write_parquet(told.tables, config_name, temporary))
         readme = folder / README
-        old = readme.read_text(encoding="utf-8") if readme.exists() else None
+        old = read_text(readme, "README", "mend it, or name another folder") if readme.exists() else None
         text = _readme(old, told.scores, told.tables, files, license or told.license, ())
-        for stale in set((folder / config_name).glob("*.parquet")) - {folder / path for path in files}:
-            stale.unlink()
-        documents = {README: text, sidecar_path(config_name): _sidecar(told.scores, told.tables)}
-        for path, document in documents.items():
-            files[path] = Path(temporary) / Path(path).name
-            files[path].write_text(document, encoding="utf-8")
-        for path, file in files.items():
-            file.replace(folder / path)
+        with making(folder / config_name):
+            # the sidecar names the files by their digests: what is cut off from here on is refused when it is read
+            write_text(folder / sidecar_path(config_name), _sidecar(told.scores, told.tables, files))
+            for path, file in files.items():
+                put(file, folder / path)
+            for stale in set((folder / config_name).glob("*.parquet")) - {folder / path for path in files}:
+                stale.unlink()
+            write_text(readme, text)
     return folder
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Give errors of the disk the folder's name and the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left; free some"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "it is not writable; make it so"
+        else:
+            raise
+        message = f"scores cannot be saved in {folder}: {reason}, or name another folder, and call again"
+        raise type(error)(error.errno, message) from error
 
 
 @dataclass(frozen=True)
@@ -224,8 +245,8 @@ def _told(
     """Read a scored dataset; whatever may be wrong with it is found here, before anything is written."""
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} is not a fraction; use 0 < keep <= 1")
-    if not re.fullmatch(r"\w[\w.-]*", config_name) or config_name in ("data", data_config):
-        raise ValueError(f"config_name={config_name!r} is no name for a scores config; 'scores' is usual")
+    check_config_name(data_config, argument="data_config")
+    check_config_name(config_name, taken=("data", data_config))
     splits = splits_of(ds)
     mains = score_columns(splits, scorers, columns, needed=needed)
     names = names_of(mains)
@@ -273,11 +294,11 @@ def _documents(
             " take the scores off it with load_scores, or push them to a repo of their own",
             stacklevel=2,
         )
-    return _sidecar(scores, tables), readme, stale
+    return _sidecar(scores, tables, files), readme, stale
 
 
-def _sidecar(scores: Scores, tables: Mapping[str, pa.Table]) -> str:
-    facts = {s: {"rows": t.num_rows, "ids": ids_digest(t[scores.row_id])} for s, t in tables.items()}
+def _sidecar(scores: Scores, tables: Mapping[str, pa.Table], files: Mapping[str, Path]) -> str:
+    facts = split_facts(tables, files, scores.row_id)
     return sidecar_text(scores.columns, splits=facts, row_id=scores.row_id, data=dict(scores.data))
 
 
@@ -350,12 +371,13 @@ def load_scores(
     Raises:
         FileNotFoundError: there are no scores in the folder or repo.
         KeyError: no such split or column.
+        DamagedFileError: files that are not those that the sidecar describes, or no scores.
         ValueError: rows without score (the data have changed), repeated ids, a column that `ds` has already.
     """
     if isinstance(columns, str):
         columns = [columns]
     files, sidecar = find(source, config_name, revision, token)
-    facts = parse_sidecar(sidecar, f"the {SIDECAR} of {source}")[1] if sidecar is not None else {}
+    facts = parse_sidecar(sidecar, f"{SIDECAR} of {source}")[1] if sidecar is not None else {}
     key = row_id or str(facts.get("row_id") or "row_id")
     wanted = files
     if split is not None or isinstance(ds, Dataset):
@@ -365,11 +387,14 @@ def load_scores(
         wanted = {s: f for s, f in files.items() if s in ds}
         if not wanted:
             raise KeyError(f"{source} has scores for {sorted(files)}, the data have {sorted(ds)}; rename the splits")
-    loaded = load_dataset("parquet", data_files={s: [str(f) for f in fs] for s, fs in wanted.items()})
+    splits = described(facts, source)
+    check_files(files, wanted, splits, source)
+    loaded = read_tables(wanted, source)
     scores = {s: pick(loaded[s], key, columns, source) for s in wanted}
     for s, d in scores.items():
-        check_ids(d, s, key)
-        digest = (facts.get("splits") or {}).get(s, {}).get("ids")
+        with reading(source, "scores", REMEDY) if row_id is None else nullcontext():
+            check_ids(d, s, key)
+        digest = splits.get(s, {}).get("ids")
         if digest and ids_digest(d.data[key]) != digest:
             raise ValueError(f"{source}: the scores of {s!r} are not those that its {SIDECAR} describes; push again")
     if ds is None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hf_prune.search import SCREENED, Directions, nearest_directions, tiles
+from hf_prune.search import SCREENED, Directions, nearest_directions, power_of_two, tiles
 
 BLOCK = 1 << 12
 STEP = 1 << 11
+NARROW = 1e-3  # share of the rows' squared lengths that tells them apart, below which what they share is taken off
 POINTS_PER_CENTROID = 256  # faiss's own default: more points move the centroids little
 
 
@@ -41,11 +42,22 @@ class Clustering:
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1 (float32 in, float32 out); zero rows stay zero."""
+    """Scale rows to length 1 (float32 in, float32 out; float16 too); zero rows stay zero."""
+    x = x.astype(np.float32) if x.dtype == np.float16 else x
     norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+    if len(x) and x.dtype.kind == "f":
+        odd = ~((norms > 1e-30) & (norms < 1e30))
+        if odd.any():  # lengths that are no float32, or whose squares are no float64
+            scaled = np.array(x)
+            wide = x[odd].astype(np.float64)
+            largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
+            wide /= np.where(largest == 0, 1, largest)
+            lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+            scaled[odd] = wide / np.where(lengths == 0, 1, lengths)[:, None]
+            scaled[~odd] = unit_rows(x[~odd])
+            return scaled
     norms[norms == 0] = 1
-    scaled: np.ndarray = x / norms[:, None].astype(x.dtype)
-    return scaled
+    return np.asarray(x / norms[:, None].astype(x.dtype))
 
 
 def kmeans(
@@ -58,6 +70,7 @@ def kmeans(
     tolerance: float = 1e-4,
     start: np.ndarray | None = None,
     engine: str | None = None,
+    tell_narrow: bool = True,
 ) -> Clustering:
     """Cluster rows by Lloyd's algorithm.
 
@@ -72,11 +85,76 @@ def kmeans(
         tolerance: stop when a smaller share of the rows changed cluster.
         start: (k, d) centroids to start from; None: k-means++.
         engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
+        tell_narrow: tell rows apart by what is left when all share nearly their whole length (a large constant
+            coordinate); False: such rows are copies.
 
     Raises:
         FewRowsError: k is larger than the number of distinct rows.
         ModuleNotFoundError: faiss was asked for and is not installed.
     """
+    frame = _Frame.of(x, spherical) if tell_narrow else None
+    if frame is None:
+        return _lloyd(x, k, seed, spherical, niter, tolerance, start, engine)
+    begin = None if start is None else frame.into(np.asarray(start))
+    # on the sphere too: the largest cosine is the least distance
+    found = _lloyd(frame.into(x), k, seed, False, niter, tolerance, begin, engine, frame)
+    objective = found.objective * frame.scale**-2.0 * (0.5 if spherical else 1.0)
+    return replace(found, centroids=frame.out(found.centroids), objective=objective)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The frame in which float32 can tell rows apart: moved to their mean, scaled to numbers near 1."""
+
+    mean: np.ndarray
+    scale: float
+    spherical: bool
+
+    @classmethod
+    def of(cls, x: np.ndarray, spherical: bool) -> _Frame | None:
+        """The frame of rows; None where they need none, having little in common, and numbers of an ordinary size."""
+        mean = x.mean(axis=0, dtype=np.float64)
+        whole = float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / max(1, len(x))
+        narrow = whole - float(mean @ mean) < NARROW * whole
+        largest = float(np.abs(x).max(initial=0))
+        if not narrow and (spherical or largest == 0 or 2.0**-40 < largest < 2.0**40):
+            return None
+        mean = mean if narrow else np.zeros_like(mean)
+        parts = range(0, len(x), BLOCK)
+        furthest = max((float(np.abs(x[i : i + BLOCK] - mean).max(initial=0)) for i in parts), default=0.0)
+        return cls(mean, power_of_two(np.array([furthest])), spherical)
+
+    def into(self, x: np.ndarray) -> np.ndarray:
+        """Rows in the frame, (n, d) float32."""
+        moved = np.empty(x.shape, np.float32)
+        for i in range(0, len(x), BLOCK):
+            moved[i : i + BLOCK] = (x[i : i + BLOCK] - self.mean) * self.scale
+        return moved
+
+    def out(self, x: np.ndarray) -> np.ndarray:
+        """Rows of the frame back where they came from, (n, d) float32."""
+        rows: np.ndarray = (x / self.scale + self.mean).astype(np.float32)
+        return rows
+
+    def centers(self, means: np.ndarray) -> np.ndarray:
+        """Means of clusters in the frame as centers: on the sphere, put back on it."""
+        if not self.spherical:
+            return means.astype(np.float32)
+        rows: np.ndarray = ((unit_rows(means / self.scale + self.mean) - self.mean) * self.scale).astype(np.float32)
+        return rows
+
+
+def _lloyd(
+    x: np.ndarray,
+    k: int,
+    seed: int,
+    spherical: bool,
+    niter: int,
+    tolerance: float,
+    start: np.ndarray | None,
+    engine: str | None,
+    frame: _Frame | None = None,
+) -> Clustering:
     engine, assign = _engine(engine, k, spherical)
     centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
     labels = np.full(len(x), -1, np.int64)
@@ -93,7 +171,7 @@ def kmeans(
             _reseed(sums, counts, x, labels, _similarity(x, centroids, labels) if similarity is None else similarity)
         elif len(moved) <= tolerance * len(x):
             break
-        centroids = _centres(sums, counts, spherical)
+        centroids = _centres(sums, counts, spherical) if frame is None else frame.centers(_means(sums, counts))
     if similarity is None:
         similarity = _similarity(x, centroids, labels)
     distance = 1 - similarity if spherical else -similarity
@@ -177,8 +255,13 @@ def _reseed(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndar
         labels[row] = empty
 
 
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    means: np.ndarray = sums / np.maximum(counts, 1)[:, None]
+    return means
+
+
 def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarray:
-    means = sums / np.maximum(counts, 1)[:, None]
+    means = _means(sums, counts)
     return unit_rows(means).astype(np.float32) if spherical else means.astype(np.float32)
 
 

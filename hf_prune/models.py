@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib
 import json
 import os
 import re
-import shutil
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from hf_prune import _files
+from hf_prune.checks import check_choice, check_digest
 from hf_prune.store import home
-from hf_prune.values import Value
+from hf_prune.values import Value, import_name, names_code
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,11 @@ _cache: OrderedDict[Hashable, Any] = OrderedDict()
 _light: OrderedDict[Hashable, Any] = OrderedDict()
 _memos: dict[tuple[int, str], Any] = {}
 _digests: dict[tuple[str, int, int], str] = {}
+
+DTYPES = ("float32", "bfloat16", "float16")
+_PICKLE, _PICKLE_DIGEST = "module.pkl", "module.sha256"
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 # weights in formats that are pickles, or that torch does not read
 _NOT_NEEDED = [
@@ -139,20 +144,39 @@ class Model(Value):
 
     version: ClassVar[int] = 1
 
-    source: str
+    source: str = field(metadata=names_code(lambda model: model._runs()))
     revision: str | None = None
-    preprocess: str | None = None
+    preprocess: str | None = field(default=None, metadata=names_code())
     dtype: str = "float32"
-    trust_remote_code: bool = False
+    trust_remote_code: bool = field(
+        default=False,
+        metadata=names_code(lambda m: f"the code that comes with {m.source}" if m.trust_remote_code else None),
+    )
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype={self.dtype!r} is not one of float32, bfloat16, float16")
+        check_choice("dtype", self.dtype, DTYPES)
         if self.preprocess is not None:
-            import_name(self.preprocess)
+            self.named("preprocess")
         source, revision = _resolve(str(self.source), self.revision)
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "revision", revision)
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+        check_digest(self.revision, 40 if self.kind == "hub" else 64)
+        if self.kind == "factory" and not _FUNCTION.fullmatch(self.source):
+            raise ValueError(f"{self.source!r} is no package.module:factory")
+        if self.kind == "hub" and not _HUB_NAME.fullmatch(self.source):
+            raise ValueError(f"{self.source!r} is no name on the Hub")
+        if self.preprocess is not None and not _FUNCTION.fullmatch(self.preprocess):
+            raise ValueError(f"preprocess={self.preprocess!r} is no package.module:function")
+
+    def _runs(self) -> str | None:
+        """What its source would run: a factory, or the pickle of a live network."""
+        if self.kind == "live":
+            return f"the pickled network {str(self.revision)[:12]}"
+        return self.source if self.kind == "factory" else None
 
     @classmethod
     def of(cls, model: Model | str | os.PathLike[str] | torch.nn.Module, **options: Any) -> Model:
@@ -163,7 +187,9 @@ class Model(Value):
             return model
         if isinstance(model, (str, os.PathLike)):
             return cls(os.fspath(model), **options)
-        return cls(_store_live(model), **options)
+        if "revision" in options:
+            raise ValueError("revision= is for models of the Hub; a live network is what it is")
+        return cls("live", _store_live(model), **options)
 
     @property
     def kind(self) -> str:
@@ -202,6 +228,8 @@ class Model(Value):
             return cached(("hub folder", self.source, self.revision), self._download, light=True)
         if self.kind == "factory":
             raise ValueError(f"{self.source} is a function, it has no folder")
+        if self.kind == "live":
+            return _live_folder(str(self.revision))
         pointer = _pointer(str(self.revision))
         path = Path(pointer.get("path", ""))
         if not pointer or not path.is_dir():
@@ -209,6 +237,17 @@ class Model(Value):
                 f"no folder with the model {self.label} here (looked at {path}); make the scorer anew from the "
                 "folder's new place, or share HF_PRUNE_HOME between the machines"
             )
+
+        def check() -> bool:
+            # sizes and times first: the content of a large model takes seconds to read
+            if _stamp(path) != pointer.get("stamp") and folder_digest(path) != self.revision:
+                raise ValueError(
+                    f"the folder of the model {self.label} has changed since the scorer was made ({path}); put its "
+                    "old content back, or make the scorer anew"
+                )
+            return True
+
+        cached(("folder is as it was", path, self.revision), check, light=True)
         return path
 
     def load(
@@ -265,7 +304,7 @@ class Model(Value):
             raise ValueError(
                 f"{self.label} names no preprocessing; pass Model(..., preprocess='package.module:function')"
             )
-        return import_name(self.preprocess)  # type: ignore[no-any-return]
+        return self.named("preprocess")  # type: ignore[no-any-return]
 
     def _download(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -277,7 +316,7 @@ class Model(Value):
 
         dtype = getattr(torch, self.dtype)
         if self.kind == "factory":
-            module = _call_factory(self.source)
+            module = _call_factory(self.source, self.named("source"))
             found = weights_digest(module)
             if found != self.revision:
                 raise ValueError(
@@ -286,7 +325,7 @@ class Model(Value):
                 )
             return module.to(dtype)
         if self.kind == "live":
-            return _load_live(self.folder()).to(dtype)
+            return _load_live(str(self.revision)).to(dtype)
         import transformers
 
         # what the files lack is drawn under a seed: the same in all workers, and the caller's generator stays as it is
@@ -334,24 +373,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def import_name(name: str) -> Any:
-    """Import what `package.module:object` names.
-
-    Raises:
-        ValueError: the name has another form, or nothing is there.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not attribute or module_name == "__main__":
-        raise ValueError(f"{name!r} cannot be found by workers; write it as 'package.module:function' of a module")
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}") from error
-    return found
-
-
 def weights_digest(module: torch.nn.Module) -> str:
     """SHA-256 of a module's parameters and buffers, by name."""
     import torch
@@ -367,17 +388,34 @@ def weights_digest(module: torch.nn.Module) -> str:
 def folder_digest(path: Path) -> str:
     """SHA-256 of a folder's file names and contents; a file is read again only when its size or time changed."""
     state = hashlib.sha256()
+    for name, file in _model_files(path):
+        state.update(f"{name}|{file_sha256(file)}\n".encode())
+    return state.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read again only when its size or time changed."""
+    facts = path.stat()
+    key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
+    if key not in _digests:
+        with open(path, "rb") as stream:
+            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _model_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Names and paths of the files that are a model: no hidden ones, no weights that are not read."""
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         relative = file.relative_to(path)
-        if any(part.startswith(".") for part in relative.parts) or any(relative.match(g) for g in _NOT_NEEDED):
-            continue
-        facts = file.stat()
-        key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
-        if key not in _digests:
-            with open(file, "rb") as stream:
-                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        state.update(f"{relative.as_posix()}|{_digests[key]}\n".encode())
-    return state.hexdigest()
+        if not any(part.startswith(".") for part in relative.parts) and not any(relative.match(g) for g in _NOT_NEEDED):
+            yield relative.as_posix(), file
+
+
+def _stamp(path: Path) -> str:
+    """Digest of the names, sizes and times of a model's files: while it stays, so does their content."""
+    facts = [(name, file.stat()) for name, file in _model_files(path)]
+    text = "".join(f"{name}|{found.st_size}|{found.st_mtime_ns}\n" for name, found in facts)
+    return hashlib.sha256(f"{path}\n{text}".encode()).hexdigest()
 
 
 def _resolve(source: str, revision: str | None) -> tuple[str, str]:
@@ -386,20 +424,18 @@ def _resolve(source: str, revision: str | None) -> tuple[str, str]:
         if revision is None:
             raise ValueError(f"source={source!r} needs the digest of its content as revision")
         return source, revision
-    if source.startswith("live:"):
-        return "live", source.removeprefix("live:")
     path = Path(source).expanduser()
     if path.is_dir():
         digest = folder_digest(path)
-        _point(digest, path.resolve(), path.resolve().name)
+        _point(digest, path.resolve(), path.resolve().name, _stamp(path.resolve()))
         return "folder", digest
     if path.exists() or source.startswith((".", "~", "/")) or source.count("/") > 1:
         reason = "is a file" if path.exists() else "does not exist"
         raise FileNotFoundError(
             f"model {source!r} {reason}; give a folder, a name on the Hub, or package.module:factory"
         )
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", source):
-        return source, revision or weights_digest(_call_factory(source))
+    if _FUNCTION.fullmatch(source):
+        return source, revision or weights_digest(_call_factory(source, import_name(source)))
     return source, _hub_commit(source, revision)
 
 
@@ -434,10 +470,10 @@ def _hub_commit(name: str, revision: str | None) -> str:
         return Path(local).name
 
 
-def _call_factory(name: str) -> torch.nn.Module:
+def _call_factory(name: str, factory: Any) -> torch.nn.Module:
     import torch
 
-    module = import_name(name)()
+    module = factory()
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{name} returned a {type(module).__name__}, not a torch.nn.Module")
     return module
@@ -449,53 +485,102 @@ def _store_live(module: torch.nn.Module) -> str:
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{type(module).__name__} is no model; give a name, a folder, a Model, or a torch.nn.Module")
+    digest = _live_digest(module)
+    target = _live_folder(digest)
+    if not _is_sound(target):
+        import dill
+
+        with _explained(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _files.whole(target, _explained, folder=True) as temporary:
+                with open(temporary / _PICKLE, "wb") as stream:
+                    on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
+                    # a copy: `module.cpu()` would take the caller's network off its GPU
+                    dill.dump(module if on_cpu else copy.deepcopy(module).cpu(), stream)
+                (temporary / _PICKLE_DIGEST).write_text(file_sha256(temporary / _PICKLE), encoding="utf-8")
+        except OSError:
+            if not _is_sound(target):  # else another process was first
+                raise
+    _point(digest, target, type(module).__name__)
+    return digest
+
+
+def _live_digest(module: torch.nn.Module) -> str:
     # not repr() alone: two networks may print alike and differ in their code
     kinds = sorted({f"{type(m).__module__}:{type(m).__qualname__}" for m in module.modules()})
     text = "\n".join([weights_digest(module), repr(module), *kinds])
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    target = home() / "models" / digest / "files"
-    if not target.is_dir():
-        temporary = target.with_name(f"files.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
-        import dill
-
-        with open(temporary / "module.pkl", "wb") as stream:
-            on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
-            # a copy: `module.cpu()` would take the caller's network off its GPU
-            dill.dump(module if on_cpu else copy.deepcopy(module).cpu(), stream)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(temporary, ignore_errors=True)
-    _point(digest, target, type(module).__name__)
-    return f"live:{digest}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _load_live(folder: Path) -> torch.nn.Module:
+def _live_folder(digest: str) -> Path:
+    return home() / "models" / check_digest(digest, 64) / "files"
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether the pickle in a folder of the store is the one that was written there."""
+    try:
+        return (folder / _PICKLE_DIGEST).read_text(encoding="utf-8") == file_sha256(folder / _PICKLE)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _load_live(digest: str) -> torch.nn.Module:
+    """Load a live module out of this machine's own store: what is there was written by `_store_live`."""
     import dill
 
-    with open(folder / "module.pkl", "rb") as stream:
-        return dill.load(stream)  # type: ignore[no-any-return]
+    folder = _live_folder(digest)
+    what, remedy = "stored network", "make the scorer anew from the network, or share HF_PRUNE_HOME with its machine"
+    with _files.reading(folder, what, remedy):
+        if (folder / _PICKLE_DIGEST).exists() and not _is_sound(folder):  # earlier versions wrote none
+            raise ValueError("its file has changed")
+        with open(folder / _PICKLE, "rb") as stream:
+            module: torch.nn.Module = dill.load(stream)
+        if _live_digest(module) != digest:
+            raise ValueError("it is another network than its name says")
+    return module
 
 
-def _point(digest: str, path: Path, name: str) -> None:
+def _point(digest: str, path: Path, name: str, stamp: str | None = None) -> None:
     """Note where content is: scorers carry the digest only, workers look here for the path."""
-    pointer = home() / "models" / digest / "location.json"
-    text = json.dumps({"path": str(path), "name": name})
-    if pointer.exists() and pointer.read_text(encoding="utf-8") == text:
+    note = {"path": str(path), "name": name} | ({"stamp": stamp} if stamp else {})
+    if _pointer(digest, careful=False) == note:
         return
+    folder = _note(digest).parent
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _files.sweep(folder)
+    _files.write_text(_note(digest), json.dumps(note), _explained)
+
+
+def _pointer(digest: str, careful: bool = True) -> dict[str, str]:
+    """The note that `_point` made; empty if there is none."""
+    note, what = _note(digest), "note of a model's place"
     try:
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(pointer)
+        found = _files.read_json(note, what, remedy := "delete it, and make the scorer anew from the model")
+        with _files.reading(note, what, remedy):
+            if not all(isinstance(text, str) for text in found.values()) or not {"path", "name"} <= set(found):
+                raise ValueError("it names no place")
+    except FileNotFoundError:
+        return {}
+    except _files.DamagedFileError:
+        if careful:
+            raise
+        return {}
+    return found
+
+
+def _note(digest: str) -> Path:
+    return home() / "models" / check_digest(digest, 64) / "location.json"
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
-            f"cannot note the model's place in {pointer.parent}: {error.strerror}; set HF_PRUNE_HOME to a folder "
-            "that you may write to"
+            error.errno,
+            f"cannot note the model in {folder} ({error.strerror}); set HF_PRUNE_HOME to a folder with room that you "
+            "may write to",
         ) from error
-
-
-def _pointer(digest: str) -> dict[str, str]:
-    pointer = home() / "models" / digest / "location.json"
-    return json.loads(pointer.read_text(encoding="utf-8")) if pointer.exists() else {}

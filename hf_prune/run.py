@@ -8,21 +8,33 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import xxhash
 
-from hf_prune._files import write_text
+from hf_prune._files import sweep, write_text
+from hf_prune._layout import temporary_cache
+from hf_prune._lock import Lock, locked, tidy
 from hf_prune._run.arguments import check_rows, columns_of, splits_of
 from hf_prune._run.join import join, written_schema
-from hf_prune._run.parts import MANIFEST, Plan, default_shard_rows, explained, open_folder, part_paths, read_facts
+from hf_prune._run.parts import (
+    MANIFEST,
+    Plan,
+    abandon,
+    default_shard_rows,
+    explained,
+    find_plan,
+    open_folder,
+    part_paths,
+    read_facts,
+    stamp,
+    write_facts,
+)
 from hf_prune._run.shard import Reader, Rows, input_digest, score_rows, score_shard
 from hf_prune._run.world import Outcomes, World
-from hf_prune.columns import SIDECAR, write_sidecar
+from hf_prune.checks import check_split_name
+from hf_prune.columns import SIDECAR, sidecar_text
 from hf_prune.scorer import Scorer, package_versions
 from hf_prune.values import pack
-
-STALE = 7 * 24 * 3600  # seconds after which a file that a killed run left is swept away
 
 
 def score(
@@ -41,7 +53,8 @@ def score(
     computed again: call it again after a crash, with any number of processes. A part is redone if it is damaged, or if
     the content of a column that the scorers read has changed in its rows (an image stored as a path is its path).
     Under `accelerate launch`, shard i belongs to process i % processes, and every process gets the whole result; call
-    it on all of them, not on the main process alone.
+    it on all of them, not on the main process alone. A call that needs a folder in which another run is at work waits
+    for it, and says so; what is finished is read without waiting or writing.
 
     Args:
         ds: a `Dataset` of n rows, or a `DatasetDict`.
@@ -81,6 +94,8 @@ def score(
     ...     score(Dataset.from_dict({"text": ["a", "abc"]}), Length(), output_dir=folder)["length"][:]
     [1.0, 3.0]
     """
+    from datasets import Dataset
+
     for name, value in (("batch_size", batch_size), ("shard_rows", 1 if shard_rows is None else shard_rows)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is not a number of rows; give 1 or more")
@@ -90,11 +105,15 @@ def score(
         check_rows(part, split, scorers)
     world = World()
     done = {}
+    several = not isinstance(ds, Dataset)
+    if several and output_dir is not None:
+        for split in chosen:
+            check_split_name(split)
     for split, part in chosen.items():
         folder = None if output_dir is None else Path(output_dir).expanduser().absolute() / (split or "")
         words = desc or " ".join(["Scoring", *([split] if split else [])])
         done[split] = _score(part, scorers, columns, folder, batch_size, shard_rows, overwrite, words, world)
-    return done[""] if "" in done else type(ds)({**ds, **done})
+    return type(ds)({**ds, **done}) if several else done[""]
 
 
 def _score(
@@ -115,59 +134,164 @@ def _score(
             "the processes were given different scorers, or datasets of different lengths; fit with a seed, or fit "
             "on the main process and load what it saved"
         )
+    from datasets.fingerprint import Hasher
+
+    fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
     reader = Reader(ds, columns)
     known: dict[tuple[int, tuple[str, ...]], str] = {}
     if folder is None:
         folder = _default_folder(reader, scorers, plan, world, known)
     at, exact = folder, shard_rows is not None
     at = world.from_main(lambda: at)
-    plan = world.from_main(
-        lambda: open_folder(at, plan, exact=exact, overwrite=overwrite, versions=package_versions())  # noqa: B023
-    )
-    world.each(lambda: _check_shared(at, world))
-    outcomes = Outcomes(world, at, world.from_main(lambda: uuid4().hex))
-    try:
-        _score_shards(reader, scorers, plan, at, batch_size, desc, world, outcomes, known)
-    except BaseException as error:
-        outcomes.tell(error)
-        raise
-    outcomes.tell(None)
-    outcomes.wait()
-    facts = world.from_main(lambda: _finish(at, scorers, plan))
-    from datasets.fingerprint import Hasher
+    done = _Done(reader, at, known)
+    whole = None if overwrite else _finished(done, scorers, plan, exact, world)
+    if whole is not None:
+        out = None
+        try:
+            out = _joined(ds, at, *whole, columns, fingerprint, world)
+        except FileNotFoundError:  # somebody overwrites it
+            if world.size > 1:
+                raise
+        if all(world.gather(out is not None and done.unchanged())):
+            if world.main:
+                tidy(at)
+            return out
+    with locked(at, "scored", world, explained) as lock:
+        try:
+            world.from_main(lambda: (sweep(at), Outcomes.sweep(at)))
+            plan = world.from_main(
+                lambda: open_folder(at, plan, exact=exact, overwrite=overwrite, versions=package_versions())
+            )
+            world.each(lambda: _check_shared(at, world))
+            outcomes = Outcomes(world, lock)
+            try:
+                mine = _score_shards(done, scorers, plan, batch_size, desc, world, outcomes, lock)
+            except BaseException as error:
+                outcomes.tell(error)
+                raise
+            outcomes.tell(None)
+            outcomes.wait()
+            facts = _gathered(mine, world)
+            world.from_main(lambda: _write_sidecar(at, _sidecar(scorers, plan, facts)))
+            return _joined(ds, at, plan, facts, columns, fingerprint, world)
+        except BaseException:
+            if world.main:
+                abandon(at)
+            raise
 
-    fingerprint = Hasher.hash([ds._fingerprint, "hf_prune.score", [s.digest for s in scorers]])
-    parts = [part_paths(at, i)[0] for i in range(plan.shards)]
+
+class _Done:
+    """Which parts are finished: of this plan, undamaged, and made of what the dataset holds now.
+
+    Args:
+        known: digests of the input, by part and columns read.
+    """
+
+    def __init__(self, reader: Reader, folder: Path, known: dict[tuple[int, tuple[str, ...]], str]) -> None:
+        self.reader, self.folder, self.known = reader, folder, known
+        self._seen: dict[tuple[str, int], tuple[Any, dict[str, Any]]] = {}
+
+    def facts(self, plan: Plan, index: int) -> dict[str, Any] | None:
+        """The JSON of a part; None where it must be computed. Files that have not been replaced are checked once."""
+        key, now = (plan.digest, index), stamp(self.folder, index)
+        before, facts = self._seen.get(key, (None, None))
+        if facts is None or before != now or now is None:
+            facts = self._checked(plan, index)
+            if facts is not None:
+                self._seen[key] = now, facts
+        return facts
+
+    def unchanged(self) -> bool:
+        """Whether the files that were checked are those that are there."""
+        return all(stamp(self.folder, index) == before for (_, index), (before, _) in self._seen.items())
+
+    def _checked(self, plan: Plan, index: int) -> dict[str, Any] | None:
+        facts = read_facts(self.folder, index, plan)
+        if facts is None or not set(facts["reads"]) <= set(self.reader.names):
+            return None
+        key = (index, tuple(facts["reads"]))
+        if key not in self.known:
+            self.known[key] = input_digest(self.reader, facts["reads"], *plan.shard(index))
+        return facts if self.known[key] == facts["input"] else None
+
+
+def _finished(
+    done: _Done, scorers: Sequence[Scorer], plan: Plan, exact: bool, world: World
+) -> tuple[Plan, list[dict[str, Any]]] | None:
+    """Plan and facts of a folder where nothing is left to do; None where there is. Nothing is written or waited for."""
+    folder = done.folder
+    found = world.from_main(lambda: find_plan(folder, plan, exact=exact))
+    if found is None:
+        return None
+    mine: dict[int, dict[str, Any]] = {}
+    for index in world.mine(found.shards):
+        facts = done.facts(found, index)
+        if facts is None:
+            break
+        mine[index] = facts
+    if not all(world.gather(len(mine) == len(world.mine(found.shards)))):
+        return None
+    whole = _gathered(mine, world)
+
+    def is_described() -> bool:
+        try:
+            there = (folder / SIDECAR).read_bytes()
+        except OSError:
+            there = b""
+        return there == _sidecar(scorers, found, whole).encode() or not os.access(folder, os.W_OK)
+
+    return (found, whole) if world.from_main(is_described) else None
+
+
+def _gathered(mine: Mapping[int, dict[str, Any]], world: World) -> list[dict[str, Any]]:
+    """Facts of all parts, from those of the processes."""
+    facts = {index: entry for own in world.gather(mine) for index, entry in own.items()}
+    return [facts[index] for index in sorted(facts)]
+
+
+def _joined(
+    ds: Any,
+    folder: Path,
+    plan: Plan,
+    facts: list[dict[str, Any]],
+    columns: dict[str, str],
+    fingerprint: str,
+    world: World,
+) -> Any:
+    parts = [part_paths(folder, i)[0] for i in range(plan.shards)]
+    found = []
+
+    def put() -> None:
+        found.append(join(ds, parts, columns, fingerprint, folder, facts))
+
     if world.size > 1:  # one process writes the layout, if one is needed, the others find it
-        world.from_main(lambda: _nothing(join(ds, parts, columns, fingerprint, at, facts)))
-    return join(ds, parts, columns, fingerprint, at, facts)
-
-
-def _nothing(_: Any) -> None:
-    return None
+        world.from_main(put)
+    world.each(put)
+    return found[-1]
 
 
 def _score_shards(
-    reader: Reader,
+    done: _Done,
     scorers: Sequence[Scorer],
     plan: Plan,
-    folder: Path,
     batch_size: int,
     desc: str,
     world: World,
     outcomes: Outcomes,
-    known: dict[tuple[int, tuple[str, ...]], str],
-) -> None:
-    """Compute those shards of this process that are not there."""
+    lock: Lock,
+) -> dict[int, dict[str, Any]]:
+    """Compute those shards of this process that are not there; the facts of all of them."""
     from datasets.utils import tqdm
 
     mine = world.mine(plan.shards)
-    todo = [i for i in mine if not _is_done(reader, plan, folder, i, known)]
+    found = {i: facts for i in mine if (facts := done.facts(plan, i)) is not None}
+    todo = [i for i in mine if i not in found]
     if not todo:
-        return
+        return found
     rows = {i: stop - first for i in mine for first, stop in [plan.shard(i)]}
     total, left = sum(rows.values()), sum(rows[i] for i in todo)
     schema = written_schema(dict(plan.columns))
+    reader, folder = done.reader, done.folder
     if world.size > 1:
         desc = f"{desc} (process {world.index} of {world.size})"
     with tqdm(total=total, initial=total - left, unit=" rows", desc=desc, disable=not world.main) as bar:
@@ -175,37 +299,26 @@ def _score_shards(
             outcomes.check()
             facts = score_shard(reader, scorers, schema, folder, i, plan.shard(i), batch_size, world.rank, bar.update)
             facts |= {"plan": plan.digest, "process": world.index}
-            write_text(part_paths(folder, i)[1], json.dumps(facts, sort_keys=True), explained, sync=False)
+            lock.check()
+            write_facts(folder, i, facts)
+            found[i] = facts
+    return found
 
 
-def _is_done(
-    reader: Reader, plan: Plan, folder: Path, index: int, known: dict[tuple[int, tuple[str, ...]], str]
-) -> bool:
-    facts = read_facts(folder, index, plan)
-    if facts is None or not set(facts["reads"]) <= set(reader.names):
-        return False
-    key = (index, tuple(facts["reads"]))
-    if key not in known:
-        known[key] = input_digest(reader, facts["reads"], *plan.shard(index))
-    return bool(known[key] == facts["input"])
+def _sidecar(scorers: Sequence[Scorer], plan: Plan, facts: Sequence[Mapping[str, Any]]) -> str:
+    return sidecar_text(
+        [s.describe() for s in scorers],
+        rows=plan.rows,
+        flops=sum(entry["flops"] for entry in facts),
+        seconds=round(sum(entry["seconds"] for entry in facts), 3),
+    )
 
 
-def _finish(folder: Path, scorers: Sequence[Scorer], plan: Plan) -> list[dict[str, Any]]:
-    """Write the sidecar, where it is not there as it should be; return the parts' facts."""
-    facts = []
-    for i in range(plan.shards):
-        text = part_paths(folder, i)[1].read_text(encoding="utf-8")
-        facts.append(json.loads(text))
-    extra = {
-        "rows": plan.rows,
-        "flops": sum(entry["flops"] for entry in facts),
-        "seconds": round(sum(entry["seconds"] for entry in facts), 3),
-    }
+def _write_sidecar(folder: Path, text: str) -> None:
+    """Write the sidecar, where it is not there as it should be."""
     path = folder / SIDECAR
-    text = write_sidecar([s.describe() for s in scorers], os.devnull, **extra)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a folder that is finished may be read-only
-        write_text(path, text, explained, sync=True)
-    return facts
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text, explained)
 
 
 def _check_shared(folder: Path, world: World) -> None:
@@ -219,13 +332,6 @@ def _check_shared(folder: Path, world: World) -> None:
             f"process {world.index} does not see {folder}, which the main process made; name a folder on a file "
             "system that all machines share as output_dir"
         )
-    if world.main:
-        for left in folder.glob("*.hf_prune_tmp"):
-            try:
-                if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink()
-            except OSError:
-                continue
 
 
 def _default_folder(
@@ -253,7 +359,7 @@ def _default_folder(
     if datasets.is_caching_enabled():
         cache = Path(datasets.config.HF_DATASETS_CACHE)
     else:
-        cache = Path(datasets.fingerprint.get_temporary_cache_files_directory())
+        cache = temporary_cache()
     return cache / "hf_prune_scores" / xxhash.xxh3_128_hexdigest(text.encode())
 
 

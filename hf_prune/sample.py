@@ -81,7 +81,7 @@ def canonical_sample(
         some = np.asarray(block.x.any(axis=1))
         total, zeros = total + len(some), zeros + int((~some).sum())
         some &= hashes <= bound
-        parts.append((hashes[some], block.x[some].astype(np.float32, copy=False)))
+        parts.append((hashes[some], as_float32(block.x[some], embedding)))
         waiting += int(some.sum())
         if size is not None and waiting > 2 * size:
             parts = [_lowest(parts, size)]
@@ -92,6 +92,18 @@ def canonical_sample(
     facts = {"rows": total, "sampled": len(x), "column": embedding, "content": f"{int(content):016x}"}
     facts["drawn_by"] = by_id or "content"
     return Sample(x, {**facts, "zero_rows": zeros} if zeros else facts)
+
+
+def as_float32(x: np.ndarray, name: str) -> np.ndarray:
+    """Rows as float32, in which everything is learned; a ValueError where that has no number as large."""
+    with np.errstate(over="ignore"):
+        narrow: np.ndarray = x.astype(np.float32, copy=False)
+    if x.dtype.itemsize > 4 and not np.isfinite(narrow).all():
+        raise ValueError(
+            f"column {name!r} has numbers up to {float(np.abs(x).max()):.3g}, beyond what float32 holds (3.4e38); "
+            "divide them by a constant first"
+        )
+    return narrow
 
 
 def _lowest(parts: list[tuple[np.ndarray, np.ndarray]], size: int | None) -> tuple[np.ndarray, np.ndarray]:

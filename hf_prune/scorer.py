@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,12 +14,11 @@ import numpy as np
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
 from hf_prune.models import Model
-from hf_prune.values import Value, pack, unpack
+from hf_prune.values import Value
 
 if TYPE_CHECKING:
     from datasets import Features
 
-FORMAT = 1
 _LIST = re.compile(r"(?P<item>\w+)\[(?P<length>\d*)\]")
 
 
@@ -168,65 +164,38 @@ class Scorer(Value):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write `scorer.json` and `arrays.safetensors` (no pickle) into a folder, which is made.
+        """Write `scorer.json` and its arrays as safetensors (no pickle) into a folder, which is made.
+
+        Killed at any moment it leaves the scorer that was there before, or this one.
 
         Raises:
-            ValueError: the class cannot be found again by name, being defined in a notebook or a function.
+            ValueError: the class cannot be found again by name, being defined in a notebook or a function; or a field
+                holds something else than its annotation says.
+            OSError: the disk is full or may not be written.
         """
-        from safetensors.numpy import save
+        from hf_prune import _saved
 
-        classes, text, blob = pack(self, elsewhere=None)
-        names = [f"{c.__module__}:{c.__qualname__}" for c in classes]
-        lost = [n for n in names if "<locals>" in n]
-        if lost:
-            raise ValueError(f"{lost[0]} is defined inside a function and cannot be found again; move it to a module")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        document = {"format": FORMAT, "classes": names, "value": json.loads(text)}
-        (folder / "arrays.safetensors").write_bytes(save({"blob": np.frombuffer(blob, np.uint8)}))
-        (folder / "scorer.json").write_text(json.dumps(document, indent=2, sort_keys=True), encoding="utf-8")
+        _saved.save(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> Self:
-        """Read a scorer that `save` wrote.
+        """Read a scorer that `save` wrote. Nothing is run, imported or opened elsewhere that the folder names.
 
         `Scorer.load` finds the classes of this package and of modules that are imported already; for others call
         `load` on the class itself.
 
         Args:
             folder: what `save` was given.
-            trust_code: let a model in it name functions (`package.module:function`) that will be called.
+            trust_code: let it name code that will be run: a function (`package.module:function`), a live network, what
+                comes with a model of the Hub.
 
         Raises:
-            ValueError: the files are missing or damaged, of another version, or of another class; or they name
-                functions and `trust_code` is off.
+            ValueError: the files are missing or damaged, of another version, or of another class; or they name code
+                and `trust_code` is off.
         """
-        from safetensors.numpy import load
+        from hf_prune import _saved
 
-        folder = Path(folder)
-        try:
-            document = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
-            blob = load((folder / "arrays.safetensors").read_bytes())["blob"].tobytes()
-            names, value = document["classes"], document["value"]
-        except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no saved scorer: {error.filename} is missing") from error
-        except Exception as error:  # json, safetensors and key errors share no base
-            raise ValueError(f"the saved scorer in {folder} is damaged ({error}); save it again") from error
-        if document["format"] > FORMAT:
-            raise ValueError(f"{folder} has format {document['format']}, this version reads up to {FORMAT}; upgrade")
-        known = {f"{c.__module__}:{c.__qualname__}": c for c in (cls, Model)}
-        classes = tuple(known.get(name) or _find_class(name) for name in names)
-        found = unpack(classes, json.dumps(value), blob)
-        called = sorted(set(_functions(found)))
-        if called and not trust_code:
-            raise ValueError(
-                f"{folder} names functions that would be called: {', '.join(called)}; if you trust who wrote it, pass "
-                "trust_code=True"
-            )
-        if not isinstance(found, cls):
-            raise ValueError(
-                f"{folder} holds a {type(found).__name__}, not a {cls.__name__}; call {type(found).__name__}.load"
-            )
+        found: Self = _saved.load(folder, cls, trust_code)
         return found
 
     def _checked(self, written: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -304,30 +273,4 @@ def package_versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
-
-
-def _functions(value: Any) -> list[str]:
-    """Functions that the models in a value name."""
-    if isinstance(value, Model):
-        return [name for name in (value.source if value.kind == "factory" else None, value.preprocess) if name]
-    if isinstance(value, Value):
-        return [name for f in fields(value) for name in _functions(getattr(value, f.name))]  # type: ignore[arg-type]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [name for item in value for name in _functions(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _find_class(name: str) -> type:
-    """Find a class by name, in this package or in modules that are imported: a file must not import code."""
-    module_name, _, qualname = name.partition(":")
-    if module_name.split(".")[0] == "hf_prune":
-        module = importlib.import_module(module_name)
-    else:
-        module = sys.modules.get(module_name)  # type: ignore[assignment]
-    found: Any = module
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    if not (isinstance(found, type) and issubclass(found, Value)):
-        raise ValueError(f"the saved scorer is a {name}, which is not imported here; `import {module_name}` first")
     return found

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from hf_prune import _files
+from hf_prune.checks import check_digest
+
 LIMIT = 64 << 20  # bytes of an array above which pickles carry its digest
 
 _known: dict[int, str] = {}
+_sound: set[tuple[str, int, int, int]] = set()  # files whose content was compared with their names
 
 
 def home() -> Path:
@@ -31,9 +35,13 @@ def array_digest(array: np.ndarray) -> str:
     state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     digest = state.hexdigest()
     if not array.flags.writeable:
-        _known[id(array)] = digest
-        weakref.finalize(array, _known.pop, id(array), None)
+        _remember(array, digest)
     return digest
+
+
+def _remember(array: np.ndarray, digest: str) -> None:
+    _known[id(array)] = digest
+    weakref.finalize(array, _known.pop, id(array), None)
 
 
 def put_array(array: np.ndarray) -> str:
@@ -45,16 +53,12 @@ def put_array(array: np.ndarray) -> str:
     digest = array_digest(array)
     path = _path(digest)
     if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as stream:
+            _files.sweep(path.parent)
+            with _files.whole(path) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise OSError(
                 error.errno,
                 f"cannot write {array.nbytes >> 20} MB of fitted state to {path.parent} ({error.strerror}); set "
@@ -64,10 +68,11 @@ def put_array(array: np.ndarray) -> str:
 
 
 def get_array(digest: str) -> np.ndarray:
-    """Memory-map the array of that digest, read-only.
+    """Memory-map the array of that digest, read-only; its content is compared with the digest once per process.
 
     Raises:
         FileNotFoundError: it is not on this machine.
+        ValueError: that is no digest, or the file is damaged.
     """
     path = _path(digest)
     if not path.exists():
@@ -75,9 +80,19 @@ def get_array(digest: str) -> np.ndarray:
             f"the fitted state {digest} is not in {path.parent}; share HF_PRUNE_HOME between the machines, or carry "
             "the scorer there with save() and load()"
         )
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    with _files.reading(path, "fitted state", "delete it, and make the scorer anew or load() it again"):
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        facts = path.stat()
+        key = (str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if key in _sound:
+            _remember(array, digest)
+        elif array_digest(array) == digest:
+            _sound.add(key)
+        else:
+            raise ValueError("it is not what its digest says")
+        return array
+    raise AssertionError  # `reading` raises
 
 
 def _path(digest: str) -> Path:
-    return home() / "arrays" / f"{digest}.npy"
+    return home() / "arrays" / f"{check_digest(digest)}.npy"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_prune import chat
+from hf_prune._utf8 import check_utf8
 from hf_prune.batch import Batch, missing_column
 
 EMPTY = "is empty"
@@ -47,13 +50,15 @@ def read_texts(
         batch: the rows.
         columns: joined in this order; empty and null parts of several columns are left out.
         join: what stands between them.
-        template: renders a chat, if it is the only column; else its lines are `role: content`.
+        template: renders a chat, if it is the only column; else its lines are `role: content`, with what else a turn
+            holds as JSON (see `hf_prune.chat`).
 
     Returns:
         The texts; the rows without any, with the reason; whether `template` made the texts.
 
     Raises:
         TypeError: a row holds something else than text or a chat.
+        ValueError: a text that has no UTF-8, or bytes that are none.
     """
     bad: dict[int, str] = {}
     read = [_strings(batch, path, template if len(columns) == 1 else None) for path in columns]
@@ -70,36 +75,55 @@ def _strings(batch: Batch, path: str, template: Callable[..., str] | None) -> tu
     values = read_column(batch, path)
     plain = isinstance(values, pa.Array)
     is_text = plain and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
-    rows = values.to_pylist() if plain else list(values)
+    rows = _objects(values, batch.who) if plain else list(values)
     if is_text:
         return rows, False
     rendered = False
     for row, value in enumerate(rows):
         if value is None or isinstance(value, str):
             continue
-        if not _is_chat(value):
-            raise TypeError(
-                f"column {path!r}: row {row} of this batch is {type(value).__name__}, neither text nor a chat "
-                "[{'role': ..., 'content': ...}]; name a text column"
-            )
-        turns = [{**turn, "role": str(turn["role"]), "content": _content(turn["content"])} for turn in value]
-        if not any(turn["content"] for turn in turns):
+        try:
+            turns = chat.turns_of(value)
+        except TypeError as error:
+            raise TypeError(f"column {path!r}: row {row} of this batch {error}") from error
+        if not any(turn.said for turn in turns):
             rows[row] = ""
         elif template is not None:
-            rows[row], rendered = template(turns), True
+            rows[row], rendered = template([turn.for_template for turn in turns]), True
         else:
-            rows[row] = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+            rows[row] = "\n".join(f"{turn.role}: {turn.said}" for turn in turns)
+    check_utf8(rows, batch.who)
     return rows, rendered
 
 
-def _is_chat(value: Any) -> bool:
-    turns = value.tolist() if hasattr(value, "tolist") else value
-    return isinstance(turns, list) and all(isinstance(t, Mapping) and "role" in t and "content" in t for t in turns)
+def _objects(values: pa.Array, who: str) -> list[Any]:
+    """Rows as Python objects, JSON columns decoded as `datasets` decodes them in a stream."""
+    try:
+        rows = values.to_pylist()
+    except UnicodeDecodeError as error:
+        for row, value in enumerate(values):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                raise ValueError(
+                    f"{who}: the text of row {row} of this batch is not valid UTF-8; decode the bytes with the right "
+                    "encoding first"
+                ) from error
+        raise
+    decode = _json_decoder(values.type)
+    return rows if decode is None else [decode(row) for row in rows]
 
 
-def _content(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part["text"]) for part in content if isinstance(part, Mapping) and part.get("text"))
+def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """What turns an object of an Arrow type that holds JSON somewhere into one without; None where there is none."""
+    if getattr(kind, "extension_name", None) == "arrow.json":
+        return lambda value: None if value is None else json.loads(value)
+    if pa.types.is_struct(kind):
+        inner = {f.name: d for f in kind if (d := _json_decoder(f.type)) is not None}
+        return (
+            (lambda value: value and {k: inner[k](v) if k in inner else v for k, v in value.items()}) if inner else None
+        )
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = _json_decoder(kind.value_type)
+        return (lambda value: value and [item(v) for v in value]) if item is not None else None
+    return None

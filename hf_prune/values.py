@@ -6,10 +6,12 @@ given must therefore pickle to the same bytes in every process, before and after
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, fields
 from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
@@ -17,18 +19,37 @@ import numpy as np
 import xxhash
 
 from hf_prune import store
+from hf_prune._fields import check_types
 
 _PLAIN = (type(None), bool, int, float, str)
+_CODE = "code"
+_MARKERS = ("\0array", "\0stored", "\0value")
+_NUMBERS = (bool, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_DTYPES = {
+    np.dtype(kind).name: np.dtype(kind) for kind in (*_NUMBERS, np.float16, np.float32, np.float64, np.longdouble)
+}
 
 
 class Value:
     """Base of scorers and models: a frozen dataclass whose pickle is made of its fields and its version.
 
     A subclass is decorated with `@dataclass(frozen=True, eq=False)`. Its fields hold plain values (None, bool,
-    int, float, str, lists, string-keyed dicts), NumPy arrays, or other values.
+    int, float, str, lists, string-keyed dicts), NumPy arrays, or other values. A field whose value names code (a
+    function, say) says so: `preprocess: str | None = field(default=None, metadata=names_code())`; what it names is
+    imported by `self.named("preprocess")`.
     """
 
     version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        """Raise a ValueError for fields that make no sense, alone or together.
+
+        Called when a value is made, and when one is read from a file that anybody may have written. It looks at
+        the fields only: it opens nothing, imports nothing, asks nobody.
+        """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,11 +82,85 @@ class Value:
     def digest(self) -> str:
         """32 hexadecimal digits that name the value: its class, version, fields and arrays."""
         classes, text, blob = pack(self)
-        names = ",".join(f"{c.__module__}:{c.__qualname__}" for c in classes)
-        state = xxhash.xxh3_128(names.encode())
-        state.update(text.encode())
-        state.update(blob)
-        return state.hexdigest()
+        return packed_digest([class_name(c) for c in classes], text, blob)
+
+    def named(self, name: str) -> Any:
+        """Import what the field `name` names; it must be marked by `names_code`.
+
+        Raises:
+            TypeError: the field is not marked, so that nobody would be asked whether a file may choose it.
+            ValueError: nothing is there.
+        """
+        if not any(field.name == name and _CODE in field.metadata for field in fields(self)):  # type: ignore[arg-type]
+            raise TypeError(f"{type(self).__name__}.{name} names code: write field(..., metadata=names_code())")
+        return import_name(getattr(self, name))
+
+
+def names_code(said: Callable[[Any], str | None] | None = None) -> dict[str, Any]:
+    """Metadata of a field whose value names code, which a file must not choose unless the user trusts it.
+
+    Args:
+        said: what would be run, told from the object; None if nothing would. By default the value of the field.
+
+    >>> from dataclasses import dataclass, field
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Prepared(Value):
+    ...     preprocess: str | None = field(default=None, metadata=names_code())
+    >>> list(code_of([Prepared("string:capwords"), Prepared()])), Prepared("string:capwords").named("preprocess")("a b")
+    (['string:capwords'], 'A B')
+    """
+    return {_CODE: said}
+
+
+def code_of(item: Any) -> Iterator[str]:
+    """What the values in an object would run, in words."""
+    if isinstance(item, Value):
+        for field in fields(item):  # type: ignore[arg-type]
+            own = getattr(item, field.name)
+            if _CODE in field.metadata:
+                said = field.metadata[_CODE]
+                told = (None if own is None else str(own)) if said is None else said(item)
+                if told is not None:
+                    yield told
+            else:
+                yield from code_of(own)
+    elif isinstance(item, Mapping):
+        for part in item.values():
+            yield from code_of(part)
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from code_of(part)
+
+
+def import_name(name: str) -> Any:
+    """Import what `package.module:object` names: what a user typed. A field is imported by `Value.named`.
+
+    Raises:
+        ValueError: the name has another form, or nothing is there.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute or module_name == "__main__":
+        raise ValueError(f"{name!r} cannot be found by workers; write it as 'package.module:function' of a module")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}") from error
+    return found
+
+
+def class_name(cls: type) -> str:
+    """`package.module:Class`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def packed_digest(names: list[str], text: str, blob: Any) -> str:
+    """32 hexadecimal digits that name what `pack` gave: names of classes, JSON, bytes."""
+    state = xxhash.xxh3_128(",".join(names).encode())
+    state.update(text.encode())
+    state.update(blob)
+    return state.hexdigest()
 
 
 def pack(
@@ -112,6 +207,8 @@ def pack(
         if isinstance(item, Mapping):
             if not all(isinstance(k, str) for k in item):
                 raise TypeError(f"{where} is a dict with keys that are not strings; use string keys")
+            if taken := [k for k in item if k in _MARKERS]:
+                raise TypeError(f"{where} has the key {taken[0]!r}, which stands for something else; rename it")
             return {k: encode(item[k], f"{where}[{k!r}]") for k in sorted(item)}  # arrays have an order in the bytes
         if isinstance(item, (set, frozenset)):
             return [encode(v, where) for v in sorted(item)]
@@ -126,39 +223,119 @@ def pack(
     return tuple(classes), text, b"".join(blobs)
 
 
-def unpack(classes: tuple[type, ...], text: str, blob: bytes) -> Any:
+def unpack(classes: tuple[type, ...], text: str, blob: Any) -> Any:
     """Put together what `pack` took apart. Lists come back as tuples, arrays read-only.
 
     Raises:
         ValueError: a class has another version than the one that was packed: its numbers have changed.
     """
+    return rebuild(classes, json.loads(text), blob, foreign=False)
+
+
+def rebuild(classes: tuple[type, ...], document: Any, blob: Any, foreign: bool = True) -> Any:
+    """Put together what `pack` took apart, from the object that its JSON stands for.
+
+    Args:
+        classes: of the values.
+        document: what was in the JSON.
+        blob: the bytes of all arrays.
+        foreign: it may be from anybody. Then the fields must be those of the classes (what is missing has its default),
+            hold what their annotations say and pass `check_fields`; and nothing is taken from the store.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what `pack` gives.
+    """
+    taken: list[tuple[int, int]] = []
 
     def decode(item: Any) -> Any:
         if isinstance(item, list):
             return tuple(decode(v) for v in item)
         if not isinstance(item, dict):
             return item
-        if "\0stored" in item:
-            return store.get_array(item["\0stored"])
         if "\0array" in item:
-            entry = item["\0array"]
-            dtype = np.dtype(entry["array"])
-            count = int(np.prod(entry["shape"], dtype=np.int64))
-            return np.frombuffer(blob, dtype, count, entry["start"]).reshape(entry["shape"])
+            _only(item, "\0array")
+            return array(item["\0array"])
         if "\0value" in item:
-            cls = classes[item["\0value"]]
-            if item["version"] != cls.version:  # type: ignore[attr-defined]
-                raise ValueError(
-                    f"{cls.__name__} was made by version {item['version']} of its numbers, version "
-                    f"{cls.version} is installed; make it anew, or install the hf_prune that made it"  # type: ignore[attr-defined]
-                )
-            value: Any = object.__new__(cls)
-            for name, part in item["fields"].items():
-                object.__setattr__(value, name, decode(part))
-            return value
+            return value(item)
+        if "\0stored" in item:
+            if foreign:
+                raise ValueError("an array is said to be in the store of another machine")
+            return store.get_array(item["\0stored"])
         return {k: decode(v) for k, v in item.items()}
 
-    return decode(json.loads(text))
+    def array(entry: Any) -> np.ndarray:
+        _only(entry, "array", "shape", "start")
+        dtype, shape, start = _DTYPES[entry["array"]], entry["shape"], entry["start"]
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in [start, *shape]):
+            raise ValueError(f"an array of shape {shape} begins at byte {start}")
+        count = math.prod(shape)
+        if start + count * dtype.itemsize > len(blob):
+            raise ValueError(f"an array of shape {shape} at byte {start} is longer than the {len(blob)} there are")
+        taken.append((start, count * dtype.itemsize))
+        raw = np.frombuffer(blob, np.uint8, count * dtype.itemsize, start) if count else np.empty(0, np.uint8)
+        if foreign and dtype.kind == "b" and count and raw.max() > 1:
+            raise ValueError("a truth value is neither 0 nor 1")
+        found: np.ndarray = raw.view(dtype).reshape(shape)
+        found.flags.writeable = False
+        return found
+
+    def value(item: dict[str, Any]) -> Any:
+        _only(item, "\0value", "version", "fields")
+        place = item["\0value"]
+        if type(place) is not int or not 0 <= place < len(classes):
+            raise ValueError(f"value {place!r} is of no class, there are {len(classes)}")
+        cls: Any = classes[place]
+        check_version(cls, item["version"])
+        if not isinstance(item["fields"], dict):
+            raise ValueError(f"the fields of a {cls.__name__} are {item['fields']!r}")
+        made = object.__new__(cls)
+        for name, part in item["fields"].items():
+            object.__setattr__(made, name, decode(part))
+        if foreign:
+            _complete(made, item["fields"])
+            check_types(made)
+            made.check_fields()
+        return made
+
+    found = decode(document)
+    if foreign:
+        end = 0
+        for start, length in sorted(taken):
+            if start != end:
+                raise ValueError(f"byte {min(start, end)} of the arrays is not read once")
+            end = start + length
+        if end != len(blob):
+            raise ValueError(f"{len(blob)} bytes of arrays, {end} of them read")
+    return found
+
+
+def check_version(cls: Any, version: Any) -> None:
+    """Refuse a value whose class gives other numbers now than when it was packed."""
+    if version != cls.version:
+        raise ValueError(
+            f"{cls.__name__} was made by version {version} of its numbers, version {cls.version} is installed; make it "
+            "anew, or install the hf_prune that made it"
+        )
+
+
+def _only(entry: Any, *keys: str) -> None:
+    if not isinstance(entry, dict) or set(entry) != set(keys):
+        raise ValueError(f"{str(entry)[:100]} does not have the keys {', '.join(map(repr, keys))}")
+
+
+def _complete(made: Any, given: Mapping[str, Any]) -> None:
+    """Fields that were not written have their defaults: those that a later version added."""
+    known = {field.name: field for field in fields(made)}
+    if strange := sorted(set(given) - set(known)):
+        raise ValueError(f"{type(made).__name__} has no field {strange[0]!r}")
+    for name, field in known.items():
+        if name in given:
+            continue
+        if field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"the field {name!r} of {type(made).__name__} is missing")
+        object.__setattr__(
+            made, name, field.default_factory() if field.default_factory is not MISSING else field.default
+        )
 
 
 def _short(item: Any) -> str:

@@ -242,3 +242,30 @@ def test_yaml_of_others_is_kept():
     assert set(data["hf_prune"]) == {"other", "scores"}
     crlf = merged("---\r\nlicense: mit\r\n---\r\n# Mine\r\n")
     assert "license: mit" in crlf and "# Mine" in crlf and merged(crlf) == crlf
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(
+            "configs: 3",
+            "configs: [1]",
+            "configs: {config_name: x}",
+            "configs: x",
+            "dataset_info: [x]",
+            "dataset_info: 3",
+        ),
+        *("tags: 3", "tags: {a: b}", "tags: [[a]]", "source_datasets: [3]", "a: [", "a: !!python/object:os.system x"),
+        *("? [a]\n: b", "1: 2", "a: &a [*a]\ntags: *a", "x: " + "[" * 2000, "- a\n- b", "just words", "a: b\n c: d"),
+    ],
+)
+def test_odd_yaml_is_one_kind_of_error(header):
+    with pytest.raises(ValueError, match=r"^the README of u/n is (damaged \(.*\)|nested too deeply .*); mend its YAML"):
+        merged(f"---\n{header}\n---\n# Mine\n")
+
+
+@pytest.mark.parametrize(
+    "header", ["tags: x", "tags: null", "configs: null", "configs: []", "dataset_info: {features: []}"]
+)
+def test_yaml_that_is_right_is_taken(header):
+    assert "# Mine" in merged(f"---\n{header}\n---\n# Mine\n")

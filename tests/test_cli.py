@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
 import pytest
@@ -153,10 +155,10 @@ def test_splits(plain, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("bad.parquet", b"garbage", "cannot be read"),
-        ("bad.arrow", b"garbage", "cannot be read"),
-        ("bad.csv", b"a,b\n1,2\n1,2,3\n", "cannot be read"),
-        ("bad.jsonl", b'{"a": 1}\n{"a": [', "cannot be read"),
+        ("bad.parquet", b"garbage", "is damaged"),
+        ("bad.arrow", b"garbage", "is damaged"),
+        ("bad.csv", b"a,b\n1,2\n1,2,3\n", "is damaged"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": [', "is damaged"),
         ("bad.txt", b"text", "is no data file"),
     ],
 )
@@ -175,7 +177,7 @@ def test_nothing_there(tmp_path):
     assert "holds neither" in fails("filter", tmp_path / "empty", *args)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "dataset_info.json").write_text("{")
-    assert "cannot be read" in fails("filter", tmp_path / "broken", *args)
+    assert "is damaged" in fails("filter", tmp_path / "broken", *args)
 
 
 def test_what_is_there_stays(scored, tmp_path):
@@ -530,6 +532,71 @@ def test_a_process_fails_in_one_line(tmp_path):
     assert done.stderr.startswith("hf-prune: error: ") and done.stderr.count("\n") == 1
 
 
+# -- what is shown, trusted and escaped ---------------------------------------------------------------
+
+
+EVIL = "na\x1b[31mme\u202e\u2066\n=x"
+
+
+def test_what_a_terminal_obeys_is_shown(tmp_path):
+    """Names of columns, classes and scorers; in results, in errors and in what was typed."""
+    features = datasets.Features(
+        {EVIL: datasets.Value("float32"), "label": datasets.ClassLabel(names=["a", "b\x1b]0;x\x07\nforged: 9 of 9"])}
+    )
+    ds = datasets.Dataset.from_dict({EVIL: [0.1, 0.2, 0.3, 0.4], "label": [0, 1, 0, 1]}, features=features)
+    ds.save_to_disk(str(tmp_path / "data"))
+    done = ok("filter", tmp_path / "data", "--by", EVIL, "--keep", "0.5", "--group-by", "label", "-o", tmp_path / "o")
+    assert "na\\x1b[31mme\\u202e\\u2066\\n=x: 2 rows kept" in done.out
+    assert "\n    b\\x1b]0;x\\x07\\nforged: 9 of 9: 1 (50%) of 2\n" in done.out
+    assert not [c for c in done.out + done.err if c != "\n" and not c.isprintable()]
+    for args in (
+        ("filter", tmp_path / "data", "--by", "\x1b[2J", "--keep", "0.5", "-o", tmp_path / "p"),
+        ("filter", tmp_path / "data", "--by", EVIL, "--keep", "0.5", "--\x1b[2J", "-o", tmp_path / "p"),
+        ("filter", tmp_path / "data", "--by", EVIL, "--keep", "1", "--prefer", "\x1b[2J", "-o", tmp_path / "p"),
+        ("\x1b[2J",),
+        ("--\x1b[2J",),
+    ):
+        failed = hp(*args)
+        assert failed.code in (1, 2) and "\\x1b[2J" in failed.err, args
+        assert not [c for c in failed.err if c in "\x1b\u202e"]
+
+
+def test_a_token_in_an_error_is_not_shown(tmp_path):
+    token = "hf_jwt_" + "eyJhbGciOi" * 4
+    failed = hp("filter", f"{tmp_path}/{token}.parquet", "--by", "a", "--keep", "0.5", "-o", tmp_path / "o")
+    assert failed.code == 1 and "(token removed)" in failed.err and "eyJ" not in failed.err
+
+
+def test_a_saved_scorer_that_names_code_needs_trust(tmp_path):
+    from hf_prune import Embedder
+
+    Embedder("embed_modules:linear", preprocess="embed_modules:letters").save(tmp_path / "saved")
+    datasets.Dataset.from_dict({"text": ["a cat", "b"]}).to_parquet(str(tmp_path / "d.parquet"))
+    args = ("score", tmp_path / "d.parquet", "--scorer", tmp_path / "saved", "-o", tmp_path / "o.parquet")
+    message = "names code that would be run: embed_modules:letters, embed_modules:linear; .*--trust-code"
+    assert re.search(message, fails(*args))
+    assert not (tmp_path / "o.parquet").exists()
+    ok(*args, "--trust-code")
+    assert len(datasets.Dataset.from_parquet(str(tmp_path / "o.parquet"))["embedding"][0]) == 5
+    pushed = ("push", tmp_path / "d.parquet", "user/x", "--scorers", tmp_path / "saved")
+    assert re.search(message, fails(*pushed))
+
+
+def test_safe_csv_escapes_formulas_and_nothing_else(tmp_path):
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "plain", " =1", "'=1", "", None, 'a"b,c\nd']
+    table = {"=name": texts, "n": list(range(-6, 6)), "score": [i / 7 for i in range(12)]}
+    datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "data"))
+    args = ("filter", tmp_path / "data", "--by", "score", "--keep", "1.0", "-o")
+    ok(*args, tmp_path / "plain.csv")
+    ok(*args, tmp_path / "safe.csv", "--safe-csv")
+    options = {"keep_default_na": False, "dtype": str}
+    plain, safe = (pd.read_csv(tmp_path / name, lineterminator="\n", **options) for name in ("plain.csv", "safe.csv"))
+    assert list(plain) == ["=name", "n", "score"] and list(safe) == ["'=name", "n", "score"]
+    assert (plain[["n", "score"]] == safe[["n", "score"]]).all().all()
+    expected = ["'" + text if text[:1] in tuple("=+-@\t\r") and text else text for text in plain["=name"]]
+    assert safe["'=name"].tolist() == expected and expected[:6] == ["'" + text for text in texts[:6]]
+
+
 def test_row_ids_do_not_depend_on_what_scorers_wrote(plain, tmp_path):
     """An embedding computed elsewhere differs in its last bits; the ids must not."""
     from hf_prune import with_row_id
@@ -540,3 +607,15 @@ def test_row_ids_do_not_depend_on_what_scorers_wrote(plain, tmp_path):
     ok("embed", tmp_path / "d.parquet", *network, "-o", tmp_path / "embedded")
     ok("score", tmp_path / "embedded", "--scorer", "ssl_proto", "--k", 2, "--row-id", "-o", tmp_path / "scored")
     assert written(tmp_path / "scored")["row_id"][:] == with_row_id(bare)["row_id"][:]
+
+
+def test_names_that_would_be_paths(plain, scored, tmp_path):
+    plain.to_parquet(str(tmp_path / "data.parquet"))
+    there = sorted(p.name for p in tmp_path.iterdir())
+    for split in ("../x", "dev-clean", "all"):
+        args = ("filter", tmp_path / "data.parquet", "--by", "label", "--keep", "0.5", "-o", tmp_path / "out")
+        assert "cannot be read back by datasets" in fails(*args, "--split", split)
+    args = ("score", scored / "data", "--scorer", "ssl_proto", "--set", "name=../up", "--set", "k=3", "-o")
+    said = fails(*args, tmp_path / "out", "--save-scorers", tmp_path / "saved" / "here")
+    assert "'../up' is no name of a file in" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == there

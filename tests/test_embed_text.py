@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def test_bad_rows(tiny_bert_folder: Path, tiny_gpt2_folder: Path, tiny_resnet_fo
         embedder({"text": [None]})
     with pytest.raises(ValueError, match="row 1 of this batch has no tokens"):
         Embedder(tiny_gpt2_folder)({"text": ["cat", " "]})
+    with pytest.raises(ValueError, match="row 1 of this batch holds .* half of a surrogate pair"):
+        Embedder(tiny_bert_folder, on_bad="nan")({"text": ["cat", "\ud800"]})
     found = Embedder(tiny_bert_folder, on_bad="nan")({"text": ["cat", "", None, "dog"]})["embedding"]
     assert np.isnan(found).all(1).tolist() == [False, True, True, False]
     np.testing.assert_allclose(found[[0, 3]], embedder({"text": ["cat", "dog"]})["embedding"], atol=1e-6)
@@ -376,6 +379,87 @@ def test_memory_shortage_halves_the_pass() -> None:
 
     out = forward(run, np.arange(5))
     assert out[:, 0].tolist() == [0, 1, 2, 3, 4] and seen == [5, 2, 3, 1, 2]
+
+
+STRANGE = {
+    "a module": ("modules.json", lambda d: d[0].update(type="canary_of_st.Module"), "canary_of_st.Module"),
+    "a module of a package that is like it": (
+        "modules.json",
+        lambda d: d[2].update(type="sentence_transformers_extra.models.Dense"),
+        "sentence_transformers_extra.models.Dense",
+    ),
+    "a function of the package": (
+        "modules.json",
+        lambda d: d[2].update(type="sentence_transformers.util.misc.import_from_string"),
+        "sentence_transformers.util.misc.import_from_string",
+    ),
+    "an activation": (
+        "2_Dense/config.json",
+        lambda d: d.update(activation_function="canary_of_st.call"),
+        "canary_of_st.call",
+    ),
+    "an activation that is another thing of torch": (
+        "2_Dense/config.json",
+        lambda d: d.update(activation_function="torch.nn.modules.activation.torch.hub.load"),
+        "torch.nn.modules.activation.torch.hub.load",
+    ),
+    "a class of torch that is none": (
+        "2_Dense/config.json",
+        lambda d: d.update(activation_function="torch.nn.modules.module.Module"),
+        "torch.nn.modules.module.Module",
+    ),
+    "a router's module": (
+        "1_Pooling/config.json",
+        lambda d: d.update(types={"a": "canary_of_st.Module"}),
+        "canary_of_st.Module",
+    ),
+    "a tokenizer": ("1_Pooling/config.json", lambda d: d.update(tokenizer_class="canary_of_st.T"), "canary_of_st.T"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_folder_does_not_choose_what_is_called(what, tiny_bert_folder, tmp_path, monkeypatch):
+    """Neither a snapshot on this machine nor a name that begins with torch is trusted."""
+    pytest.importorskip("sentence_transformers")
+    file, change, said = STRANGE[what]
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "canary_of_st.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder = sentence_folder(tiny_bert_folder, tmp_path / "st", {"pooling_mode_mean_tokens": True}, dense=4)
+    (folder / "canary_of_st.py").write_text("raise SystemExit('imported')")
+    if "pooling" in file.lower():  # a module that only the package knows
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[3]["type"] = "sentence_transformers.models.LayerNorm"
+        (folder / "modules.json").write_text(json.dumps(modules))
+    document = json.loads((folder / file).read_text())
+    change(document)
+    (folder / file).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"names code that would be run: {re.escape(said)}; .*trust_remote_code=True"):
+        Embedder(folder)({"text": ["a"]})
+    assert "canary_of_st" not in sys.modules
+
+
+def test_an_old_sentence_transformers_is_refused(tiny_bert_folder, tmp_path, monkeypatch):
+    import importlib.metadata
+
+    pytest.importorskip("sentence_transformers")
+    folder = sentence_folder(tiny_bert_folder, tmp_path / "st", {"pooling_mode_mean_tokens": True}, dense=4)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[3]["type"] = "sentence_transformers.models.LayerNorm"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.9.1")
+    with pytest.raises(ImportError, match="5.9.1 runs code that a model's folder names; pip install"):
+        Embedder(folder)({"text": ["a"]})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[3]", '[{"type": 3}]', '[{"type": "a", "path": "../../x"}]', '[{"type": "a", "path": "/etc"}]']
+)
+def test_damaged_files_of_a_model_are_named(text, tiny_bert_folder, tmp_path):
+    folder = sentence_folder(tiny_bert_folder, tmp_path / "st", {"pooling_mode_mean_tokens": True})
+    (folder / "modules.json").write_text(text)
+    with pytest.raises(ValueError, match="the model's file .*modules.json is damaged .*; get the model anew"):
+        Embedder(folder)({"text": ["a"]})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

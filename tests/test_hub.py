@@ -237,7 +237,7 @@ def test_licence_is_taken_never_invented(hub):
 
 def test_yaml_that_cannot_be_read_is_left_alone(hub):
     hub.add(REPO, {"README.md": "---\ntags: [a\n---\nmine\n"})
-    with pytest.raises(ValueError, match="YAML that cannot be read; mend it"):
+    with pytest.raises(ValueError, match="the README of .* is damaged .*; mend its YAML"):
         push(hub, rows(), what="scores")
     assert len(hub.commits(REPO)) == 2
 
@@ -445,7 +445,7 @@ def test_clashes_and_missing_columns(pushed, hub):
         load_scores(REPO, pushed, columns="nope")
     with pytest.raises(FileNotFoundError, match="has no scores"):
         load_scores(REPO, config_name="other")
-    with pytest.raises(ValueError, match="no name of a config"):
+    with pytest.raises(ValueError, match="no name for a config"):
         load_scores(REPO, config_name="../up")
 
 

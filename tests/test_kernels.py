@@ -12,13 +12,32 @@ floats = st.floats(-1e3, 1e3, width=32)
 tables = st.integers(1, 6).flatmap(lambda k: st.lists(st.lists(floats, min_size=k, max_size=k), min_size=1, max_size=6))
 
 
+def settle_plain(table, x, slack, exact, halves, count):
+    """Of the columns within twice the slack of the `count`-th largest, those with the largest float64 numbers."""
+    found = []
+    for i, row in enumerate(table):
+        low = np.nextafter(np.sort(row)[-count] - np.float32(2 * slack[i]), np.float32(-np.inf))
+        close = [j for j in range(len(row)) if row[j] >= low]
+        told = [float(x[i].astype(float) @ exact[j] - halves[j]) for j in close]
+        found.append([close[j] for j in sorted(range(len(close)), key=lambda j: (-told[j], j))[:count]])
+    return np.array(found)
+
+
 @settings(deadline=None)  # the first call compiles
-@given(tables)
-def test_largest(rows):
+@given(tables, st.integers(0, 3), st.sampled_from([1, 2]))
+def test_settle(rows, slack, count):
     table = np.array(rows, np.float32) + np.float32(0)  # no negative zeros, which are equal and lower
-    found = np.empty(len(table), np.int64)
-    _kernels.largest(table.view(np.int32), found)
-    assert (found == table.argmax(1)).all()
+    n, k = table.shape
+    count = min(count, k)
+    # rows and directions whose products are a rounded form of the table
+    x, exact, halves = np.rint(table).astype(np.float32), np.eye(k), np.arange(k) % 2 * 0.25
+    off = np.full(n, float(slack))
+    found = np.empty((n, count), np.int64)
+    assert _kernels.settle(table.view(np.int32), x, off, exact, halves, k, found)
+    assert (found == settle_plain(table, x, off, exact, halves, count)).all()
+    wide = np.full(n, 1e9)
+    if k > count:  # all come close, more than the crowd that is allowed
+        assert not _kernels.settle(table.view(np.int32), x, wide, exact, halves, count - 1, found)
 
 
 def test_lengths_and_cosines():

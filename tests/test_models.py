@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets.fingerprint import Hasher
+from forging import forge
 
 from hf_prune import Embedder, Model, models
 
@@ -37,7 +39,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileNotFoundError, match="is a file"):
         Model(str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="is not one of float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match="choose one of 'float32', 'bfloat16', 'float16'"):
         Model("org/name", dtype="int8")
     with pytest.raises(ValueError, match="cannot be imported"):
         Model("embed_modules:nothing")
@@ -139,15 +141,11 @@ def test_the_hash_does_not_read_the_weights(tmp_path: Path) -> None:
 
 def test_a_saved_scorer_does_not_choose_what_is_called(tmp_path):
     """A folder from somebody else could name any function: nothing is imported or called unless the user says so."""
-    import json
-
     from hf_prune import Embedder, Scorer
 
     scorer = Embedder("embed_modules:conv", preprocess="embed_modules:pixels", column="image")
     scorer.save(tmp_path)
     assert Scorer.load(tmp_path, trust_code=True) == scorer
-    document = json.loads((tmp_path / "scorer.json").read_text())
-    text = json.dumps(document).replace("embed_modules:pixels", "subprocess:run")
-    (tmp_path / "scorer.json").write_text(text)
-    with pytest.raises(ValueError, match="names functions that would be called: .*subprocess:run"):
+    forge(tmp_path, lambda d: json.loads(json.dumps(d).replace("embed_modules:pixels", "subprocess:run")))
+    with pytest.raises(ValueError, match="names code that would be run: embed_modules:conv, subprocess:run; if you"):
         Scorer.load(tmp_path)

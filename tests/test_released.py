@@ -132,3 +132,120 @@ def test_the_whole_of_imagenet_is_quick_and_quiet(tmp_path):
         ds = read_released_scores(path)
     assert len(ds) == n and ds[n - 1]["key"] == f"{folder[n - 1]}_{n - 1}"
     assert ds.column_names == ["key", "self_supervised_prototypes"]
+
+
+# what could be misread
+
+
+def read(text, **options):
+    """Rows of a file that is no ImageNet, as (key or index, score)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the file has .* rows; ImageNet")
+        ds = read_released_scores(io.BytesIO(text if isinstance(text, bytes) else text.encode()), **options)
+    return list(zip(*(ds[name][:] for name in ds.column_names), strict=True)), ds.info.description
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("header", [None, "bild;wert"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_decimal_commas(delimiter, header, quote):
+    numbers = ["0,125", "-3,5", "7", "1,5e-3", ",25"] if not quote else ["0,125", "-3,5", "7,0", "1,5e-3", "0,25"]
+    lines = [header] if header else []
+    lines += [f"n01440764_{i};{quote}{n}{quote}" for i, n in enumerate(numbers)]
+    found, said = read("\r\n".join(lines).replace(";", delimiter))
+    assert [v for _, v in found] == [0.125, -3.5, 7.0, 0.0015, 0.25] and found[0][0] == "n01440764_0"
+    assert "decimal comma" in said
+
+
+def test_decimal_commas_in_a_file_cut_at_commas_and_in_an_index_file():
+    assert read('a,"0,5"\nb,"12,25"\n')[0] == [("a", 0.5), ("b", 12.25)]
+    assert read("1;0,5\n0;12,25\n")[0] == [(1, 0.5), (0, 12.25)]
+    # late in the file, after many whole numbers
+    rows = "".join(f"x{i};{i}\n" for i in range(9000)) + "y;0,5\n"
+    assert read(rows)[0][-2:] == [("x8999", 8999.0), ("y", 0.5)]
+
+
+@pytest.mark.parametrize("text", ["a;1.234,5\nb;0,25\n", "a;0,5\nb;0.25\n", "a;1'234\nb;2\n", "0,53\n0,21\n0,05\n"])
+def test_decimals_that_cannot_be_told_are_refused(text):
+    with pytest.raises(ValueError, match="decimal point|[Dd]ecimals with commas"):
+        read(text)
+
+
+def test_the_score_may_stand_before_the_name():
+    want = [("n01440764_5", 0.5), ("n01440764_7", 0.25), ("n01440764_6", 4.0)]
+    body = "0.5,n01440764/n01440764_5.JPEG\n0.25,n01440764/n01440764_7.JPEG\n4,n01440764/n01440764_6.JPEG\n"
+    found, said = read(body)
+    assert found == want and "no header" in said
+    found, said = read("wert,bild\n" + body)
+    assert found == want and "header wert, bild" in said
+    assert read("0.5,cat-1\n0.25,cat-2\n")[0] == [("cat-1", 0.5), ("cat-2", 0.25)]
+
+
+def test_headers_that_pandas_writes():
+    """`Series.to_csv()` calls its column 0, and its index nothing."""
+    pandas = pytest.importorskip("pandas")
+    values = pandas.Series([0.5, 0.25, 0.75, 0.0])
+    assert read(values.to_csv())[0] == [(0, 0.5), (1, 0.25), (2, 0.75), (3, 0.0)]
+    assert read(values.sort_values().to_csv())[0] == [(3, 0.0), (1, 0.25), (0, 0.5), (2, 0.75)]
+    names = pandas.Series(values.to_numpy(), index=[f"n0144_{i}" for i in range(4)])
+    assert read(names.to_csv())[0] == [(f"n0144_{i}", v) for i, v in enumerate(values)]
+    images = pandas.Series([0.5, 0.25], index=["n01440764_1", "n01440764_2"])
+    assert read(images.to_csv())[0] == [("n01440764_1", 0.5), ("n01440764_2", 0.25)]
+    alone = values.to_csv(index=False)
+    with pytest.raises(ValueError, match="first row of the file, '0', may be a header .*header=True or header=False"):
+        read(alone)
+    assert read(alone, header=True)[0] == [(0, 0.5), (1, 0.25), (2, 0.75), (3, 0.0)]
+    assert len(read(alone, header=False)[0]) == 5
+    frame = pandas.DataFrame([["a", 0.5], ["b", 0.25]])
+    with pytest.raises(ValueError, match="header=True or header=False"):
+        read(frame.to_csv(index=False))
+    assert read(frame.to_csv(index=False), header=True)[0] == [("a", 0.5), ("b", 0.25)]
+    frame = pandas.DataFrame({"file": ["n01440764_2", "n01440764_1"], "score": [0.5, 0.25]}, index=[1, 0])
+    found, said = read(frame.to_csv())
+    assert found == [("n01440764_2", 0.5), ("n01440764_1", 0.25)] and "left out column_0" in said
+    # whole numbers after a 0 are scores
+    assert read("0\n3\n1\n")[0] == [(0, 0.0), (1, 3.0), (2, 1.0)]
+
+
+def test_a_permuted_index_and_what_looks_like_one():
+    found, said = read("index,score\n2,0.5\n0,0.25\n1,0.1\n")
+    assert found == [(2, 0.5), (0, 0.25), (1, 0.1)] and "rows in another order: join by it" in said
+    assert "another order" not in read("index,score\n0,0.5\n1,0.25\n2,0.1\n")[1]
+    # a rank is no index, and the order of the file is not to be had from it
+    with pytest.raises(ValueError, match=r"several numeric columns: \['rank', 'aum'\]"):
+        read("rank,aum\n0,0.9\n2,0.1\n1,0.3\n")
+    found, said = read("rank,aum\n0,0.9\n2,0.1\n1,0.3\n", score_column="aum")
+    assert [i for i, _ in found] == [0, 1, 2] and "left out rank" in said
+    found = read("index,order\n1,2\n0,0\n2,1\n")[0]
+    assert found == [(1, 2.0), (0, 0.0), (2, 1.0)]
+    with pytest.raises(ValueError, match="several numeric columns"):
+        read("index,score\n5,0.5\n3,0.25\n")  # a part of a set: no row numbers of it
+    assert read("index,score\n5,0.5\n3,0.25\n", key_column="index")[0] == [("5", 0.5), ("3", 0.25)]
+
+
+def test_ids_of_another_kind_are_kept_as_they_are():
+    ids = ["ILSVRC2012_val_00000001.JPEG", "train/img 7.png", "Ünïcode", "0007"]
+    found, said = read("".join(f"{i},{k}.5\n" for k, i in enumerate(ids)))
+    assert found == [(i, k + 0.5) for k, i in enumerate(ids)] and "ids in 'column_0'" in said
+    with pytest.raises(ValueError, match="mixes names of ImageNet's images with others .* 'cat.png' in row 1"):
+        read("n01440764_1,0.5\ncat.png,0.25\n")
+    with pytest.raises(ValueError, match=r"several columns that may be ids: \['file', 'kind'\].*key_column="):
+        read("file,kind,score\na,x,0.5\nb,x,0.25\n")
+    assert read("file,kind,score\na,x,0.5\nb,x,0.25\n", key_column="file")[0] == [("a", 0.5), ("b", 0.25)]
+    with pytest.raises(ValueError, match="1 keys .* more than once.*key_column=False"):
+        read("kind,score\nx,0.5\nx,0.25\n")
+    found, said = read("kind,score\nx,0.5\nx,0.25\n", key_column=False)
+    assert found == [(0, 0.5), (1, 0.25)] and "left out kind" in said
+    with pytest.raises(ValueError, match="key_column='nope' is no column"):
+        read("a,1\n", key_column="nope")
+
+
+@pytest.mark.parametrize("text", ["a,1\nb,2\n".encode("utf-16"), b"caf\xe9,1\nb,2\n"])
+def test_other_encodings_are_refused(text):
+    with pytest.raises(ValueError, match="is no text in UTF-8 .*convert it"):
+        read(text)
+
+
+def test_a_name_in_the_first_row_is_no_header():
+    with pytest.raises(ValueError, match="1 scores of the file are empty, first in row 0"):
+        read("n01440764_1,NA\nn01440764_2,0.5\n")

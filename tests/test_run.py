@@ -568,7 +568,7 @@ def test_a_disk_that_is_full_indeed(tmp_path):
     """
     said = run_python(code)
     assert "no space left; free some" in said and str(tmp_path) in said
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["manifest.json"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_of_a_scorer_stay_its_own(stored, tmp_path):

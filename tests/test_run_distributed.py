@@ -160,3 +160,22 @@ def test_processes_that_were_given_different_things(tmp_path, data):
     done = launch(tmp_path, data, str(tmp_path / "out"), other_length=True)
     assert done.returncode != 0
     assert all("given different scorers, or datasets of different lengths" in one["error"] for one in results(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_launches_on_one_folder(tmp_path, data):
+    """The second waits for the first, all of its processes, and computes nothing."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    log = {"HF_PRUNE_TEST_LOG": str(tmp_path / "log.txt")}
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda n: launch(tmp_path / n, data, str(tmp_path / "out"), log, shard_rows=300), "ab"))
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr + done[1].stderr
+    told = [one["plain"] for name in "ab" for one in results(tmp_path / name)]
+    assert all(
+        one["logged"] == [float(len(t)) for t in TEXTS] and one["fingerprint"] == told[0]["fingerprint"] for one in told
+    )
+    assert sum(int(c[2]) for c in calls(tmp_path / "log.txt") if int(c[2]) > 1) == N
+    assert not [p.name for p in (tmp_path / "out").iterdir() if "lock" in p.name or "tmp" in p.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -231,7 +232,7 @@ def test_provenance_is_read_from_the_fields(tmp_path):
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 1}', "[]"])
 def test_what_is_no_sidecar_is_refused(tmp_path, text):
     (tmp_path / "score_columns.json").write_text(text)
-    with pytest.raises(ValueError, match="is not a score_columns.json"):
+    with pytest.raises(ValueError, match="the sidecar .*score_columns.json is damaged"):
         read_sidecar(tmp_path / "score_columns.json")
     (tmp_path / "score_columns.json").write_text('{"format": 99, "columns": []}')
     with pytest.raises(ValueError, match="format 99.*upgrade"):
@@ -241,7 +242,8 @@ def test_what_is_no_sidecar_is_refused(tmp_path, text):
 def test_save_and_load(tmp_path, monkeypatch):
     scorer = Nested(Length(table=np.arange(3), options=("a", ("b", 2.5))))
     scorer.save(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.safetensors", "scorer.json"]
+    arrays, document = sorted(p.name for p in tmp_path.iterdir())
+    assert document == "scorer.json" and re.fullmatch(r"arrays-[0-9a-f]{32}\.safetensors", arrays)
     assert Nested.load(tmp_path) == Scorer.load(tmp_path) == scorer
     with pytest.raises(ValueError, match="holds a Nested, not a Length"):
         Length.load(tmp_path)

@@ -82,4 +82,4 @@ def test_screening_leaves_the_threads_as_they_were(path):
 
 
 def test_products_and_their_ties():
-    assert largest_products(np.ones((3, 2), np.float32), np.ones((2, 4), np.float32), 2).tolist() == [[0, 1]] * 3
+    assert largest_products(np.ones((3, 2), np.float32), Directions(np.ones((4, 2))), 2).tolist() == [[0, 1]] * 3

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from hf_prune._files import DamagedFileError, making, reading, sweep, whole
+from hf_prune._shown import printable
+from hf_prune.checks import check_split_name
 
 READERS = {
     ".parquet": "parquet",
@@ -23,6 +25,7 @@ READERS = {
     ".arrow": "arrow",
 }
 WRITERS = (".parquet", ".jsonl", ".csv")
+SAFE_ROWS = 10_000  # at a time
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
 _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?")
 
@@ -50,7 +53,7 @@ class Data:
     def describe(self) -> str:
         """Rows and columns in words."""
         where = f" of split {self.split!r}" if self.others is not None else ""
-        return f"{len(self.main):,} rows{where}, columns {', '.join(self.main.column_names)}"
+        return f"{len(self.main):,} rows{where}, columns {', '.join(map(printable, self.main.column_names))}"
 
 
 def open_data(spec: str, split: str | None = None) -> Data:
@@ -107,10 +110,8 @@ def _is_saved(path: Path) -> bool:
 def _saved(path: Path) -> Any:
     from datasets import load_from_disk
 
-    try:
+    with reading(path, "saved dataset", "save it again, or get it anew"):
         return load_from_disk(str(path))
-    except Exception as error:  # Arrow, JSON and key errors share no base
-        raise ValueError(f"the saved dataset in {path} cannot be read: {_first_line(error)}") from error
 
 
 def _files(path: Path, split: str | None) -> Any:
@@ -125,7 +126,7 @@ def _files(path: Path, split: str | None) -> Any:
     if path.suffix not in READERS:
         raise ValueError(f"{path} is no data file; its name must end in {', '.join(sorted(READERS))}")
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    kind, name = READERS[path.suffix], split or "train"
+    kind, name = READERS[path.suffix], check_split_name(split or "train")
     return _reading(path, lambda: load_dataset(kind, data_files={name: str(path)}, split=name, **options))
 
 
@@ -136,18 +137,18 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     level = log.level
     log.setLevel(logging.CRITICAL)  # it says the same as its exceptions
     try:
-        return read()
-    except (DatasetGenerationError, DatasetsError) as error:
-        reason: BaseException = error
-        while isinstance(reason, DatasetGenerationError) and reason.__cause__ is not None:
-            reason = reason.__cause__
-        if isinstance(reason, OSError) and reason.errno is not None:
-            raise reason from error
-        raise ValueError(f"{path} cannot be read: {_first_line(reason)}") from error
-    except ValueError as error:
+        with reading(path, "data file", "mend it, or leave it out"):
+            try:
+                return read()
+            except (DatasetGenerationError, DatasetsError) as error:
+                reason: BaseException = error
+                while isinstance(reason, DatasetGenerationError) and reason.__cause__ is not None:
+                    reason = reason.__cause__
+                raise reason from error
+    except DamagedFileError as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{path} has no rows") from error
-        raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise
     finally:
         log.setLevel(level)
 
@@ -255,52 +256,21 @@ def replacing(out: Path) -> Iterator[Path]:
     ...     [p.name for p in Path(folder).iterdir()]
     ['x.txt']
     """
-    made = [p for p in out.absolute().parents if not p.exists()]
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.absolute().parent / f".{out.stem}.{uuid4().hex[:8]}.tmp{out.suffix}"
-    done = False
-    try:
-        yield temporary
-        _swap(temporary, out)
-        done = True
-    finally:
-        _remove(temporary)
-        if not done:
-            for folder in made:
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
+    out = out.absolute()
+    with making(out.parent):
+        sweep(out.parent)
+        with whole(out) as temporary:
+            yield temporary
 
 
-def _swap(temporary: Path, out: Path) -> None:
-    if not out.is_dir():
-        os.replace(temporary, out)
-        return
-    old = out.absolute().with_name(f".{out.name}.{uuid4().hex[:8]}.old")
-    os.rename(out, old)  # files in use stay readable: what is mapped keeps its inode
-    try:
-        os.rename(temporary, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
+def write_out(data: Data, out: Path, sidecar: str | None = None, safe_csv: bool = False) -> None:
     """Write the dataset: all of it or nothing.
 
     Args:
         data: what to write; several splits go to a folder only.
         out: checked by `check_out`.
         sidecar: text of `score_columns.json`, put into a folder beside the data.
+        safe_csv: in a .csv, put an apostrophe before texts that a spreadsheet would run as formulas.
 
     Raises:
         ValueError: several splits for one file, or columns that the format cannot hold.
@@ -318,12 +288,35 @@ def write_out(data: Data, out: Path, sidecar: str | None = None) -> None:
             ds.to_parquet(str(temporary))
         elif out.suffix == ".jsonl":
             ds.to_json(str(temporary), force_ascii=False)
+        elif out.suffix == ".csv" and safe_csv:
+            _write_safe_csv(ds, temporary)
         elif out.suffix == ".csv":
             ds.to_csv(str(temporary), index=False)
         else:
             ds.save_to_disk(str(temporary))
             if sidecar is not None:
                 (temporary / SIDECAR).write_text(sidecar, encoding="utf-8")
+
+
+def _write_safe_csv(ds: Any, path: Path) -> None:
+    """As `to_csv` does, with an apostrophe before texts that begin as formulas do."""
+    import pyarrow as pa
+
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        for number, table in enumerate(ds.with_format("arrow").iter(SAFE_ROWS)):
+            columns = [_safe(c) if pa.types.is_string(c.type) or pa.types.is_large_string(c.type) else c for c in table]
+            names = _safe(pa.chunked_array([pa.array(table.column_names)])).to_pylist()
+            pa.table(columns, names).to_pandas().to_csv(stream, header=number == 0, index=False)
+
+
+def _safe(texts: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    formula = pc.match_substring_regex(texts, r"^[=+\-@\t\r]")
+    return pc.if_else(
+        formula, pc.binary_join_element_wise(pa.scalar("'", texts.type), texts, pa.scalar("", texts.type)), texts
+    )
 
 
 def read_provenance(data: Data) -> dict[str, Any]:

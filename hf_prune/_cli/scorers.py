@@ -60,19 +60,19 @@ SCORERS: dict[str, Entry] = {
 }
 
 
-def find(name: str) -> tuple[Any, Entry | None]:
+def find(name: str, trust_code: bool = False) -> tuple[Any, Entry | None]:
     """The class (or the saved scorer) that a name means.
 
     Raises:
-        ValueError: no such scorer; the message lists those that are.
+        ValueError: no such scorer; the message lists those that are. Or a saved one that names code, without trust.
     """
     import hf_prune
-    from hf_prune.models import import_name
     from hf_prune.scorer import Scorer
+    from hf_prune.values import import_name
 
     folder = Path(name).expanduser()
     if (folder / "scorer.json").is_file():
-        return Scorer.load(folder), None
+        return Scorer.load(folder, trust_code=trust_code), None
     if name in SCORERS:
         home = SCORERS[name].home
         return (import_name(home) if ":" in home else getattr(hf_prune, home)), SCORERS[name]
@@ -94,6 +94,7 @@ def build(
     flags: Mapping[str, str | None],
     open_dataset: Callable[[str], Any],
     say: Callable[[str], None] = lambda text: None,
+    trust_code: bool = False,
 ) -> list[Any]:
     """Fit (or make, or load) the scorers that were named.
 
@@ -104,11 +105,12 @@ def build(
         flags: the same by name, None where it was not given.
         open_dataset: opens DATA for arguments that are datasets.
         say: told what is being fitted.
+        trust_code: saved scorers may name code that will be run.
 
     Raises:
         ValueError: an unknown scorer or option, or a value of another type; the message lists what there is.
     """
-    found = {name: find(name) for name in names}
+    found = {name: find(name, trust_code) for name in names}
     if len(found) < len(names):
         raise ValueError(f"--scorer names one scorer twice: {', '.join(names)}")
     makers = {name: _maker(thing, entry) for name, (thing, entry) in found.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_prune._arrow import floats_column
+from hf_prune._shown import printable
 
 BARS = 24
 
@@ -31,7 +32,7 @@ def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
     cost = f"about {flop_text(total)}" if total else "no arithmetic to speak of"
     cost += "" if np.isfinite(counts).all() else " (without those that read what another one writes)"
     shards = -(-n // default_shard_rows(n))
-    return f"{', '.join(s.name for s in scorers)}: {n:,} rows, {shards:,} shard{'s' * (shards > 1)}, {cost}"
+    return f"{', '.join(printable(s.name) for s in scorers)}: {n:,} rows, {shards:,} shard{'s' * (shards > 1)}, {cost}"
 
 
 def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
@@ -40,12 +41,13 @@ def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
 
     lines = []
     for one in scorers:
+        name = printable(one.name)
         if "[" in one.columns()[one.name]:
-            lines.append(f"{one.name}: {one.columns()[one.name]} in every row")
+            lines.append(f"{name}: {one.columns()[one.name]} in every row")
             continue
         values = floats_column(ds, one.name)
         odd = strange(values)
-        lines.append(f"{one.name}: {one.meaning}" + (f"; {odd}" if odd else ""))
+        lines.append(f"{name}: {one.meaning}" + (f"; {odd}" if odd else ""))
         lines += [f"  {line}" for line in histogram(values, width=BARS)]
     return "\n".join(lines)
 
@@ -55,13 +57,13 @@ def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) ->
     from hf_prune.card import histogram
 
     count = int(kept.sum())
-    lines = [f"{by}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
+    lines = [f"{printable(by)}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
     values = floats_column(ds, by)
     for name, half in (("kept", kept), ("dropped", ~kept)):
         if np.isfinite(values[half]).any():
             lines += [f"  {name}:", *(f"    {line}" for line in histogram(values[half], bins=6, width=BARS))]
     for group in groups:
-        lines += [f"  {group}:", *(f"    {line}" for line in _group_lines(ds, kept, group))]
+        lines += [f"  {printable(group)}:", *(f"    {line}" for line in _group_lines(ds, kept, group))]
     return "\n".join(lines)
 
 
@@ -69,5 +71,5 @@ def _group_lines(ds: Any, kept: np.ndarray, group: str) -> list[str]:
     from hf_prune.report import class_balance
 
     found = class_balance(ds, group, {"kept": kept})
-    lines = [f"{name}: {after} of {before}" for name, before, after in found.table()]
+    lines = [f"{printable(name)}: {after} of {before}" for name, before, after in found.table()]
     return [*lines, f"and {found.left_out} more"] if found.left_out else lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._embed.plan import config_of
+from hf_prune._embed.plan import config_of, read_json
 from hf_prune.models import Model, cached, device_for
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ NULL = "is null"
 def has_image_processor(folder: Path) -> bool:
     """Whether the folder can read pictures."""
     together = folder / "processor_config.json"
-    return (folder / "preprocessor_config.json").exists() or (
-        together.exists() and "image_processor" in json.loads(together.read_text(encoding="utf-8"))
-    )
+    return (folder / "preprocessor_config.json").exists() or ("image_processor" in read_json(together))
 
 
 def decode_image(value: Any) -> Image:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_prune import _files
+from hf_prune.checks import check_inside
 from hf_prune.models import Model, cached
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -18,6 +22,23 @@ _LEGACY_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+ST_VERSION = 6  # of sentence-transformers: earlier ones run what a folder on this machine names
+MAX_SETTINGS = 1 << 20  # bytes of a file of settings; longer ones are vocabularies
+MODULES = (
+    *("Asym", "BoW", "CLIPModel", "CNN", "Dense", "Dropout", "LayerNorm", "LSTM", "Normalize", "Pooling", "Router"),
+    *("StaticEmbedding", "Transformer", "WeightedLayerPooling", "WordEmbeddings", "WordWeights"),
+)
+ACTIVATIONS = (
+    *("CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish"),
+    *("Hardshrink", "LogSoftmax", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus"),
+    *("Softshrink", "Softsign", "Tanh", "Tanhshrink"),
+)
+_MODULE = re.compile(
+    r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)(?:\.\w+)?\.(?P<kind>\w+)"
+)
+_ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:\w+\.)?)?(?P<kind>\w+)")
+_TOKENIZER = re.compile(r"sentence_transformers\.(?:models|sentence_transformer\.modules)\.tokenizer(\.\w+)+")
+_FOLDER = ("model's file", "get the model anew")
 _T5_LIKE = ("t5", "mt5", "umt5", "longt5")
 
 
@@ -100,8 +121,8 @@ def _plain_plan(model: Model, pooling: str, max_length: int | None, prompt: str)
 
 
 def _sentence_plan(model: Model, folder: Path, pooling: str, max_length: int | None, prompt: str) -> TextPlan:
-    modules = [(m["type"], m["path"] if m["path"] != "." else "") for m in read_json(folder / "modules.json")]
-    kinds = [t.rsplit(".", 1)[-1] if t.startswith("sentence_transformers.") else t for t, _ in modules]
+    modules = modules_of(folder)
+    kinds = [kind_of(module) or module for module, _ in modules]
     first = modules[0][1]
     steps: list[tuple[str, str]] = []
     modes: tuple[str, ...] = ("mean",)
@@ -127,10 +148,10 @@ def _sentence_plan(model: Model, folder: Path, pooling: str, max_length: int | N
         if kind == "Normalize" and not other_input:
             steps.append(("normalize", ""))
         elif kind == "Dense" and not other_input and not settings.get("use_residual"):
-            activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-            if not activation.startswith("torch.nn.modules."):
+            if activation_of(settings) is None:
                 return _package_plan(model, prompt, pooling, max_length)
-            width = int(settings["out_features"])
+            with _files.reading(folder / path, *_FOLDER):
+                width = int(settings["out_features"])
             steps.append(("dense", path))
         else:
             return _package_plan(model, prompt, pooling, max_length)
@@ -142,15 +163,16 @@ def _transformer(model: Model, folder: Path, subfolder: str) -> tuple[int | None
     files = sorted((folder / subfolder).glob("sentence_*_config.json"))
     settings = read_json(files[0]) if files else {}
     modality = settings.get("modality_config", {"text": {"method_output_name": "last_hidden_state"}})
-    plain = (
-        settings.get("transformer_task", "feature-extraction") == "feature-extraction"
-        and settings.get("module_output_name", "token_embeddings") == "token_embeddings"
-        and list(modality) == ["text"]
-        and modality["text"].get("method", "forward") == "forward"
-        and modality["text"].get("method_output_name") == "last_hidden_state"
-        and not settings.get("processing_kwargs")
-        and not settings.get("query_expansion")
-    )
+    with _files.reading(folder / subfolder, *_FOLDER):
+        plain = (
+            settings.get("transformer_task", "feature-extraction") == "feature-extraction"
+            and settings.get("module_output_name", "token_embeddings") == "token_embeddings"
+            and list(modality) == ["text"]
+            and modality["text"].get("method", "forward") == "forward"
+            and modality["text"].get("method_output_name") == "last_hidden_state"
+            and not settings.get("processing_kwargs")
+            and not settings.get("query_expansion")
+        )
     config = config_of(model, subfolder)
     unlike = config.is_encoder_decoder and config.model_type not in _T5_LIKE
     chat = "modality_config" not in settings and bool(model.processor("AutoTokenizer", subfolder).chat_template)
@@ -171,16 +193,30 @@ def _package_plan(model: Model, prompt: str, pooling: str, max_length: int | Non
 
 
 def package_model(model: Model, device: Any) -> Any:
-    """The whole folder as `sentence_transformers` loads it."""
+    """The whole folder as `sentence_transformers` loads it.
+
+    Raises:
+        ImportError: the package is not installed, or too old to load what a stranger made.
+        ValueError: the folder names code, and the model does not say `trust_remote_code=True`.
+    """
     try:
         from sentence_transformers import SentenceTransformer
+
+        version = importlib.metadata.version("sentence-transformers")
     except ImportError as error:
         raise ImportError(
             f"{model.label} has modules that need sentence-transformers; pip install 'hf_prune[st]'"
         ) from error
+    if int(version.split(".")[0]) < ST_VERSION:
+        raise ImportError(
+            f"sentence-transformers {version} runs code that a model's folder names; pip install "
+            f"'sentence-transformers>={ST_VERSION}'"
+        )
     import torch
 
     def load() -> Any:
+        if not model.trust_remote_code:
+            check_modules(model.folder(), model.label)
         return SentenceTransformer(
             str(model.folder()),
             device=str(device),
@@ -189,6 +225,79 @@ def package_model(model: Model, device: Any) -> Any:
         ).eval()
 
     return cached(("sentence_transformers", model.digest, str(device)), load)
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """Types and subfolders of the modules of a sentence-transformers folder.
+
+    Raises:
+        ValueError: `modules.json` lists none, or paths out of the folder.
+    """
+    path = folder / "modules.json"
+    with _files.reading(path, *_FOLDER):
+        found = _json(path)
+        modules = [(str(m["type"]), m["path"] if m["path"] != "." else "") for m in found]
+        for _, below in modules:
+            if below:
+                check_inside(folder, below)
+        if not modules:
+            raise ValueError("it lists no modules")
+        return modules
+    raise AssertionError  # `reading` raises
+
+
+def kind_of(module: str) -> str | None:
+    """Class of a module of sentence-transformers itself; None if the folder brings its own.
+
+    >>> kind_of("sentence_transformers.models.Pooling"), kind_of("os.system")
+    ('Pooling', None)
+    """
+    found = _MODULE.fullmatch(module)
+    return found["kind"] if found and found["kind"] in MODULES else None
+
+
+def activation_of(settings: dict[str, Any]) -> str | None:
+    """Class in `torch.nn` of a Dense module's activation; None if it is none of the usual ones.
+
+    >>> activation_of({"activation_function": "torch.nn.modules.activation.GELU"}), activation_of({})
+    ('GELU', 'Tanh')
+    """
+    name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    found = _ACTIVATION.fullmatch(name) if isinstance(name, str) else None
+    return found["kind"] if found and found["kind"] in ACTIVATIONS else None
+
+
+def check_modules(folder: Path, label: str) -> None:
+    """Refuse a sentence-transformers folder that names other code than the package's own modules.
+
+    Raises:
+        ValueError: it does; the message says what.
+    """
+    named = [module for module, _ in modules_of(folder) if kind_of(module) is None]
+    for path in sorted(folder.rglob("*.json")):
+        settings = _json(path) if path.stat().st_size < MAX_SETTINGS else {}
+        if isinstance(settings, dict):
+            named += _named(settings)
+    if named:
+        raise ValueError(
+            f"{label} names code that would be run: {', '.join(sorted(set(named)))}; if you trust who made it, pass "
+            "Model(..., trust_remote_code=True)"
+        )
+
+
+def _named(settings: dict[str, Any]) -> list[str]:
+    """What the settings of a module name that is no part of sentence-transformers, or no usual activation."""
+    found = []
+    if "activation_function" in settings and activation_of(settings) is None:
+        found.append(str(settings["activation_function"]))
+    types = settings.get("types")  # of the modules in a Router
+    for module in types.values() if isinstance(types, dict) else ():
+        if not isinstance(module, str) or kind_of(module) is None:
+            found.append(str(module))
+    tokenizer = settings.get("tokenizer_class")  # of WordEmbeddings; a name with dots is imported
+    if isinstance(tokenizer, str) and "." in tokenizer and not _TOKENIZER.fullmatch(tokenizer):
+        found.append(tokenizer)
+    return found
 
 
 def _max_length(model: Model, subfolder: str, wanted: int | None, tell: bool = True) -> int | None:
@@ -231,6 +340,20 @@ def _static_width(folder: Path) -> int:
         return int(file.get_slice(name).get_shape()[1])
 
 
-def read_json(path: Path) -> Any:
-    """What a file of settings says; nothing if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of settings says; nothing if it is not there.
+
+    Raises:
+        ValueError: it is no JSON, or no object.
+    """
+    found = _json(path) if path.exists() else {}
+    with _files.reading(path, *_FOLDER):
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    return found
+
+
+def _json(path: Path) -> Any:
+    with _files.reading(path, *_FOLDER):
+        return json.loads(_files.read_text(path, *_FOLDER))
+    raise AssertionError  # `reading` raises

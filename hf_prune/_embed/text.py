@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._embed.plan import TextPlan, config_of, package_model, read_json
-from hf_prune.models import Model, cached, device_for, import_name
+from hf_prune._embed.plan import TextPlan, activation_of, config_of, package_model, read_json
+from hf_prune._files import reading
+from hf_prune.models import Model, cached, device_for
 
 if TYPE_CHECKING:
     import torch
@@ -277,13 +278,11 @@ def _step(model: Model, step: tuple[str, str], device: Any) -> Callable[[torch.T
 
         folder = model.folder() / path
         settings = read_json(folder / "config.json")
-        weights = {k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()}
-        linear = torch.nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
-        linear.load_state_dict(weights)
-        name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-        if not name.startswith("torch.nn."):  # a folder must not choose what else is called
-            raise ValueError(f"{model.label} wants the activation {name!r}; only those of torch.nn are known")
-        activation = import_name(":".join(name.rsplit(".", 1)))()
+        with reading(folder, "model's file", "get the model anew"):
+            weights = {k.removeprefix("linear."): v for k, v in load_file(folder / "model.safetensors").items()}
+            linear = torch.nn.Linear(settings["in_features"], settings["out_features"], settings.get("bias", True))
+            linear.load_state_dict(weights)
+            activation = getattr(torch.nn, str(activation_of(settings)))()
         return torch.nn.Sequential(linear, activation).eval().to(device)
 
     return cached(("dense", model.digest, path, str(device)), load, light=True)

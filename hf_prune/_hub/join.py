@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features
+from datasets import Dataset, DatasetDict, Features, load_dataset
+from datasets.features.features import require_decoding
 
 from hf_prune._arrow import take
+from hf_prune._files import DamagedFileError, file_digest, read_text, reading
 from hf_prune._hub.remote import Remote, retry
 from hf_prune._hub.tables import ids_of, sidecar_path, split_name, split_of, text_of
+from hf_prune.checks import check_config_name, check_split_name
+from hf_prune.columns import SIDECAR
+
+REMEDY = "save_scored or push_scored writes them again"
 
 
 def find(
     source: str | Path, config_name: str, revision: str | None, token: str | bool | None
 ) -> tuple[dict[str, list[Path]], str | None]:
     """Parquet files by split, on this machine, and the text of the sidecar."""
-    if not re.fullmatch(r"\w[\w.-]*", config_name):
-        raise ValueError(f"config_name={config_name!r} is no name of a config")
-    side = sidecar_path(config_name)
+    side = sidecar_path(check_config_name(config_name))
     folder = Path(source)
     if folder.is_dir():
         inside = sorted((folder / config_name).glob("*.parquet")) or sorted(folder.glob("*.parquet"))
-        text = (folder / side).read_text(encoding="utf-8") if (folder / side).is_file() else None
+        text = read_text(folder / side, "sidecar of scores", REMEDY) if (folder / side).is_file() else None
     elif isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no folder {source}")
     else:
@@ -40,8 +44,72 @@ def find(
         raise FileNotFoundError(f"{source} has no scores: no {config_name}/*.parquet; push_scored puts them there")
     found: dict[str, list[Path]] = {}
     for path in inside:
-        found.setdefault(split_of(path), []).append(path)
+        with reading(source, "scores", f"rename {path.name}, or write them again"):
+            found.setdefault(check_split_name(split_of(path)), []).append(path)
     return found, text
+
+
+def described(facts: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """What a sidecar says of each split: `rows`, `ids`, and, but for those of version 0.1.0, `files`."""
+    splits = facts.get("splits") or {}
+    with reading(source, "sidecar of the scores", REMEDY):
+        for split, entry in splits.items():
+            check_split_name(split)
+            if not isinstance(entry.get("ids", ""), str):
+                raise TypeError(f"the digest of the ids of {split!r} is {entry['ids']!r}")
+            for name, digest in entry.get("files", {}).items():
+                if split_of(name) != split or not isinstance(digest, str):
+                    raise ValueError(f"{name!r} is no file of {split!r}, with a digest")
+    return dict(splits)
+
+
+def check_files(
+    files: Mapping[str, Sequence[Path]], wanted: Iterable[str], splits: Mapping[str, Any], source: str | Path
+) -> None:
+    """Compare the files that are there with those that the sidecar names, and the wanted ones with their digests.
+
+    Raises:
+        DamagedFileError: half written, damaged, or put there by somebody else.
+    """
+    if not any("files" in entry for entry in splits.values()):  # of version 0.1.0
+        return
+    listed = {name: digest for entry in splits.values() for name, digest in entry.get("files", {}).items()}
+    there = {path.name: path for paths in files.values() for path in paths}
+    looked_at = {path.name for split in wanted for path in files[split]}
+    for name in sorted(listed | there):
+        if name not in there:
+            what = "is missing"
+        elif name not in listed:
+            what = "is not named there"
+        elif name in looked_at and file_digest(there[name]) != listed[name]:
+            what = "has another digest"
+        else:
+            continue
+        raise DamagedFileError(
+            f"{source}: the scores are not those that its {SIDECAR} describes: {name} {what}; half written or damaged,"
+            f" {REMEDY}"
+        )
+
+
+def read_tables(files: Mapping[str, Sequence[Path]], source: str | Path) -> DatasetDict:
+    """Read the Parquet files of each split.
+
+    Raises:
+        DamagedFileError: they are no Parquet, or hold what is no score: what is decoded when it is looked at.
+    """
+    log = logging.getLogger("datasets")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it says the same as its exceptions
+    try:
+        with reading(source, "scores", REMEDY):
+            loaded = load_dataset("parquet", data_files={s: [str(f) for f in fs] for s, fs in files.items()})
+            for found in loaded.values():
+                for name, feature in found.features.items():
+                    if require_decoding(feature):
+                        raise TypeError(f"column {name!r} holds {type(feature).__name__}, which is no score")
+    finally:
+        log.setLevel(level)
+    return loaded
 
 
 def choose(split: str | None, ds: Any, files: Mapping[str, Any], source: str | Path) -> str:

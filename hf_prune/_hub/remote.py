@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,7 +23,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from hf_prune._files import DamagedFileError, reading
 from hf_prune._hub.tables import sidecar_path
+from hf_prune.checks import check_inside
 from hf_prune.columns import SIDECAR, parse_sidecar
 
 logger = logging.getLogger(__name__)
@@ -147,7 +150,10 @@ class Remote:
         """
         if not self.digests([path], commit):
             return None
-        return self.download(path, commit).read_bytes().decode("utf-8")
+        data = self.download(path, commit).read_bytes()
+        with reading(f"{self.repo_id}/{path}", "file", "mend it on the Hub"):
+            return data.decode("utf-8")
+        raise AssertionError  # `reading` raises
 
     def put(
         self,
@@ -181,9 +187,11 @@ def data_at(remote: Remote, head: str, data_config: str, config_name: str) -> di
     """Where the data lie: repo, config, and the commit at which their files came to be what they are at `head`."""
     folder = "data" if data_config == "default" else data_config
     data = {"repo": remote.repo_id, "config": data_config, "revision": head}
-    text = remote.text(sidecar_path(config_name), head)
-    known = parse_sidecar(text)[1].get("data") if text else None
-    if known and known.get("repo") == remote.repo_id and known.get("config") == data_config:
+    known = None
+    with contextlib.suppress(DamagedFileError):  # it is written anew
+        text = remote.text(sidecar_path(config_name), head)
+        known = parse_sidecar(text)[1].get("data") if text else None
+    if isinstance(known, Mapping) and known.get("repo") == remote.repo_id and known.get("config") == data_config:
         then = remote.listing(folder, str(known.get("revision")))
         if then and then == remote.listing(folder, head):
             return dict(known)
@@ -233,7 +241,8 @@ def other_reader(remote: Remote, commit: str, readme: str, config_name: str) -> 
     from datasets import DownloadConfig
     from datasets.data_files import resolve_pattern
 
-    configs = [c for c in DatasetCard(readme).data.get("configs") or () if c.get("config_name") != config_name]
+    declared = [c for c in DatasetCard(readme).data.get("configs") or () if isinstance(c, Mapping)]
+    configs = [c for c in declared if c.get("config_name") != config_name]
     base = f"hf://datasets/{remote.repo_id}@{commit}"
     for config in configs[:1]:
         listed = config.get("data_files") or ()
@@ -241,6 +250,10 @@ def other_reader(remote: Remote, commit: str, readme: str, config_name: str) -> 
         for entry in entries:
             paths = entry.get("path") if isinstance(entry, dict) else entry
             for path in paths if isinstance(paths, list) else [paths]:
+                try:
+                    check_inside(Path(), path)
+                except ValueError:  # not of this repo
+                    continue
                 for found in _resolved(resolve_pattern, str(path), base, DownloadConfig(token=remote.api.token)):
                     return found.rpartition(".")[2].lower()
     return None

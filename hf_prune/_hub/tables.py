@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features
 
+from hf_prune._files import file_digest
 from hf_prune.card import Balance, balance
+from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, ScoreColumn, read_sidecar
 from hf_prune.prune import keep_mask
 
@@ -27,9 +29,9 @@ _PART = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.parquet")
 
 def splits_of(ds: Any) -> dict[str, Dataset]:
     if isinstance(ds, Dataset):
-        return {split_name(ds) or "train": ds}
+        return {check_split_name(split_name(ds) or "train"): ds}
     if isinstance(ds, dict) and ds and all(isinstance(d, Dataset) for d in ds.values()):
-        return {str(k): d for k, d in ds.items()}
+        return {check_split_name(k): d for k, d in ds.items()}
     raise TypeError(f"push_scored needs a Dataset or a DatasetDict with splits, not {type(ds).__name__}")
 
 
@@ -143,6 +145,8 @@ def ids_of(ds: Dataset, row_id: str) -> pa.Array:
 
 
 def text_of(column: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        raise ValueError(f"ids cannot be {column.type}; name a column of texts or numbers with row_id=")
     joined = column.cast(pa.large_string()).combine_chunks()
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
@@ -246,11 +250,22 @@ def write_parquet(tables: Mapping[str, pa.Table], config_name: str, folder: Path
         for shard in range(shards):
             name = f"{split}-{shard:05d}-of-{shards:05d}.parquet"
             part = table.slice(shard * rows, rows)
-            with pq.ParquetWriter(folder / name, table.schema, compression="zstd") as writer:
+            with (
+                pa.OSFile(str(folder / name), "wb") as sink,
+                pq.ParquetWriter(sink, table.schema, compression="zstd") as writer,
+            ):
                 for first in range(0, part.num_rows, GROUP_ROWS):
                     # one chunk: where the chunks of a table end would show in the pages
                     writer.write_table(part.slice(first, GROUP_ROWS).combine_chunks(), row_group_size=GROUP_ROWS)
             yield f"{config_name}/{name}", folder / name
+
+
+def split_facts(tables: Mapping[str, pa.Table], files: Mapping[str, Path], row_id: str) -> dict[str, Any]:
+    """What the sidecar says of each split: its rows, the digest of its ids, and those of its files."""
+    digests: dict[str, dict[str, str]] = {split: {} for split in tables}
+    for name, path in files.items():
+        digests[split_of(name)][Path(name).name] = file_digest(path)
+    return {s: {"rows": t.num_rows, "ids": ids_digest(t[row_id]), "files": digests[s]} for s, t in tables.items()}
 
 
 def sidecar_path(config_name: str) -> str:

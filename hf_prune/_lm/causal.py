@@ -63,6 +63,9 @@ def check_options(scorer: Any, counts: Sequence[str]) -> None:
     Raises:
         ValueError: an unknown word, or a number that is no count.
     """
+    for what in ("model", "tokenizer"):
+        if (held := getattr(scorer, what)) is not None and not isinstance(held, Model):
+            raise ValueError(f"{what}={held!r} is no Model")
     for what, allowed in (("chat", CHATS), ("on_bad", ("raise", "nan"))):
         if (value := getattr(scorer, what)) not in allowed:
             raise ValueError(f"{what}={value!r} is not one of {', '.join(allowed)}")

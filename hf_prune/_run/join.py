@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune._arrow import gather, positions_of
-from hf_prune._files import write_stream
+from hf_prune._files import is_sealed, write_stream
 from hf_prune._layout import IN_MEMORY_BYTES, like_format, merged
 from hf_prune._run.parts import explained
 from hf_prune.scorer import feature_of
@@ -86,8 +86,8 @@ def _laid_out(table: pa.Table, owner: NDArray[np.int64], folder: Path, names: Se
     state = xxhash.xxh3_128("|".join(names).encode())
     state.update(owner.tobytes())
     path = folder / f"joined-{state.hexdigest()}.arrow"
-    if not path.exists():  # renamed when complete, and named by its content
-        write_stream(path, table.schema, merged(_batches(table, owner), table.schema), explained)
+    if not is_sealed(path):  # named by what it is made of
+        write_stream(path, table.schema, merged(_batches(table, owner), table.schema), explained, seal=True)
     return MemoryMappedTable.from_file(str(path))
 
 

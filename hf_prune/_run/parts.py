@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from hf_prune._files import write_stream, write_text
+from hf_prune._files import file_digest, remove, write_stream, write_text
+from hf_prune.columns import SIDECAR
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_KEYS = set("bytes file flops index input plan process reads rows seconds".split())
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -76,10 +79,11 @@ class Plan:
         """
         try:
             facts = json.loads(text)
-            number = facts["format"]
-            scorers = tuple((entry["scorer"], entry["digest"]) for entry in facts["scorers"])
-            plan = cls(int(facts["rows"]), int(facts["shard_rows"]), scorers, dict(facts["columns"]))
-        except (ValueError, KeyError, TypeError) as error:
+            number = int(facts["format"])
+            scorers = tuple((str(entry["scorer"]), str(entry["digest"])) for entry in facts["scorers"])
+            columns = {str(name): str(dtype) for name, dtype in facts["columns"].items()}
+            plan = cls(int(facts["rows"]), int(facts["shard_rows"]), scorers, columns)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a manifest of scores ({error!r})") from error
         if number > FORMAT or plan.shard_rows < 1:
             raise ValueError(f"a manifest of format {number}, this version reads up to {FORMAT}")
@@ -111,42 +115,75 @@ def part_paths(folder: Path, index: int) -> tuple[Path, Path]:
     return folder / f"part-{index:05d}.arrow", folder / f"part-{index:05d}.json"
 
 
+def find_plan(folder: Path, plan: Plan, *, exact: bool) -> Plan | None:
+    """The plan of the folder, which is `plan` but, where not `exact`, for its `shard_rows`; None where there is none.
+
+    Raises:
+        ValueError: the folder has the scores of another plan; the message says what differs.
+    """
+    manifest = folder / MANIFEST
+    try:
+        data = manifest.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        found = Plan.from_json(data.decode("utf-8"))
+    except ValueError as error:
+        if not _has_parts(folder):
+            return None
+        raise ValueError(f"{manifest} is {error}; pass overwrite=True to replace it, or another output_dir") from error
+    wanted = plan if exact else Plan(plan.rows, found.shard_rows, plan.scorers, plan.columns)
+    different = found.differences(wanted)
+    if different and _has_parts(folder):
+        raise ValueError(
+            f"{folder} holds scores of another run: {'; '.join(different)}; "
+            "pass overwrite=True to replace them, or another output_dir"
+        )
+    return None if different else found
+
+
 def open_folder(folder: Path, plan: Plan, *, exact: bool, overwrite: bool, versions: Mapping[str, str]) -> Plan:
     """Make the folder that of the plan, and return the plan: where not `exact`, with the `shard_rows` found there.
 
     Raises:
         ValueError: the folder has the scores of another plan; the message says what differs.
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be written.
     """
-    manifest = folder / MANIFEST
     with explained(folder):
         if overwrite:
             clear(folder)
-        if manifest.exists():
-            try:
-                found = Plan.from_json(manifest.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(
-                    f"{manifest} is {error}; pass overwrite=True to replace it, or another output_dir"
-                ) from error
-            wanted = plan if exact else Plan(plan.rows, found.shard_rows, plan.scorers, plan.columns)
-            different = found.differences(wanted)
-            if different:
-                raise ValueError(
-                    f"{folder} holds scores of another run: {'; '.join(different)}; "
-                    "pass overwrite=True to replace them, or another output_dir"
-                )
-            return found
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(manifest, plan.to_json(versions), explained, sync=True)
-    return plan
+        found = find_plan(folder, plan, exact=exact)
+        if found is None:
+            write_text(folder / MANIFEST, plan.to_json(versions), explained)
+    return found or plan
+
+
+def _has_parts(folder: Path) -> bool:
+    return any(name.startswith("part-") for name in os.listdir(folder))
+
+
+def abandon(folder: Path) -> None:
+    """Take the manifest away again where no part came of it: the folder is that of no run."""
+    with contextlib.suppress(OSError):
+        if not _has_parts(folder):
+            remove(folder / MANIFEST)
 
 
 def clear(folder: Path) -> None:
     """Remove what a run wrote into a folder, and nothing else; the manifest goes last."""
-    for pattern in ("part-*.arrow", "part-*.json", "joined-*.arrow", "*.hf_prune_tmp", "score_columns.json", MANIFEST):
+    for pattern in ("part-*.arrow", "part-*.json", "joined-*.arrow", SIDECAR, MANIFEST):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
+
+
+def write_facts(folder: Path, index: int, facts: Mapping[str, Any]) -> None:
+    """Write the JSON of a part, which makes it a finished one; unsynced, for it is checked when it is read."""
+    text = json.dumps({**facts, "check": _check(facts)}, sort_keys=True)
+    write_text(part_paths(folder, index)[1], text, explained, sync=False)
+
+
+def _check(facts: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(dict(facts), sort_keys=True).encode())
 
 
 def read_facts(folder: Path, index: int, plan: Plan) -> dict[str, Any] | None:
@@ -154,9 +191,11 @@ def read_facts(folder: Path, index: int, plan: Plan) -> dict[str, Any] | None:
     part, facts_path = part_paths(folder, index)
     first, stop = plan.shard(index)
     try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        facts = json.loads(facts_path.read_bytes())
+        check = facts.pop("check", None)  # parts of version 0.1.0 have none
         sound = (
-            facts["plan"] == plan.digest
+            (check == _check(facts) or (check is None and set(facts) == _KEYS))
+            and facts["plan"] == plan.digest
             and facts["index"] == index
             and facts["rows"] == stop - first
             and facts["bytes"] == part.stat().st_size
@@ -166,9 +205,18 @@ def read_facts(folder: Path, index: int, plan: Plan) -> dict[str, Any] | None:
             and facts["seconds"] >= 0
             and facts["file"] == file_digest(part)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return facts if sound else None
+
+
+def stamp(folder: Path, index: int) -> tuple[int, ...] | None:
+    """Tells whether the files of a part have been replaced since; None where they are not there."""
+    try:
+        stats = [path.stat() for path in part_paths(folder, index)]
+    except OSError:
+        return None
+    return tuple(number for s in stats for number in (s.st_ino, s.st_size, s.st_mtime_ns))
 
 
 def write_part(folder: Path, index: int, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> dict[str, Any]:
@@ -177,20 +225,9 @@ def write_part(folder: Path, index: int, schema: pa.Schema, batches: Iterator[pa
     Raises:
         OSError: the disk is full or may not be written; the message has the next step, no file is left behind.
     """
-    part, facts = part_paths(folder, index)
-    with explained(folder):
-        facts.unlink(missing_ok=True)
+    part = part_paths(folder, index)[0]
     write_stream(part, schema, batches, explained)
     return {"bytes": part.stat().st_size, "file": file_digest(part)}
-
-
-def file_digest(path: Path) -> str:
-    """xxh3_128 of a file, 4 MB at a time."""
-    state = xxhash.xxh3_128()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            state.update(block)
-    return state.hexdigest()
 
 
 @contextlib.contextmanager

@@ -6,14 +6,18 @@ and a process that has no shard left may wait for hours. So nobody hangs when an
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_prune._files import TEMPORARY, remove, write_text
+
+if TYPE_CHECKING:
+    from hf_prune._lock import Lock
 
 T = TypeVar("T")
 
@@ -127,31 +131,35 @@ class Outcomes:
     """One small file of each process in the common folder: done, or the error's text.
 
     Args:
-        folder: the folder that all processes see.
-        token: names this run, for an earlier one may have left its files.
+        lock: the hold of the folder that all processes see; its token names this run, for an earlier one may have left
+            its files.
     """
 
-    def __init__(self, world: World, folder: Path, token: str) -> None:
-        self.world, self.folder, self.token = world, folder, token
+    def __init__(self, world: World, lock: Lock) -> None:
+        self.world, self.lock = world, lock
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"outcome-{self.token}-{index}.hf_prune_tmp"
+        return self.lock.folder / f"outcome-{self.lock.token}-{index}{TEMPORARY}"
+
+    @staticmethod
+    def sweep(folder: Path) -> None:
+        """Remove what killed runs left; call it with the folder held, before there are outcomes of this run."""
+        for left in folder.glob(f"outcome-*{TEMPORARY}"):
+            remove(left)
 
     def tell(self, error: BaseException | None) -> None:
         """Say how this process ended."""
         if self.world.size == 1:
             return
         facts = None if error is None else [type(error).__name__, _text(error)]
-        target = self._path(self.world.index)
-        temporary = target.with_name(target.name + ".new")
-        temporary.write_text(json.dumps({"error": facts}), encoding="utf-8")
-        temporary.replace(target)
+        write_text(self._path(self.world.index), json.dumps({"error": facts}), sync=False)
 
     def check(self) -> set[int]:
         """Processes that are done.
 
         Raises:
             ElsewhereError: one failed.
+            LostLockError: the main one has ended without a word, or another run took the folder over.
         """
         done = set()
         for index in range(self.world.size) if self.world.size > 1 else ():
@@ -162,6 +170,7 @@ class Outcomes:
             if facts is not None and facts[0] != ElsewhereError.__name__:
                 raise _elsewhere(index, *facts)
             done.add(index)
+        self.lock.check()
         return done
 
     def wait(self) -> None:
@@ -172,8 +181,7 @@ class Outcomes:
             pause = min(1.0, pause * 1.5)
         self.world.barrier()
         if self.world.size > 1:
-            with contextlib.suppress(OSError):
-                self._path(self.world.index).unlink(missing_ok=True)
+            remove(self._path(self.world.index))
 
 
 def _text(error: BaseException) -> str:

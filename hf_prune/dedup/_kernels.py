@@ -20,14 +20,14 @@ U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 
-WORDS, TOKENS, CHARACTERS = 0, 1, 2  # the units, as in shingles.UNITS
-_APART, _WORD, _ALONE, _SPACE = 0, 1, 2, 3  # the kinds, as in shingles.character_table
+WORDS, TOKENS, CHARACTERS = 0, 1, 2  # the units, as in words.UNITS
+_SPACE, _WORD, _SIGN, _MARK, _ALONE, _KATAKANA = 0, 1, 2, 3, 4, 5  # the classes, as in words.character_table
 
 _STEP = np.uint64(0xBF58_476D_1CE4_E5B9)
 _BASE = np.uint64(0x9E37_79B9_7F4A_7C15)
 _LAST = np.uint64(0x94D0_49BB_1331_11EB)
 _1, _2, _27, _30, _31, _32 = (np.uint64(i) for i in (1, 2, 27, 30, 31, 32))
-_3 = np.uint64(3)
+_7, _SHIFT = np.uint32(7), np.uint32(3)
 _UNKNOWN = 0xFFFD
 
 
@@ -58,16 +58,32 @@ def mix(x: np.uint64) -> np.uint64:
 def tokenize(
     data: NDArray[np.uint8], low: int, high: int, table: U32, unit: int, lower: bool, hashes: U64, starts: I32
 ) -> int:
-    """Hashes of the tokens of data[low:high] and where they start; how many there are.
+    """Hashes of the tokens of data[low:high] and where they start; how many there are. As `words.tokens` cuts.
 
     A byte that begins no valid sequence stands for U+FFFD: nothing is read past `high`.
     """
-    count, inside, i = 0, False, low
-    state = np.uint64(0)
+    count, begin, i = 0, 0, low
+    current, inside = np.int64(_SPACE), False  # class of the token that a mark would continue, and whether it counts
+    state, signs = np.uint64(0), np.int64(unit == TOKENS)
     while i < high:
         at = i
         c = np.int64(data[i])
         i += 1
+        if c < 0x80 and unit != CHARACTERS:
+            # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
+            entry = table[c]
+            kind = np.int64(entry & _7)
+            letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
+            goes_on = np.int64(kind == _WORD) & np.int64(current == _WORD)
+            hashes[count] = state
+            count += int(np.int64(inside) & (1 - goes_on))
+            begin = begin if goes_on else at - low
+            starts[count] = begin
+            state = ((state if goes_on else np.uint64(0)) + letter + _1) * _STEP
+            state ^= state >> _32
+            inside = bool(np.int64(kind == _WORD) | (signs & np.int64(kind == _SIGN)))
+            current = kind
+            continue
         if c >= 0x80:
             more, point = 0, np.int64(_UNKNOWN)
             if 0xC2 <= c < 0xE0:
@@ -87,28 +103,28 @@ def tokenize(
             i += more
             c = point if point < 0x110000 else np.int64(_UNKNOWN)
         entry = table[c]
-        kind = entry & 3
-        letter = np.uint64(entry >> 2) if lower else np.uint64(c)
+        kind = np.int64(entry & _7)
+        letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
         if unit == CHARACTERS:
             starts[count] = at - low
             hashes[count] = mix(letter + _1)
             count += 1
-        elif kind == _WORD:
-            if not inside:
-                starts[count] = at - low
-                state, inside = np.uint64(0), True
+        elif kind == _SPACE:
+            hashes[count] = state
+            count += inside
+            inside, current = False, np.int64(_SPACE)
+        else:
+            if not (
+                (kind == _MARK and current != _SPACE) or (kind == current and (kind == _WORD or kind == _KATAKANA))
+            ):
+                hashes[count] = state
+                count += inside
+                begin = at - low
+                starts[count] = begin
+                current = np.int64(_SIGN) if kind == _MARK else kind
+                state, inside = np.uint64(0), current != _SIGN or unit == TOKENS
             state = (state + letter + _1) * _STEP
             state ^= state >> _32
-        else:
-            if inside:
-                hashes[count] = state
-                count += 1
-                inside = False
-            if kind == _ALONE or (unit == TOKENS and kind == _APART):
-                starts[count] = at - low
-                state = (letter + _1) * _STEP
-                hashes[count] = state ^ (state >> _32)
-                count += 1
     if inside:
         hashes[count] = state
         count += 1
@@ -186,6 +202,44 @@ def sign(
 
 
 @kernel
+def sort_mixed(x: U64, count: int, out: U64, ends: I64) -> None:
+    """Write the first `count` numbers of x in ascending order to `out`: their upper bits are taken for well mixed.
+
+    Args:
+        ends: room for 2 * count + 2 numbers.
+    """
+    bits = 0
+    while 1 << bits < count:
+        bits += 1
+    if bits == 0:
+        out[:count] = x[:count]
+        return
+    shift = np.uint64(64 - bits)
+    ends[: (1 << bits) + 1] = 0
+    for i in range(count):
+        ends[(x[i] >> shift) + _1] += 1
+    for bucket in range(1 << bits):
+        ends[bucket + 1] += ends[bucket]
+    for i in range(count):
+        slot = np.int64(x[i] >> shift)
+        out[ends[slot]] = x[i]
+        ends[slot] += 1
+    low = 0
+    for bucket in range(1 << bits):
+        high = ends[bucket]
+        if high - low > 32:  # numbers that occur often, or are not mixed after all
+            out[low:high] = np.sort(out[low:high])
+        else:
+            for i in range(low + 1, high):
+                value, at = out[i], i
+                while at > low and out[at - 1] > value:
+                    out[at] = out[at - 1]
+                    at -= 1
+                out[at] = value
+        low = high
+
+
+@kernel
 def gram_sets(
     data: NDArray[np.uint8], offsets: I64, chosen: I64, low: int, high: int, table: U32, unit: int, lower: bool, n: int,
     ends: I64, out: U64,
@@ -195,119 +249,19 @@ def gram_sets(
     for i in range(low, high):
         longest = max(longest, offsets[chosen[i] + 1] - offsets[chosen[i]])
     hashes, starts = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.int32)
+    ordered, room = np.empty(longest + 1, np.uint64), np.empty(2 * longest + 2, np.int64)
     filled = 0
     for i in range(low, high):
         row = chosen[i]
         count = tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, hashes, starts)
         count = gram(hashes, count, n)
-        ordered = np.sort(hashes[:count])
+        sort_mixed(hashes, count, ordered, room)
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
                 out[filled] = ordered[j]
                 filled += 1
         ends[i] = filled
     return filled
-
-
-@kernel
-def jaccards(
-    left: I64, right: I64, starts_a: I64, ends_a: I64, sets_a: U64, starts_b: I64, ends_b: I64, sets_b: U64,
-    low: int, high: int, out: NDArray[np.float64],
-) -> None:  # fmt: skip
-    """Jaccard similarity of set left[p] of the first collection and set right[p] of the second."""
-    for p in range(low, high):
-        i, stop_i = starts_a[left[p]], ends_a[left[p]]
-        j, stop_j = starts_b[right[p]], ends_b[right[p]]
-        total, common = stop_i - i + stop_j - j, 0
-        while i < stop_i and j < stop_j:
-            x, y = sets_a[i], sets_b[j]
-            common += x == y
-            i += x <= y
-            j += y <= x
-        out[p] = common / (total - common) if total > common else 0.0
-
-
-@kernel
-def agreements(left: I64, right: I64, signatures: U32, low: int, high: int, out: NDArray[np.float64]) -> None:
-    """Share of equal minima, the estimate of Jaccard similarity."""
-    k = signatures.shape[1]
-    for p in range(low, high):
-        x, y = signatures[left[p]], signatures[right[p]]
-        same = 0
-        for i in range(k):
-            same += x[i] == y[i]
-        out[p] = same / k
-
-
-@kernel
-def propose(
-    order: I64, keys: U64, band: int, width: int, first: int, second: int, left: I64, right: I64
-) -> tuple[int, int, int]:
-    """Pairs whose keys of a band are equal, and of no earlier band, from place (first, second) of its order on.
-
-    Returns:
-        How many pairs were written, and where to go on: first == len(order) at the end.
-    """
-    filled, m = 0, len(order)
-    while first < m:
-        i = order[first]
-        if second == first + 1:
-            end = first  # members of a run stand in the order of their rows, whatever the sort did
-            if first == 0 or keys[order[first - 1], band] != keys[i, band]:
-                while end < m and keys[order[end], band] == keys[i, band]:
-                    end += 1
-                if end - first > 2:
-                    order[first:end] = np.sort(order[first:end])
-                    i = order[first]
-        while second < m and second <= first + width and keys[order[second], band] == keys[i, band]:
-            if filled == len(left):
-                return filled, first, second
-            j = order[second]
-            second += 1
-            fresh = True
-            for earlier in range(band):
-                if keys[i, earlier] == keys[j, earlier]:
-                    fresh = False
-                    break
-            if fresh:
-                left[filled], right[filled] = i, j
-                filled += 1
-        first += 1
-        second = first + 1
-    return filled, first, second
-
-
-@kernel
-def root(parent: I64, node: int) -> int:
-    """The least node of a component; paths are halved on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
-
-
-@kernel
-def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: I64, cap: int) -> int:
-    """Unite the ends of accepted edges, the least node as root, unless more than `cap` come together; how many not."""
-    refused = 0
-    for p in range(len(left)):
-        if accepted[p]:
-            i, j = root(parent, left[p]), root(parent, right[p])
-            if i != j:
-                if cap > 0 and size[i] + size[j] > cap:
-                    refused += 1
-                    continue
-                low, high = min(i, j), max(i, j)
-                parent[high] = low
-                size[low] += size[high]
-    return refused
-
-
-@kernel
-def raise_to(nodes: I64, values: NDArray[np.float64], best: NDArray[np.float64]) -> None:
-    """best[node] = the largest of itself and the node's values."""
-    for p in range(len(nodes)):
-        best[nodes[p]] = max(best[nodes[p]], values[p])
 
 
 @kernel

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hf_prune import rows
 from hf_prune._arrow import gather, positions_of
 from hf_prune._progress import shown
+from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch, missing_column
 from hf_prune.lookup import find
 from hf_prune.texts import NULL, read_column, read_texts
@@ -52,12 +53,13 @@ def read(batch: Batch, text: str | Sequence[str], ids: bool = False) -> Texts:
     Raises:
         MissingColumnError: no such column.
         TypeError: a row holds something else than text or a chat.
+        ValueError: a text with half of a surrogate pair.
     """
     names = columns_of(text)
     array = _single(batch, names[0], ids) if len(names) == 1 else None
     if array is None:
         texts, bad, _ = read_texts(batch, names)
-        array = pa.array([None if bad.get(i) == NULL else t for i, t in enumerate(texts)], pa.large_string())
+        array = string_array([None if bad.get(i) == NULL else t for i, t in enumerate(texts)], batch.who)
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False)) if array.null_count else np.zeros(batch.n, bool)
     return Texts(array, null, rows.digests(array), 0)
 
@@ -71,7 +73,7 @@ def _single(batch: Batch, name: str, ids: bool) -> pa.Array | None:
         numbers = ids and first is not None and not isinstance(first, str) and _is_ids(first)
         if not (all(v is None or isinstance(v, str) for v in values) or numbers):
             return None
-        values = pa.array(values, pa.list_(pa.int64()) if numbers else pa.large_string())
+        values = pa.array(values, pa.list_(pa.int64())) if numbers else string_array(values, batch.who)
     kind = values.type
     if pa.types.is_null(kind):
         return values.cast(pa.large_string())
@@ -160,6 +162,21 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def emptied(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Arrays put together; the list is emptied, each let go when it is copied, so that no two copies of all are held.
+
+    >>> emptied([np.array([1], np.uint64), np.array([2, 3], np.uint64)]).tolist()
+    [1, 2, 3]
+    """
+    out, filled = np.empty(sum(map(len, parts)), np.uint64), 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        out[filled : filled + len(part)] = part
+        filled += len(part)
+    return out
+
+
 def cluster_ids(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Digests (n,) as non-negative int64 ids: their upper 63 bits."""
     return (digests >> np.uint64(1)).astype(np.int64)
@@ -169,11 +186,14 @@ def facts_of(
     digests: NDArray[np.uint64], copies: NDArray[Any], nulls: int, text: str | Sequence[str]
 ) -> dict[str, Any]:
     """What a scorer was fitted on: (m,) distinct texts and how many rows have each, and rows without one."""
-    content = (rows.seeded(digests, 0) * copies.astype(np.uint64)).sum(dtype=np.uint64)
+    content = 0
+    for at in range(0, len(digests), STEP):  # so that memory is that of a step
+        part = slice(at, at + STEP)
+        content += int((rows.seeded(digests[part], 0) * copies[part].astype(np.uint64)).sum(dtype=np.uint64))
     return {
         "rows": int(copies.sum()) + nulls,
         "texts": len(digests),
         "nulls": nulls,
         "column": text if isinstance(text, str) else list(text),
-        "content": f"{int(content):016x}",
+        "content": f"{content % 2**64:016x}",
     }

@@ -49,19 +49,27 @@ class Forest:
         Returns:
             How many were refused.
         """
-        from hf_prune.dedup import _kernels
+        from hf_prune.dedup import _link_kernels
 
         accepted = np.ones(len(left), bool) if accepted is None else accepted
-        return int(_kernels.join(left, right, accepted, self.parent, self.size, cap))
+        return int(_link_kernels.join(left, right, accepted, self.parent, self.size, cap))
 
     def roots(self) -> NDArray[np.int64]:
         """The least node of each node's component, (n,)."""
-        parent = self.parent
-        while True:
-            above = parent[parent]
-            if np.array_equal(above, parent):
-                return parent
-            parent = above
+        return flattened(self.parent)
+
+
+def flattened(parent: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The root of each node of a forest, (n,).
+
+    >>> flattened(np.array([0, 0, 1, 3, 2])).tolist()
+    [0, 0, 0, 3, 0]
+    """
+    while True:
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            return parent
+        parent = above
 
 
 def capped(

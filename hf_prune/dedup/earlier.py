@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import ROUNDING, _each, _tensor, tiles
+from hf_prune.search import ROUNDING, _each, _tensor, precision, tiles
 
 TILE = 256  # rows of a product
 WIDE = 2048  # columns of a product at most: together they stay in the cache
@@ -85,7 +85,7 @@ class _Group:
         self.tile = min(TILE, max(64, 1 << (self.n - 1).bit_length()))
         self.shape = -(-self.n // self.tile) * self.tile, width
         # a sum of d products, and the rounding of the rows themselves
-        self.error = (width + 4) * 2.0**-24
+        self.error = precision(width)
         self.rounded, self.rounded_error = None, 0.0
         if self.n > SMALL and tiles():
             import torch

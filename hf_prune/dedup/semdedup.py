@@ -10,6 +10,7 @@ import numpy as np
 
 from hf_prune import kmeans
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.dedup.earlier import largest_earlier_of_groups
 from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
@@ -113,6 +114,9 @@ class SemDeDup(Scorer):
     flops_per_row: float = 0.0
     name: str = "semdedup"
     fitted_on: Mapping[str, Any] | None = None
+
+    def check_fields(self) -> None:
+        check_parallel("SemDeDup", known=self.known, scores=self.scores, clusters=self.clusters, groups=self.groups)
 
     @classmethod
     def fit(
@@ -222,7 +226,8 @@ def _clusters(
             f"k={k} clusters, but {len(drawn)} distinct rows to learn them on; use k={len(drawn)} or less, or a "
             "larger sample"
         )
-    how = {"seed": seed, "niter": niter, "engine": engine}
+    # rows that are alike but for their last digits are what is looked for: they must not be parted
+    how = {"seed": seed, "niter": niter, "engine": engine, "tell_narrow": False}
     try:
         found = kmeans.kmeans(drawn, chosen, **how)  # type: ignore[arg-type]
     except kmeans.FewRowsError as few:

@@ -1,23 +1,19 @@
-"""Texts as tokens, n-grams and sets of hashed n-grams: the definitions, in plain Python, and the compiled passes."""
+"""Texts as n-grams and sets of hashed n-grams: the definitions, in plain Python, and the compiled passes."""
 
 from __future__ import annotations
 
-import functools
-import re
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-UNITS = ("word", "token", "char")
+from hf_prune.words import UNITS as UNITS
+from hf_prune.words import character_table as character_table
+from hf_prune.words import tokens as tokens
+
 _MASK = 2**64 - 1
 _STEP, _BASE, _LAST = 0xBF58_476D_1CE4_E5B9, 0x9E37_79B9_7F4A_7C15, 0x94D0_49BB_1331_11EB
-# scripts that put no spaces between words: kana, ideographs, Thai, Lao, Khmer, Burmese
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
-             (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF))  # fmt: skip
-_APART, _WORD, _ALONE, _SPACE = 0, 1, 2, 3
 PIECE = 4 << 20  # bytes of text that a thread takes at a time
 
 
@@ -30,53 +26,6 @@ class Sets(NamedTuple):
 
     def __getitem__(self, i: Any) -> Any:
         return self.values[self.starts[i] : self.ends[i]]
-
-
-@functools.cache
-def character_table() -> NDArray[np.uint32]:
-    """For each code point its lower case, times 4, plus its kind (0x110000,): 4.5 MB, made once.
-
-    Kinds: 1 letters, digits and underscore, which form words; 2 those of scripts without spaces between words, each a
-    word of its own; 3 white space; 0 what else there is: punctuation, symbols, emoji.
-    """
-    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
-    every = "".join(map(chr, range(0xD800))) + "\0" * 0x800 + "".join(map(chr, range(0xE000, sys.maxunicode + 1)))
-    for kind, pattern in ((_WORD, r"\w+"), (_SPACE, r"\s+")):
-        for found in re.finditer(pattern, every):
-            kinds[found.start() : found.end()] = kind
-    for first, last in _UNSPACED:
-        block = kinds[first : last + 1]
-        block[block == _WORD] = _ALONE
-    lower = np.arange(sys.maxunicode + 1, dtype=np.uint32)
-    for point in range(0x1F000):  # no letter with a case lies beyond
-        small = chr(point).lower()
-        if ord(small[0]) != point:
-            lower[point] = ord(small[0])
-    return (lower << np.uint32(2)) | kinds
-
-
-def tokens(text: str, unit: str = "word", lower: bool = True) -> list[str]:
-    r"""The tokens of a text: `\w+` runs ("word"), these and single other signs ("token"), or characters ("char").
-
-    A letter of a script without spaces between words (Chinese, Japanese, Thai, ...) is a word of its own.
-
-    >>> tokens("The cat, 東京!"), tokens("The cat, 東京!", "token", lower=False)
-    (['the', 'cat', '東', '京'], ['The', 'cat', ',', '東', '京', '!'])
-    """
-    table = character_table()
-    small = [chr(int(table[ord(c)]) >> 2) if lower else c for c in text]
-    if unit == "char":
-        return small
-    out: list[str] = []
-    inside = False
-    for c, letter in zip(text, small, strict=True):
-        kind = int(table[ord(c)]) & 3
-        if kind == _WORD and inside:
-            out[-1] += letter
-        elif kind in (_WORD, _ALONE) or (kind == _APART and unit == "token"):
-            out.append(letter)
-        inside = kind == _WORD
-    return out
 
 
 def token_hash(token: str, unit: str = "word") -> int:
@@ -186,12 +135,12 @@ def gram_sets(array: pa.Array, chosen: NDArray[np.int64], ngram: int, unit: str,
 def similarities(left: NDArray[np.int64], right: NDArray[np.int64], x: Sets, y: Sets) -> NDArray[np.float64]:
     """Jaccard similarity (p,) of sets x[left[i]] and y[right[i]]; 0 of two empty ones."""
     from hf_prune._compiled import in_threads
-    from hf_prune.dedup import _kernels
+    from hf_prune.dedup import _link_kernels
 
     out = np.zeros(len(left))
     step = max(1, min(1 << 15, -(-len(left) // 4)))
     in_threads(
-        lambda low: _kernels.jaccards(left, right, *x, *y, low, min(low + step, len(left)), out),
+        lambda low: _link_kernels.jaccards(left, right, *x, *y, low, min(low + step, len(left)), out),
         range(0, len(left), step),
     )
     return out

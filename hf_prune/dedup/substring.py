@@ -6,6 +6,7 @@ for each distinct text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 
 from hf_prune import rows
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel, check_places
 from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
-from hf_prune.dedup.shingles import UNITS, buffers, character_table, check_grams, pieces
+from hf_prune.dedup.shingles import buffers, check_grams, pieces
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
+from hf_prune.words import UNITS, character_table, graphemes, tokens
 
 KEEP = ("one", "none")
+_NEAR = 256  # characters that are looked at on each side of a cut
+_SPACES = re.compile(r"\s+")
 
 
 def repeated_spans(texts: Sequence[Sequence[Any]], min_tokens: int) -> list[list[tuple[int, int]]]:
@@ -186,6 +191,13 @@ class Spans(Value):
     ends: np.ndarray
     first: np.ndarray
 
+    def check_fields(self) -> None:
+        check_parallel("Spans", keys=self.keys, tokens=self.tokens, repeated=self.repeated)
+        check_parallel("Spans", starts=self.starts, ends=self.ends, first=self.first)
+        if np.shape(self.offsets) != (len(self.keys) + 1,):
+            raise ValueError(f"Spans: offsets of shape {np.shape(self.offsets)} for {len(self.keys)} texts")
+        check_places("Spans.offsets", self.offsets, len(self.starts) + 1)
+
     @classmethod
     def of(cls, keys: Any, text_starts: Any, text_ends: Any, marks: NDArray[np.uint8]) -> Spans:
         """Cut the marks of the tokens into pieces of equal marks; `keys` (m,) in any order."""
@@ -233,9 +245,13 @@ class Spans(Value):
 class Passages(Value):
     """A fixed set of texts to compare with: hashed tokens, and the hashes of their runs in ascending order."""
 
-    tokens: np.ndarray
-    hashes: np.ndarray
-    places: np.ndarray
+    tokens: NDArray[np.uint64]
+    hashes: NDArray[np.uint64]
+    places: NDArray[np.int64]
+
+    def check_fields(self) -> None:
+        check_parallel("Passages", hashes=self.hashes, places=self.places)
+        check_places("Passages.places", self.places, len(self.tokens))
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Passages:
@@ -296,6 +312,7 @@ class SubstringDedup(Scorer):
     meaning: ClassVar[str] = "no passage of it occurs elsewhere"
     raw: ClassVar[str] = "share of tokens in repeated passages; the column is 1 - it. NaN for a null text"
     nan_rows: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     found: Spans | Passages
     text: str | tuple[str, ...] = "text"
@@ -306,10 +323,12 @@ class SubstringDedup(Scorer):
     name: str = "substring"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         columns_of(self.text)
         check_min_tokens(self.min_tokens)
         check_grams(1, self.unit)
+        if isinstance(self.found, Passages):  # runs are read from their first token without a look
+            check_places("Passages.places", self.found.places + (self.min_tokens - 1), len(self.found.tokens))
 
     @classmethod
     def fit(
@@ -380,8 +399,10 @@ class SubstringDedup(Scorer):
 class RemoveRepeats(Value):
     """Callable for `Dataset.map(..., batched=True)` that cuts the repeated passages out of a text column.
 
-    A cut begins with the first repeated token and ends where the next token that stays begins. Sentences may be
-    left broken: what is cut was repeated, not whole.
+    A cut begins with the first repeated token and ends where the next token that stays begins; never in a word, nor in
+    what a reader sees as one character. The tokens that stay are those that were there: white space stays between them
+    where there was some, and words do not run together. Sentences may be left broken: what is cut was repeated, not
+    whole.
 
     Args:
         scorer: a fitted `SubstringDedup` of one column.
@@ -397,10 +418,12 @@ class RemoveRepeats(Value):
     {'text': ['a f', 'x y', 'q r s']}
     """
 
+    version: ClassVar[int] = 2
+
     scorer: SubstringDedup
     keep: str = "one"
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.keep not in KEEP:
             raise ValueError(f"keep={self.keep!r} is not known; choose 'one' or 'none'")
         if len(columns_of(self.scorer.text)) != 1 or "." in columns_of(self.scorer.text)[0]:
@@ -426,27 +449,76 @@ class RemoveRepeats(Value):
         return {name: values}
 
     def _without(self, value: Any, cut: list[tuple[int, int]]) -> Any:
-        if not isinstance(value, str):
-            for start, end in reversed(cut):
-                del value[start:end]
-            return value
-        data = value.encode()
-        edges = [*_token_starts(data, self.scorer.unit), len(data)]
-        out, done = [], 0
-        for start, end in cut:
-            out.append(data[done : edges[start]])
-            done = edges[end]
-        return b"".join([*out, data[done:]]).decode()
+        if isinstance(value, str):
+            edges = _token_starts(value, self.scorer.unit)
+            return without(value, [(edges[start], edges[end]) for start, end in cut], _boundaries(value, edges))
+        for start, end in reversed(cut):
+            del value[start:end]
+        return value
 
 
-def _token_starts(data: bytes, unit: str) -> list[int]:
-    """Byte at which each token begins."""
+def without(text: str, cut: Sequence[tuple[int, int]], boundaries: NDArray[np.int64]) -> str:
+    r"""A text without some stretches; the words on both sides stay apart.
+
+    Args:
+        text: to edit.
+        cut: ascending stretches [start, end). Each is shortened to the boundaries within it.
+        boundaries: ascending positions where a text may be cut.
+
+    Returns:
+        The text. Of the white space before a cut and at its end stays what has more line feeds, else what comes first.
+        Words that would run into one are parted by the first white space of what is cut, or by a space.
+
+    >>> without("I grow roses. Click here. Tulips", [(12, 26)], np.arange(33))
+    'I grow roses Tulips'
+    """
+    out, done = [""], 0
+    for first, last in cut:
+        start = int(boundaries[np.searchsorted(boundaries, first)])
+        end = int(boundaries[np.searchsorted(boundaries, last, "right") - 1])
+        if start >= end:
+            continue
+        left = out.pop() + text[done:start]
+        gap, right = text[start:end], text[end : end + _NEAR]
+        if left and right and not left.isspace() and not right[0].isspace():
+            before, behind = left[len(left.rstrip()) :], gap[len(gap.rstrip()) :]
+            if behind.count("\n") > before.count("\n"):
+                left = left.rstrip() + behind
+            elif not before and not behind and _run_together(left, right):
+                left += next(iter(_SPACES.findall(gap)), " ")
+            elif not before:
+                left += behind
+        out += [left] if left.isspace() else [left, ""]
+        done = end
+    return "".join(out) + text[done:]
+
+
+def _run_together(left: str, right: str) -> bool:
+    tail = left[-_NEAR:]
+    tail = tail[len(tail) - len((tail.split() or [""])[-1]) :]
+    head = (right.split() or [""])[0]
+    apart = len(tokens(tail, "token")) + len(tokens(head, "token"))
+    return len(tokens(tail + head, "token")) != apart or len(tail) not in graphemes(tail + head)
+
+
+def _token_starts(text: str, unit: str) -> NDArray[np.int64]:
+    """Position at which each token begins, and the end of the text."""
     from hf_prune.dedup import _kernels
 
+    data = np.frombuffer(text.encode(), np.uint8)
     hashes, starts = np.empty(len(data) + 1, np.uint64), np.empty(len(data) + 1, np.int32)
-    view = np.frombuffer(data, np.uint8)
-    count = _kernels.tokenize(view, 0, len(data), character_table(), UNITS.index(unit), False, hashes, starts)
-    return list(starts[:count].tolist())
+    count = _kernels.tokenize(data, 0, len(data), character_table(), UNITS.index(unit), False, hashes, starts)
+    places = np.append(np.cumsum(data & 0xC0 != 0x80) - 1, len(text))  # of each byte's character
+    return np.asarray(places[np.append(starts[:count], len(data))])
+
+
+def _boundaries(text: str, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the places where tokens begin that lie neither in a word nor in what a reader sees as one character."""
+    words = _token_starts(text, "token")
+    if len(edges) > len(words):  # tokens are characters
+        white = [i for i, c in enumerate(text) if c.isspace()]
+        edges = np.union1d(words, white)
+    return edges if text.isascii() and "\r\n" not in text else np.intersect1d(edges, graphemes(text))
 
 
 def check_min_tokens(min_tokens: Any) -> None:

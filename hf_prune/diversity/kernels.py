@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-TOKEN = re.compile(r"\w+|[^\w\s]")
+from hf_prune.words import tokens as tokens_of
 
 
 def words(text: str) -> list[str]:
@@ -21,7 +20,7 @@ def words(text: str) -> list[str]:
     >>> words("Jane sees Spot run.")
     ['Jane', 'sees', 'Spot', 'run', '.']
     """
-    return TOKEN.findall(text)
+    return tokens_of(text, "token", lower=False)
 
 
 def ngram_kernel(

@@ -149,7 +149,7 @@ class VendiContribution(Scorer):
     name: str = "vendi"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if np.ndim(self.gram) != 2 or np.shape(self.gram)[0] != np.shape(self.gram)[1]:
             raise ValueError(f"gram has shape {np.shape(self.gram)}, not (d, d); use VendiContribution.fit")
         if self.rows < 2:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.columns import ScoreColumn
 from hf_prune.lookup import find_rows
 from hf_prune.scorer import Scorer
@@ -36,6 +37,11 @@ class LoggedValues(Value):
     keys: NDArray[np.uint64]
     values: Mapping[str, Column]
     row_id: str = "row_id"
+
+    def check_fields(self) -> None:
+        check_parallel("LoggedValues", keys=self.keys, **self.values)
+        if "score" not in self.values:
+            raise ValueError(f"LoggedValues has {sorted(self.values)}, no score")
 
     def find(self, batch: Batch) -> dict[str, Column]:
         """The values of a batch's rows, (b,) each.

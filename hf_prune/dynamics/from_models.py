@@ -13,6 +13,7 @@ from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
 from hf_prune.dynamics.from_log import LoggedValues, described
 from hf_prune.dynamics.logits import Classifier, as_models, mean_statistic, models_facts
+from hf_prune.models import Model
 from hf_prune.scorer import Scorer
 
 _OF_MODELS = ("models", "label", "column", "task", "kind", "max_length", "micro_batch")
@@ -56,7 +57,15 @@ class ModelsOrLog(Scorer):
         if preprocess is not None:
             models = tuple(replace(model, preprocess=preprocess) for model in models)
         object.__setattr__(self, "models", models)
+        self.check_fields()
         self._classifiers(None)  # heads and kinds are checked here, not in a worker
+
+    def check_fields(self) -> None:
+        models = self.models
+        if not isinstance(models, tuple) or not all(isinstance(model, Model) for model in models):
+            raise ValueError(f"models={models!r} are no Models")
+        if not models and self.logged is None:
+            raise ValueError("there are neither models nor the values of a log")
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]

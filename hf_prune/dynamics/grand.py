@@ -88,12 +88,19 @@ class GraNd(ModelsOrLog):
     name: str = ""
 
     def __post_init__(self, preprocess: str | None) -> None:
-        if self.logged is not None or self.fitted_on is not None:
-            raise ValueError("GraNd needs gradients, which no log has; give models=")
+        self._check_no_log()
         if not self.name:
             object.__setattr__(self, "name", "grand_last_layer" if self.last_layer else "grand")
         super().__post_init__(preprocess)
         warn_if_untrained(self.models, "GraNd")
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        self._check_no_log()
+
+    def _check_no_log(self) -> None:
+        if self.logged is not None or self.fitted_on is not None:
+            raise ValueError("GraNd needs gradients, which no log has; give models=")
 
     @property
     def raw(self) -> str:  # type: ignore[override]

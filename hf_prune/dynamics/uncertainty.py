@@ -76,6 +76,10 @@ class Uncertainty(ModelsOrLog):
             object.__setattr__(self, "name", f"uncertainty_{self.measure}")
         super().__post_init__(preprocess)
 
+    def check_fields(self) -> None:
+        super().check_fields()
+        _check_measure(self.measure)
+
     @property
     def raw(self) -> str:  # type: ignore[override]
         """The raw quantity, by measure."""

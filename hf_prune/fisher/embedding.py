@@ -41,7 +41,7 @@ class Embedding(Value):
     probe: str
     facts: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         as_vector(self.vector)
 
     @property

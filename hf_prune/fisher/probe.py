@@ -94,6 +94,16 @@ class Probe(Value):
         if self.layers is not None:
             layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
             object.__setattr__(self, "layers", layers)
+        self.check_fields()
+        language = self.reader().task == "language_model"
+        if self.estimator == "position" and not language:
+            raise ValueError("estimator='position' is for language models: other networks have one label a row")
+        if self.fisher == "exact" and language:
+            raise ValueError("fisher='exact' takes a backward pass for each word of a vocabulary; use fisher='sampled'")
+
+    def check_fields(self) -> None:
+        if not isinstance(self.model, Model):
+            raise ValueError(f"model={self.model!r} is no Model")
         for what, allowed in (("fisher", FISHERS), ("head", HEADS), ("estimator", ESTIMATORS)):
             if (value := getattr(self, what)) not in allowed:
                 raise ValueError(f"{what}={value!r} is not one of {', '.join(allowed)}")
@@ -106,11 +116,6 @@ class Probe(Value):
             raise ValueError("the probe is float16, in which squared gradients underflow to 0; use bfloat16 or float32")
         if self.fisher == "published" and (self.layers is not None or self.estimator != "sequence"):
             raise ValueError("fisher='published' takes whole networks and texts; leave out layers and estimator")
-        language = self.reader().task == "language_model"
-        if self.estimator == "position" and not language:
-            raise ValueError("estimator='position' is for language models: other networks have one label a row")
-        if self.fisher == "exact" and language:
-            raise ValueError("fisher='exact' takes a backward pass for each word of a vocabulary; use fisher='sampled'")
 
     @classmethod
     def of(cls, probe: Any, **options: Any) -> Self:

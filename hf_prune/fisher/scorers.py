@@ -140,7 +140,7 @@ class Task2VecAlignment(_OfRows):
     name: str = "t2v_alignment"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if np.ndim(self.prototypes) != 2 or not len(self.prototypes):
             raise ValueError(f"prototypes of shape {np.shape(self.prototypes)} are no rows of embeddings (k, D)")
         for prototype in self.prototypes:

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from hf_prune._compiled import kernel, sums
 
+TINY = 2.0**-100  # below it products of float32 vanish
+
 
 @sums
 def squared_distance(x: NDArray[np.floating], i: int, y: NDArray[np.floating], j: int) -> float:
@@ -50,6 +52,6 @@ def lower_by(
     for i in range(n):
         length = np.sqrt(squares[i])
         for j in range(m):
-            slack = 2 * error * length * np.sqrt(centre_squares[j])
+            slack = 2 * error * length * np.sqrt(centre_squares[j]) + TINY
             if squares[i] + centre_squares[j] - 2.0 * product[i, j] - slack < nearest[i]:
                 nearest[i] = min(nearest[i], squared_distance(x, i, centres, j))

@@ -16,7 +16,8 @@ LANES = 16  # messages hashed side by side: one AVX-512 register of words
 ONE_BLOCK = 55  # bytes of a message that SHA-256 pads to a single block
 SLOTS = 1 << 16  # of a piece's memory of buckets, for n-grams of up to
 SLOT_WORDS = 4  # times 8 bytes
-SPACE, WORD, PUNCTUATION, DOTTED_I = 0, 1, 2, 3  # classes in the low bits of the character table
+SPACE, WORD, SIGN, MARK, ALONE = 0, 1, 2, 3, 4  # classes, as in words.character_table
+DOTTED_I, DOT_ABOVE = 0x130, 0x307
 
 
 def _sha_constants() -> tuple[np.ndarray, np.ndarray]:
@@ -216,11 +217,13 @@ def _encode(point: int, out: Any, at: int) -> int:
 
 
 @kernel
-def tokenise(data: Any, first: int, end: int, table: Any, text: Any, starts: Any, ends: Any) -> int:
+def write_tokens(data: Any, first: int, end: int, table: Any, text: Any, starts: Any, ends: Any) -> int:
     """Lower-cased tokens of UTF-8 bytes data[first:end], written to `text` with one space before each.
 
+    Cut as `words.sign_runs` does.
+
     Args:
-        table: (0x110000,) uint32, for each character its lower case << 2 | the class of that.
+        table: `words.character_table`.
         text: room for 3 bytes a byte, and 64 more.
         starts, ends: room for a token a byte, and 2 more.
 
@@ -234,14 +237,14 @@ def tokenise(data: Any, first: int, end: int, table: Any, text: Any, starts: Any
         if x < 0x80:
             # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
             entry = table[x]
-            kind = entry & uint32(3)
+            kind = entry & uint32(7)
             inside = int64(kind != SPACE)
             begins = inside & int64(kind != current)
             text[put] = 0x20
             put += begins
             starts[tokens] = put
             tokens += begins
-            text[put] = entry >> uint32(2)
+            text[put] = entry >> uint32(3)
             put += inside
             ends[tokens] = put
             current = kind
@@ -251,22 +254,23 @@ def tokenise(data: Any, first: int, end: int, table: Any, text: Any, starts: Any
         if size == 0:
             return -1
         at += size
-        entry = table[found]
-        kind, point = entry & uint32(3), int64(entry >> uint32(2))
-        parts = 1
-        if kind == DOTTED_I:  # the one character whose lower case is two: i and a dot above, of two classes
-            kind, point, parts = uint32(WORD), int64(0x69), 2
-        for part in range(parts):
-            if part == 1:
-                kind, point = uint32(PUNCTUATION), int64(0x307)
-            if kind != SPACE:
-                if kind != current:
-                    text[put] = 0x20
-                    put += 1
-                    starts[tokens] = put
-                    tokens += 1
-                put = _encode(point, text, put)
-                ends[tokens] = put
+        for part in range(2 if found == DOTTED_I else 1):  # the one character whose lower case is two
+            entry = table[DOT_ABOVE if part else found]
+            kind, point = entry & uint32(7), int64(entry >> uint32(3))
+            if kind == SPACE:
+                current = kind
+                continue
+            if kind == MARK:
+                kind = uint32(SIGN) if current == SPACE else current  # on nothing it is a sign, else it goes on
+            elif kind == ALONE:
+                current = uint32(SPACE)
+            if kind != current:
+                text[put] = 0x20
+                put += 1
+                starts[tokens] = put
+                tokens += 1
+            put = _encode(point, text, put)
+            ends[tokens] = put
             current = kind
     return tokens
 
@@ -280,7 +284,7 @@ def hash_ngrams(
 
     Args:
         data, offsets: UTF-8 bytes and (rows + 1,) where each row begins.
-        table, text, starts, ends: as in `tokenise`, with room for the longest row.
+        table, text, starts, ends: as in `write_tokens`, with room for the longest row.
         buckets, powers: their number, and 2**(32 * (7 - j)) modulo it, uint64.
         fast: the sooner hash of `_ngrams.bucket_of` instead of SHA-256.
         ids: room for the buckets, int32.
@@ -299,7 +303,7 @@ def hash_ngrams(
     hashes = np.zeros(n, np.uint64)
     pending, put = 0, 0
     for row in range(len(stops)):
-        count = tokenise(data, offsets[row], offsets[row + 1], table, text, starts, ends)
+        count = write_tokens(data, offsets[row], offsets[row + 1], table, text, starts, ends)
         if count < 0:
             return row
         tokens[row] = count

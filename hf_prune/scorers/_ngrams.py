@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,29 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch
 from hf_prune.texts import NULL, read_column, read_texts
+from hf_prune.words import character_table, sign_runs
 
 HASHES = ("sha256", "fast")
 PIECE = 1 << 19  # bytes of text that one call of the kernel hashes
 MOST_BUCKETS = 1 << 28
 MOST_ORDERS = 32
-_TOKEN = re.compile(r"\w+|[^\w\s]+")
 _SIGMA = "\u03a3"  # its lower case depends on its neighbours
-_DOTTED_I = 0x130  # its lower case is two characters
 _WORD_64 = (1 << 64) - 1
 _STEP, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 R = TypeVar("R")
 
 
-def tokens_of(text: str) -> list[str]:
-    r"""Word-punct tokens: `\w+|[^\w\s]+` of the lower-cased text.
+def tokens_of(text: str, words: str = "unicode") -> list[str]:
+    """Word-punct tokens: words and runs of signs of the lower-cased text, cut by a rule of `words.sign_runs`.
 
     >>> tokens_of("Don't stop")
     ['don', "'", 't', 'stop']
     """
-    return _TOKEN.findall(text.lower())
+    return sign_runs(text.lower(), words)
 
 
 def bucket_of(tokens: Sequence[str], buckets: int, hash: str = "sha256") -> int:
@@ -69,13 +66,13 @@ def bucket_of(tokens: Sequence[str], buckets: int, hash: str = "sha256") -> int:
     return ((x ^ (x >> 31)) >> 32) * buckets >> 32
 
 
-def ngram_buckets(text: str, ngram: int, buckets: int, hash: str = "sha256") -> list[int]:
+def ngram_buckets(text: str, ngram: int, buckets: int, hash: str = "sha256", words: str = "unicode") -> list[int]:
     """Buckets of all n-grams of orders 1 to `ngram`, in the order of their last tokens: what the kernel computes.
 
     >>> ngram_buckets("a b", 2, 8)
     [3, 5, 5]
     """
-    tokens = tokens_of(text)
+    tokens = tokens_of(text, words)
     return [
         bucket_of(tokens[i - order : i + 1], buckets, hash)
         for i in range(len(tokens))
@@ -92,7 +89,13 @@ class Hashed(NamedTuple):
 
 
 def hash_texts(
-    texts: pa.LargeStringArray, ngram: int, buckets: int, hash: str, use: Callable[[int, Hashed], R], who: str
+    texts: pa.LargeStringArray,
+    ngram: int,
+    buckets: int,
+    hash: str,
+    use: Callable[[int, Hashed], R],
+    who: str,
+    words: str = "unicode",
 ) -> list[R]:
     """Hash rows piece by piece, in the threads there are, and hand each piece on.
 
@@ -101,6 +104,7 @@ def hash_texts(
         ngram, buckets, hash: as in `ngram_buckets`.
         use: called with the first row of a piece and its n-grams, in any thread.
         who: who reads, for the message.
+        words: how tokens are cut, as in `tokens_of`.
 
     Returns:
         What `use` gave, in the order of the rows. A thread holds up to about `(19 + 4 * ngram)` bytes for each byte of
@@ -114,7 +118,7 @@ def hash_texts(
 
     texts = _sigmas_lowered(texts)
     data, offsets = _buffers(texts)
-    table = character_table()
+    table = character_table(words)
     powers = np.array([pow(2, 32 * (7 - j), buckets) for j in range(8)], np.uint64)
 
     def one(piece: tuple[int, int]) -> R:
@@ -141,24 +145,6 @@ def hash_texts(
     return in_threads(one, list(_pieces(offsets)))
 
 
-@lru_cache(maxsize=1)
-def character_table() -> NDArray[np.uint32]:
-    r"""For each character, its lower case << 2 | the class of that: 0 `\s`, 1 `\w`, 2 neither; 3 for capital dotted I.
-
-    Made by this Python's own `str.lower` and `re`, so that it agrees with `tokens_of` whatever its Unicode version.
-    """
-    every = np.arange(sys.maxunicode + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    kinds = np.full(len(every), 2, np.uint8)
-    for pattern, kind in ((r"\s+", 0), (r"\w+", 1)):
-        for match in re.finditer(pattern, every):
-            kinds[match.start() : match.end()] = kind
-    lowered = "".join([every[:_DOTTED_I].lower(), "i", every[_DOTTED_I + 1 :].lower()])
-    points = np.frombuffer(lowered.encode("utf-32-le", "surrogatepass"), np.uint32)
-    table = points << np.uint32(2) | kinds[points]
-    table[_DOTTED_I] = 0x69 << 2 | 3
-    return np.asarray(table, np.uint32)
-
-
 def utf8(batch: Batch, columns: Sequence[str]) -> tuple[pa.LargeStringArray, NDArray[np.bool_]]:
     """Rows as UTF-8 without nulls (they become empty), and which were null; a stored text column is not copied.
 
@@ -177,26 +163,11 @@ def utf8(batch: Batch, columns: Sequence[str]) -> tuple[pa.LargeStringArray, NDA
     texts, bad, _ = read_texts(batch, columns)
     null = np.zeros(len(texts), bool)
     null[[row for row, why in bad.items() if why == NULL]] = True
-    try:
-        return pa.array(texts, pa.large_string()), null
-    except UnicodeEncodeError as error:
-        row = next(i for i, text in enumerate(texts) if not _encodes(text))
-        raise ValueError(
-            f"{batch.who}: the text of row {row} of this batch holds {error.object[error.start]!r}, half of a "
-            "surrogate pair, which has no UTF-8; encode it with errors='replace' and decode it again"
-        ) from error
+    return string_array(texts, batch.who), null
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sigmas_lowered(texts: pa.LargeStringArray) -> pa.LargeStringArray:

@@ -93,6 +93,7 @@ class AskLLM(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Sachdeva et al., How to Train Data-Efficient LLMs, arXiv 2402.09668"
     meaning: ClassVar[str] = "the judge says that the text is worth training on"
     atol: ClassVar[float] = 1e-5  # sums of products differ in their last bits with the shape of a pass
@@ -125,13 +126,16 @@ class AskLLM(Scorer):
         for what in ("yes", "no"):
             given = getattr(self, what)
             object.__setattr__(self, what, (given,) if isinstance(given, str) else tuple(given))
+        self.check_fields()
+        causal.check_causal(self.model)
+        self._prompt()
+
+    def check_fields(self) -> None:
         causal.check_options(self, ("context", "max_tokens", "micro_batch"))
         if self.normalise not in NORMALISE:
             raise ValueError(f"normalise={self.normalise!r} is not one of {', '.join(NORMALISE)}")
         if self.prompt.count("{text}") != 1:
             raise ValueError(f"the prompt has {{text}} {self.prompt.count('{text}')} times; put it where the text goes")
-        causal.check_causal(self.model)
-        self._prompt()
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]

@@ -24,6 +24,7 @@ from hf_prune.sample import columns as read_columns
 from hf_prune.scorer import Scorer
 from hf_prune.scorers._ngrams import HASHES, MOST_BUCKETS, MOST_ORDERS, Hashed, hash_texts, utf8
 from hf_prune.values import Value
+from hf_prune.words import RULES
 
 STEP = 1 << 11  # rows read at once: texts may be long
 EPSILON = 1e-8  # added to both probabilities by the authors' code
@@ -70,6 +71,7 @@ class NgramCounts(Value):
         rows: number of rows counted.
         ngram: orders 1 to `ngram` were counted.
         hash: "sha256" or "fast".
+        words: how texts were cut into tokens, as in `DSIR`.
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"text": ["a b a", "b b b"]})
@@ -80,10 +82,13 @@ class NgramCounts(Value):
     True
     """
 
+    version: ClassVar[int] = 2
+
     counts: np.ndarray
     rows: int
     ngram: int = 2
     hash: str = "sha256"
+    words: str = "unicode"
 
     @classmethod
     def of(
@@ -94,13 +99,14 @@ class NgramCounts(Value):
         buckets: int = 10_000,
         hash: str = "sha256",
         who: str = "NgramCounts",
+        words: str = "unicode",
     ) -> Self:
         """Count the n-grams of a `Dataset` or an `IterableDataset`; null and empty texts have none.
 
         Args:
             ds: the corpus.
             text: column, columns, nested path or chat column.
-            ngram, buckets, hash: as in `DSIR`.
+            ngram, buckets, hash, words: as in `DSIR`.
             who: who reads, for the messages.
 
         Raises:
@@ -108,7 +114,7 @@ class NgramCounts(Value):
         """
         from hf_prune.scorers import _kernels
 
-        check_features(ngram, buckets, hash)
+        check_features(ngram, buckets, hash, words)
         paths = [text] if isinstance(text, str) else list(text)
         there = ds.column_names if hasattr(ds, "column_names") else None
         names = [p if not isinstance(there, list) or p in there else p.split(".")[0] for p in paths]
@@ -121,27 +127,31 @@ class NgramCounts(Value):
         held = (Batch(part, who) for part in read_columns(ds, sorted(set(names)), who, STEP))
         for batch in shown(held, ds, f"{who}.fit", lambda batch: batch.n):
             texts, _ = utf8(batch, paths)
-            hash_texts(texts, ngram, buckets, hash, count, f"{who}.fit, counting rows from {seen}")
+            hash_texts(texts, ngram, buckets, hash, count, f"{who}.fit, counting rows from {seen}", words)
             seen += len(texts)
         if not seen:
             raise ValueError(f"{who}.fit got an empty dataset; there is nothing to learn from")
-        return cls(total, seen, ngram, hash)
+        return cls(total, seen, ngram, hash, words)
 
     def __add__(self, other: NgramCounts) -> NgramCounts:
-        mine, its = (len(self.counts), self.ngram, self.hash), (len(other.counts), other.ngram, other.hash)
-        if mine != its:
-            raise ValueError(f"counts of (buckets, ngram, hash) {mine} and {its} do not add up; count both alike")
-        return type(self)(self.counts + other.counts, self.rows + other.rows, self.ngram, self.hash)
+        if self.features != other.features:
+            raise ValueError(f"counts of {self.features} and {other.features} do not add up; count both alike")
+        return type(self)(self.counts + other.counts, self.rows + other.rows, self.ngram, self.hash, self.words)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What was counted: counts of the same features fit together."""
+        return {"buckets": len(self.counts), "ngram": self.ngram, "hash": self.hash, "words": self.words}
 
 
 @dataclass(frozen=True, eq=False)
 class DSIR(Scorer):
     """Log importance weight of a text: its n-grams' log-likelihood in the target minus that in the raw corpus.
 
-    High = like the target = keep. Texts are lower-cased and cut into word-punct tokens; n-grams of orders 1 to `ngram`
-    are hashed into buckets; target and raw corpus are one multinomial over the buckets each. Sampling by the weights is
-    `sample_by_score(ds, "dsir", method="gumbel")`: it matches the target's distribution, while the top of the column
-    takes what is most like it.
+    High = like the target = keep. Texts are lower-cased and cut into words and runs of signs; n-grams of orders 1 to
+    `ngram` are hashed into buckets; target and raw corpus are one multinomial over the buckets each. Sampling by the
+    weights is `sample_by_score(ds, "dsir", method="gumbel")`: it matches the target's distribution, while the top of
+    the column takes what is most like it.
 
     The weight is a sum over n-grams, so its size grows with length: cut texts into equal lengths first (`chunk_texts`,
     as the paper does), or take `normalize="per_ngram"`. A text without any token scores 0 (its weight is 1), a null one
@@ -155,7 +165,7 @@ class DSIR(Scorer):
         text: column, columns, nested path or chat column that is scored.
         proportions: shares of several targets in the mixture that `<name>` compares with; in proportion to their
             n-grams if not given.
-        smoothing: pseudo-count of each bucket of a target; 0 in the published package. A bucket that a small target
+        smoothing: pseudo-count of each bucket of each target; 0 in the published package. A bucket that a small target
             lacks costs a text up to 17 each time it occurs: give 1 or so where the target has few texts.
         normalize: "sum" (the definition), or "per_ngram": divided by the number of n-grams.
         min_tokens: texts with fewer tokens weigh nothing (-inf), so that no sample takes them; the paper takes 100.
@@ -168,8 +178,10 @@ class DSIR(Scorer):
 
     Raises:
         ValueError: counts that do not fit together; a target or raw corpus without any n-gram.
-    Reference: Xie et al., 2023, arXiv 2302.03169. Buckets are those of its package data-selection 1.0.3, and so are the
-        weights where its tokenizer runs on Python's `re`.
+
+    Reference: Xie et al., 2023, arXiv 2302.03169. Buckets and weights are those of its package data-selection 1.0.3
+        where texts are cut alike: any text with `words="regex"` under NLTK 3.10 and with "re" under NLTK before it;
+        with "unicode" texts such as English, without combining marks, of scripts that put spaces between words.
 
     >>> from datasets import Dataset
     >>> raw = Dataset.from_dict({"text": ["a b a", "b b b", "c a b", "c c d"]})
@@ -181,6 +193,7 @@ class DSIR(Scorer):
     paper: ClassVar[str] = "Xie et al., Data Selection for Language Models via Importance Resampling, NeurIPS 2023"
     meaning: ClassVar[str] = "its n-grams are likelier in the target than in the raw corpus"
     nan_rows: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     raw_counts: NgramCounts
     targets: tuple[NgramCounts, ...]
@@ -196,14 +209,14 @@ class DSIR(Scorer):
     name: str = "dsir"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         known = self.raw_counts
-        check_features(known.ngram, len(known.counts), known.hash)
+        check_features(known.ngram, len(known.counts), known.hash, known.words)
         if not self.targets or len(self.targets) != len(self.target_names):
             raise ValueError(f"{len(self.targets)} targets with the names {self.target_names}; give one name each")
         for name, counts in [("the raw corpus", known), *zip(self.target_names, self.targets, strict=True)]:
-            if (len(counts.counts), counts.ngram, counts.hash) != (len(known.counts), known.ngram, known.hash):
-                raise ValueError(f"target {name!r} was counted with other buckets, ngram or hash than the raw corpus")
+            if counts.features != known.features:
+                raise ValueError(f"target {name!r} counts {counts.features}, the raw corpus {known.features}")
             if not counts.counts.any():
                 raise ValueError(f"{name} has {counts.rows} rows but no n-gram; are its texts empty?")
         if self.proportions is not None:
@@ -239,6 +252,7 @@ class DSIR(Scorer):
         *,
         target_text: str | Sequence[str] | None = None,
         hash: str = "sha256",
+        words: str = "unicode",
         proportions: Sequence[float] | Mapping[str, float] | None = None,
         smoothing: float = 0.0,
         normalize: str = "sum",
@@ -258,6 +272,9 @@ class DSIR(Scorer):
             buckets: their number.
             target_text: column(s) of the target, if named differently.
             hash: "sha256", the published package's buckets; or "fast", other buckets, about as good, sooner.
+            words: "unicode", words of any script (`hf_prune.words`); or as the published package cuts texts: "regex" by
+                the package of that name (under NLTK 3.10), "re" by Python's `re` (before it), which parts words at
+                combining marks. Both make one token of a Chinese sentence.
             proportions: by target, in order or by name.
             smoothing, normalize, min_tokens, tokens, key, row_id, name: of the scorer.
 
@@ -273,10 +290,12 @@ class DSIR(Scorer):
                 raise ValueError(f"proportions for {sorted(proportions)}, but the targets are {sorted(targets)}")
             proportions = [proportions[t] for t in targets]
         there = target_text or text
-        known = NgramCounts.of(ds, text, ngram, buckets, hash, cls.__name__)
-        counts = [NgramCounts.of(t, there, ngram, buckets, hash, f"{cls.__name__} (target)") for t in targets.values()]
+        who = cls.__name__
+        known = NgramCounts.of(ds, text, ngram, buckets, hash, who, words)
+        counts = [NgramCounts.of(t, there, ngram, buckets, hash, f"{who} (target)", words) for t in targets.values()]
         column = text if isinstance(text, str) else tuple(text)
         facts: dict[str, Any] = {"rows": known.rows, "ngrams": int(known.counts.sum()), "column": column}
+        facts["words"] = words
         facts["targets"] = {
             t: {"rows": c.rows, "ngrams": int(c.counts.sum())} for t, c in zip(targets, counts, strict=True)
         }
@@ -311,7 +330,7 @@ class DSIR(Scorer):
 
     def companions(self) -> dict[str, str]:
         lines = {f"{self.name}_{t}": f"the same for the target {t} alone" for t in self.target_names}
-        lines[f"{self.name}_tokens"] = "number of word-punct tokens"
+        lines[f"{self.name}_tokens"] = "number of words and runs of signs"
         lines[self._key] = f"the log weight plus Gumbel noise of (seed {self.key}, row id): its top k is the sample"
         return {k: v for k, v in lines.items() if k in self.columns()}
 
@@ -338,12 +357,9 @@ class DSIR(Scorer):
         if len(each) == 1:
             return np.stack(each)
         counts = np.stack([t.counts for t in self.targets])
-        if self.proportions is None:
-            mixture = log_ratio(counts.sum(0), q, self.smoothing)
-        else:
-            smooth = counts + self.smoothing
-            shares = np.asarray(self.proportions) / np.sum(self.proportions)
-            mixture = log_ratio(shares @ (smooth / smooth.sum(1, keepdims=True)), q)
+        smooth = counts + self.smoothing
+        shares = np.asarray(counts.sum(1) if self.proportions is None else self.proportions, np.float64)
+        mixture = log_ratio(shares @ (smooth / smooth.sum(1, keepdims=True)), q)
         return np.stack([mixture, *each])
 
     def kl_reduction(self, selected: Any, text: str | Sequence[str] | None = None) -> float:
@@ -354,7 +370,9 @@ class DSIR(Scorer):
             text: its column(s), if not those of the scorer.
         """
         known = self.raw_counts
-        kept = NgramCounts.of(selected, text or self.text, known.ngram, len(known.counts), known.hash)
+        kept = NgramCounts.of(
+            selected, text or self.text, known.ngram, len(known.counts), known.hash, words=known.words
+        )
         if not kept.counts.any():
             raise ValueError(f"the selection has {kept.rows} rows but no n-gram")
         gains = [kl_reduction(t.counts + self.smoothing, known.counts, kept.counts) for t in self.targets]
@@ -373,7 +391,7 @@ class DSIR(Scorer):
             here = slice(first, first + len(hashed.stops))
             out[:, here], tokens[here], grams[here] = sums, hashed.tokens, np.diff(hashed.stops, prepend=0)
 
-        hash_texts(texts, known.ngram, len(known.counts), known.hash, add, batch.who)
+        hash_texts(texts, known.ngram, len(known.counts), known.hash, add, batch.who, known.words)
         if self.normalize == "per_ngram":
             out /= np.maximum(grams, 1)
         out[:, tokens < self.min_tokens] = -np.inf
@@ -458,8 +476,8 @@ def sample_by_targets(
     return take_rows(ds, np.flatnonzero(taken), layout)
 
 
-def check_features(ngram: int, buckets: int, hash: str) -> None:
-    """Raise a ValueError for n-grams, buckets or a hash that there are not."""
+def check_features(ngram: int, buckets: int, hash: str, words: str) -> None:
+    """Raise a ValueError for n-grams, buckets, a hash or a rule for words that there are not."""
     if isinstance(ngram, bool) or not isinstance(ngram, (int, np.integer)) or not 1 <= ngram <= MOST_ORDERS:
         raise ValueError(
             f"ngram={ngram!r} is no order of n-grams; give an integer from 1 to {MOST_ORDERS}, 2 as a rule"
@@ -468,3 +486,5 @@ def check_features(ngram: int, buckets: int, hash: str) -> None:
         raise ValueError(f"buckets={buckets!r}; give an integer from 1 to {MOST_BUCKETS}, 10000 as a rule")
     if hash not in HASHES:
         raise ValueError(f"hash={hash!r} is not one of {HASHES}")
+    if words not in RULES:
+        raise ValueError(f"words={words!r} is not one of {RULES}")

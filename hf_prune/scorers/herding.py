@@ -10,12 +10,15 @@ import numpy as np
 
 from hf_prune import kmeans
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.k_center import check_count, place_score
+from hf_prune.search import power_of_two
 
 RULES = ("product", "distance")
+TINY = 2.0**-100  # below it products of float32 vanish
 
 
 def herd(x: np.ndarray, mean: np.ndarray, k: int, rule: str = "product") -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +42,8 @@ def herd(x: np.ndarray, mean: np.ndarray, k: int, rule: str = "product") -> tupl
     >>> [herd(x, x.mean(0), 4, rule)[0].tolist() for rule in RULES]
     [[2, 3, 0, 1], [1, 0, 2, 3]]
     """
+    scale = power_of_two(x)  # exact, and no square leaves the range of its type
+    x, mean = np.asarray(x * x.dtype.type(scale) if np.isfinite(x.dtype.type(scale)) else x * scale), mean * scale
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     half = lengths**2 / 2 if rule == "distance" else np.zeros(len(x))
     free = np.ones(len(x), bool)
@@ -46,7 +51,8 @@ def herd(x: np.ndarray, mean: np.ndarray, k: int, rule: str = "product") -> tupl
     for t in range(k):
         # the product in the rows' own precision finds, float64 tells
         rough = np.where(free, x @ weight.astype(x.dtype) - half, -np.inf)
-        error = 2.0 * (x.shape[1] + 8) * float(np.finfo(x.dtype).eps) * np.linalg.norm(weight) * lengths
+        eps = float(np.finfo(x.dtype).eps)
+        error = 2.0 * (x.shape[1] + 8) * eps * (np.linalg.norm(weight) * lengths + half) + TINY
         close = np.flatnonzero(free & (rough + error >= (rough - error)[free].max()))
         exact = np.einsum("nd,d->n", x[close].astype(np.float64), weight) - half[close]
         order[t] = close[exact.argmax()]
@@ -98,6 +104,9 @@ class Herding(Scorer):
     flops_per_row: float = 0.0
     name: str = "herding"
     fitted_on: Mapping[str, Any] | None = None
+
+    def check_fields(self) -> None:
+        check_parallel("Herding", known=self.known, scores=self.scores)
 
     @classmethod
     def fit(

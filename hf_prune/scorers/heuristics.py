@@ -14,6 +14,7 @@ import regex
 from hf_prune.batch import Batch
 from hf_prune.scorer import Scorer
 from hf_prune.texts import NULL, read_texts
+from hf_prune.words import spaced_words, tokens
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 BULLETS = ("•", "‣", "▪", "●", "-", "*")
@@ -22,14 +23,13 @@ TOP_ORDERS, REPEAT_ORDERS = range(2, 5), range(5, 11)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 # begins at the first mark of a run and gives nothing back, so that a run of marks is read once, not once a mark
 _SENTENCE = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]]*+(?=\s|$)")
-_TOKEN = re.compile(r"\w+|[^\w\s]")
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 LONG_WORD = 1000  # characters from which C4 takes a word for no word
 
 STATISTICS: dict[str, str] = {
     "n_bytes": "length in bytes of UTF-8",
-    "n_words": "number of words: runs of anything but white space",
+    "n_words": "number of words: runs of anything but white space, cut further in scripts without spaces",
     "mean_word_length": "characters a word",
     "hash_ratio": "number of # over words",
     "ellipsis_ratio": "number of ... and … over words",
@@ -230,11 +230,11 @@ def text_statistics(text: str) -> dict[str, float]:
     >>> found["n_words"], found["bullet_line_fraction"], round(found["mean_word_length"], 2)
     (5.0, 0.5, 4.6)
     """
-    words = text.split()
+    words = spaced_words(text)
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not words:
         return {**dict.fromkeys(STATISTICS, 0.0), "n_bytes": float(len(text.encode(errors="surrogatepass")))}
-    n, many, low = len(words), len(lines), text.lower()
+    n, many = len(words), len(lines)
     duplicate_lines, duplicate_line_chars = repeats(lines)
     duplicate_paragraphs, duplicate_paragraph_chars = repeats([p.strip() for p in _PARAGRAPH.split(text.strip())])
     hanging = [line.endswith(ELLIPSES) for line in lines]
@@ -250,7 +250,7 @@ def text_statistics(text: str) -> dict[str, float]:
         "bullet_line_fraction": sum(line.startswith(BULLETS) for line in lines) / many,
         "ellipsis_line_fraction": sum(hanging) / many,
         "alpha_word_fraction": sum(any(map(str.isalpha, word)) for word in words) / n,
-        "stop_words": float(len(STOP_WORDS.intersection(low.split()))),
+        "stop_words": float(len(STOP_WORDS.intersection(map(str.lower, words)))),
         "duplicate_line_fraction": duplicate_lines,
         "duplicate_line_char_fraction": duplicate_line_chars,
         "duplicate_paragraph_fraction": duplicate_paragraphs,
@@ -264,7 +264,7 @@ def text_statistics(text: str) -> dict[str, float]:
         "terminal_line_fraction": sum(ends_sentence(line[-1]) for line in fed) / len(fed),
         "short_line_fraction": sum(len(line) <= 30 for line in fed) / len(fed),
         "repeated_line_char_fraction": repeated_chars(fed) / (len(text) - text.count("\n")),
-        "newline_ratio": text.count("\n") / len(_TOKEN.findall(text)),
+        "newline_ratio": text.count("\n") / len(tokens(text, "token", lower=False)),
     }
 
 
@@ -295,11 +295,12 @@ class TextStatistics(Scorer):
       most 67 % of lines of at most 30 characters; at most 0.3 line feeds a token.
     - "fineweb-paper": more than 12 %, less than 10 %, less than 67 %, no limit on line feeds.
 
-    Words are parted by white space, so texts of languages without spaces fail; the authors of Gopher do not say how
-    they cut words. A sentence ends at . ! ? before white space, where C4 takes NLTK's model of English: on 1 994 texts
-    of nine domains "c4" decides 18 otherwise than datatrove's filter with the same limits, "c4-paper" 7,
-    "fineweb-paper" 1, "fineweb" none. A duplicate is what equals an earlier one. A text without words scores 0, a null
-    NaN.
+    Words are parted by white space, and in scripts without spaces by Unicode's word boundaries (`hf_prune.words`):
+    there most words are one letter, and the rules on their length, made for English, fail. The authors of Gopher do not
+    say how they cut words; for C4 only white space parts them. A sentence ends at . ! ? before white space, where C4
+    takes NLTK's model of English: on 1 994 texts of nine domains "c4" decides 18 otherwise than datatrove's filter with
+    the same limits, "c4-paper" 7, "fineweb-paper" 1, "fineweb" none. A duplicate is what equals an earlier one. A text
+    without words scores 0, a null NaN.
 
     Args:
         text: column, columns, nested path or chat column.
@@ -324,7 +325,7 @@ class TextStatistics(Scorer):
     statistics: tuple[str, ...] = tuple(STATISTICS)
     name: str = "text_rules"
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.rules not in RULES:
             raise ValueError(f"rules={self.rules!r} is not one of {tuple(RULES)}")
         unknown = sorted(set(self.statistics) - set(STATISTICS))

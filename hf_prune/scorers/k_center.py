@@ -10,10 +10,11 @@ import numpy as np
 
 from hf_prune import kmeans
 from hf_prune.batch import Batch
+from hf_prune.checks import check_parallel
 from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
 from hf_prune.scorer import Scorer
-from hf_prune.search import _each, _tensor
+from hf_prune.search import _each, _tensor, power_of_two, precision
 
 METRICS = ("euclidean", "cosine")
 CANDIDATES = 384  # farthest rows among which the next centres are looked for
@@ -52,7 +53,9 @@ def k_center(x: np.ndarray, k: int, start: int = 0) -> Cover:
     """
     from hf_prune.scorers._k_center_kernels import lower_to
 
-    n, width = x.shape
+    scale = power_of_two(x)  # exact, and no square leaves the range of its type
+    x = np.ascontiguousarray(x * x.dtype.type(scale) if np.isfinite(x.dtype.type(scale)) else x * scale)
+    n = len(x)
     squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)
     nearest = np.full(n, np.inf)
     order, radii = np.empty(k, np.int64), np.empty(k)
@@ -80,7 +83,7 @@ def k_center(x: np.ndarray, k: int, start: int = 0) -> Cover:
         new = order[begin:done]
         _meet(x, squares, new, nearest)
         nearest[new] = -1
-    return Cover(order, radii, np.sqrt(nearest.clip(0)))
+    return Cover(order, radii / scale, np.sqrt(nearest.clip(0)) / scale)
 
 
 def _meet(x: np.ndarray, squares: np.ndarray, new: np.ndarray, nearest: np.ndarray) -> None:
@@ -91,7 +94,7 @@ def _meet(x: np.ndarray, squares: np.ndarray, new: np.ndarray, nearest: np.ndarr
 
     centres, centre_squares = np.ascontiguousarray(x[new]), squares[new]
     across = _tensor(np.ascontiguousarray(centres.T.astype(np.float32)))
-    error = (x.shape[1] + 8) * 2.0**-24
+    error = precision(x.shape[1])
 
     def block(begin: int) -> None:
         part = slice(begin, begin + BLOCK)
@@ -158,6 +161,9 @@ class KCenter(Scorer):
     flops_per_row: float = 0.0
     name: str = "k_center"
     fitted_on: Mapping[str, Any] | None = None
+
+    def check_fields(self) -> None:
+        check_parallel("KCenter", known=self.known, scores=self.scores)
 
     @classmethod
     def fit(

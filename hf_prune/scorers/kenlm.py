@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +11,13 @@ import numpy as np
 
 from hf_prune._lm.causal import check_bad
 from hf_prune.batch import Batch
-from hf_prune.models import _digests, _point, _pointer, cached, import_name
+from hf_prune.checks import check_choice, check_digest
+from hf_prune.models import _point, _pointer, cached, file_sha256
 from hf_prune.scorer import Scorer
 from hf_prune.texts import read_texts
+from hf_prune.values import names_code
+
+ON_BAD = ("raise", "nan")
 
 
 def kenlm_log_likelihood(lines: Iterable[str], score: Callable[[str], float]) -> float:
@@ -65,6 +68,7 @@ class KenLM(Scorer):
     FileNotFoundError: no file 'no-such-file.arpa'; give the ARPA or binary file of a KenLM model
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Wenzek et al., CCNet, LREC 2020, arXiv 1911.00359; Heafield, KenLM, WMT 2011"
     meaning: ClassVar[str] = "likely to the n-gram model: close to the text it was trained on"
     raw: ClassVar[str] = (
@@ -75,7 +79,7 @@ class KenLM(Scorer):
     model: str
     text: str | Sequence[str] = "text"
     _: KW_ONLY
-    preprocess: str | None = None
+    preprocess: str | None = field(default=None, metadata=names_code())
     perplexity: bool = False
     join: str = " "
     on_bad: str = "raise"
@@ -85,18 +89,21 @@ class KenLM(Scorer):
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
-        if self.on_bad not in ("raise", "nan"):
-            raise ValueError(f"on_bad={self.on_bad!r} is not one of raise, nan")
         if self.preprocess is not None:
-            import_name(self.preprocess)
+            self.named("preprocess")
         if self.revision is None:  # else a copy: workers know the file by its digest
             path = Path(self.model).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(f"no file {self.model!r}; give the ARPA or binary file of a KenLM model")
-            digest = _file_digest(path)
+            digest = file_sha256(path)
             _point(digest, path.resolve(), path.name)
             object.__setattr__(self, "model", path.name)
             object.__setattr__(self, "revision", digest)
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        check_choice("on_bad", self.on_bad, ON_BAD)
+        check_digest(self.revision, 64)
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]
@@ -113,7 +120,7 @@ class KenLM(Scorer):
         network = self._load()
         columns = [self.text] if isinstance(self.text, str) else list(self.text)
         texts, bad, _ = read_texts(batch, columns, self.join)
-        prepare: Callable[[str], str] = import_name(self.preprocess) if self.preprocess else str
+        prepare: Callable[[str], str] = self.named("preprocess") if self.preprocess else str
         found = np.array(
             [kenlm_log_likelihood(prepare(text).splitlines() if text else (), network.score) for text in texts]
         )
@@ -123,7 +130,7 @@ class KenLM(Scorer):
 
     def _load(self) -> Any:
         path = Path(_pointer(str(self.revision)).get("path", ""))
-        if not path.is_file() or _file_digest(path) != self.revision:
+        if not path.is_file() or file_sha256(path) != self.revision:
             raise FileNotFoundError(
                 f"the KenLM file {self.model} ({str(self.revision)[:12]}) is not on this machine (looked at {path}); "
                 "make the scorer anew from the file's new place, or share HF_PRUNE_HOME between the machines"
@@ -142,13 +149,3 @@ class KenLM(Scorer):
                 raise ValueError(f"{self.model} is no KenLM model: {error}") from error
 
         return cached(("kenlm", self.revision), load)
-
-
-def _file_digest(path: Path) -> str:
-    """SHA-256 of a file, read again only when its size or time changed."""
-    facts = path.stat()
-    key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
-    if key not in _digests:
-        with open(path, "rb") as stream:
-            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _digests[key]

@@ -76,7 +76,9 @@ class Moderate(Scorer):
     name: str = "moderate"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
+        if np.ndim(self.class_centres) != 2 or len(self.class_centres) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes, but centres of shape {np.shape(self.class_centres)}")
         if self.centre not in CENTRES:
             raise ValueError(f"centre={self.centre!r} is not one of {CENTRES}")
 

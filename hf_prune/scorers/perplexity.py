@@ -97,6 +97,7 @@ class Perplexity(Scorer):
     FileNotFoundError: model 'no/such/folder' does not exist; give a folder, a name on the Hub, or ...
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Marion et al., When Less is More, arXiv 2309.04564; Wenzek et al., CCNet, arXiv 1911.00359"
     meaning: ClassVar[str] = "likely to the language model: fluent, familiar, or repetitive"
     atol: ClassVar[float] = 1e-4  # sums of products differ in their last bits with the shape of a pass
@@ -127,7 +128,7 @@ class Perplexity(Scorer):
             object.__setattr__(self, "tokenizer", causal.as_model(self.tokenizer, None, None))
         if not isinstance(self.text, str):
             object.__setattr__(self, "text", tuple(self.text))
-        causal.check_options(self, ("context", "stride", "max_tokens", "micro_batch"))
+        self.check_fields()
         causal.check_causal(model)
         tokenizer = causal.tokenizer_of(model, self.tokenizer)
         context = causal.context_of(model, tokenizer, self.context)
@@ -136,6 +137,9 @@ class Perplexity(Scorer):
         if self.bos and tokenizer.bos_token_id is None:
             raise ValueError(f"bos=True, but the tokenizer of {model.label} has no BOS token; leave bos out")
         causal.chat_renderer(tokenizer, model.label, self.chat)
+
+    def check_fields(self) -> None:
+        causal.check_options(self, ("context", "stride", "max_tokens", "micro_batch"))
 
     @property
     def nan_rows(self) -> bool:  # type: ignore[override]

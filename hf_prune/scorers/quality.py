@@ -181,7 +181,7 @@ class QualityClassifier(Scorer):
     name: str = "quality"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r} is not one of {', '.join(HEADS)}")
         if np.ndim(self.weights) != 1:

@@ -37,9 +37,12 @@ class Random(Scorer):
     name: str = ""
 
     def __post_init__(self) -> None:
-        rows.check_seed(self.seed)
+        self.check_fields()
         if not self.name:
             object.__setattr__(self, "name", f"random_{self.seed}")
+
+    def check_fields(self) -> None:
+        rows.check_seed(self.seed)
 
     def columns(self) -> dict[str, str]:
         return {self.name: "float64"}  # 2**24 float32 values would tie among a few thousand rows already

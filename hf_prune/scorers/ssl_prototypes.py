@@ -13,7 +13,7 @@ from hf_prune.batch import Batch
 from hf_prune.models import memo
 from hf_prune.sample import canonical_sample
 from hf_prune.scorer import Scorer
-from hf_prune.search import Directions, largest_cosines, largest_products
+from hf_prune.search import Directions, Points, largest_cosines, nearest_points
 
 METRICS = ("cosine", "euclidean", "margin")
 PROTOTYPES = ("centroids", "batch")
@@ -49,13 +49,9 @@ def cosine_distance(x: np.ndarray, directions: Directions, metric: str) -> tuple
 
 
 def euclidean_distance(x: np.ndarray, centroids: np.ndarray) -> tuple[Any, Any]:
-    """As `prototype_distance` for "euclidean": the nearest found in float32, its distance told in float64."""
-    wide, exact = x.astype(np.float64), centroids.astype(np.float64)
-    # min ||x - c|| is max of x.c - ||c||^2 / 2: one product with a column more
-    extended = np.column_stack([exact, -0.5 * np.einsum("kd,kd->k", exact, exact)]).astype(np.float32)
-    rows = np.column_stack([wide, np.ones(len(wide))]).astype(np.float32)
-    found = largest_products(rows, np.ascontiguousarray(extended.T))[:, 0]
-    return np.linalg.norm(wide - exact[found], axis=1), found
+    """As `prototype_distance` for "euclidean"."""
+    found, distance = nearest_points(x, Points(centroids))
+    return distance, found
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +82,7 @@ class SSLPrototypes(Scorer):
     0.00124...
     """
 
+    version: ClassVar[int] = 2  # 1 told centers apart in float32 alone
     paper: ClassVar[str] = "Sorscher et al., Beyond neural scaling laws, NeurIPS 2022, arXiv 2206.14486"
     meaning: ClassVar[str] = "far from every cluster centre: atypical, hard; low rows are typical or repeated"
     nan_rows: ClassVar[bool] = True
@@ -98,7 +95,7 @@ class SSLPrototypes(Scorer):
     name: str = "ssl_proto"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric!r} is not one of {METRICS}")
         if np.ndim(self.centroids) != 2 or not np.isfinite(self.centroids).all():
@@ -211,7 +208,7 @@ class SSLPrototypes(Scorer):
         if self.metric == "euclidean" and self.normalize:
             x = kmeans.unit_rows(x.astype(np.float64))
         if self.metric == "euclidean":
-            distance, cluster = euclidean_distance(x, self.centroids)
+            cluster, distance = nearest_points(x, memo(self, "points", lambda: Points(self.centroids)))
         else:
             directions = memo(self, "directions", lambda: Directions(self.centroids))
             distance, cluster = cosine_distance(x, directions, self.metric)

@@ -130,7 +130,7 @@ class SupervisedPrototypes(Scorer):
     name: str = "supervised_proto"
     fitted_on: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
+    def check_fields(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric!r} is not one of {METRICS}")
         if np.ndim(self.class_means) != 2 or len(self.class_means) != len(self.classes):

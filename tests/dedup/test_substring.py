@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import hf_prune as hp
 from hf_prune.dedup.shingles import tokens
-from hf_prune.dedup.substring import Corpus, repeated_spans
+from hf_prune.dedup.substring import Corpus, repeated_spans, without
+from hf_prune.words import graphemes
 
 DOSSIER = ["a b c d e f", "x b c d e y", "q r s"]
 
@@ -99,6 +100,88 @@ def test_texts_are_cut_at_tokens():
     ids = Dataset.from_dict({"input_ids": [[1, 2, 3, 4], [9, 2, 3, 4, 5], [7]]})
     scorer = hp.SubstringDedup.fit(ids, "input_ids", 3)
     assert hp.RemoveRepeats(scorer, keep="none")(ids[:]) == {"input_ids": [[1], [9, 5], [7]]}
+
+
+CHARACTERS = ["é", "e\u0301", "東", "カ", "ที่", "ำ", "नि", "❤️", "👍🏽", "👨‍👩‍👧", "🇫🇷", "🇩🇪"]
+GLUE = st.lists(
+    st.sampled_from(["a", "b", "c", "don't", "-", ".", "…", " ", "  ", "\n\n", "\r\n", *CHARACTERS]), max_size=24
+).map("".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(GLUE, min_size=1, max_size=6), st.integers(1, 4), st.sampled_from(["token", "word"]))
+def test_what_stays_is_cut_into_the_same_tokens(texts, length, unit):
+    """Whatever stands between words: those that stay do not run together, and no character is torn."""
+    texts = list(dict.fromkeys(texts))
+    ds = Dataset.from_dict({"text": texts})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=length, unit=unit, spans=True)
+    split = [tokens(t, unit, lower=False) for t in texts]
+    edited = {keep: hp.RemoveRepeats(scorer, keep=keep)(ds[:])["text"] for keep in ("none", "one")}
+    for text, found, spans, left in zip(texts, split, spans_of(scorer, ds[:]), edited["none"], strict=True):
+        stay = Counter(found)
+        stay.subtract(w for a, b in spans for w in found[a:b])
+        kept = tokens(left, unit, lower=False)
+        assert not stay - Counter(kept), "a token that was to stay is gone"
+        whole = {text[a:b] for a, b in zip(graphemes(text), graphemes(text)[1:], strict=False)}
+        assert {left[a:b] for a, b in zip(graphemes(left), graphemes(left)[1:], strict=False)} <= whole | {" "}
+        doubt = any(len(tokens(c, "token")) > 1 or (c != c.strip() and c.strip()) for c in whole)
+        if not doubt:  # every character is one token
+            cut = {i for a, b in spans for i in range(a, b)}
+            assert kept == [w for i, w in enumerate(found) if i not in cut]
+    runs = Counter(tuple(t[i : i + length]) for t in split for i in range(len(t) - length + 1))
+    kept = [tokens(t, unit, lower=False) for t in edited["one"]]
+    for run in (list(r) for r, count in runs.items() if count > 1):
+        assert any(has_run(k, run) for k in kept), "the passage that was to stay once is gone"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(GLUE, min_size=1, max_size=6), st.integers(1, 6))
+def test_cuts_of_characters_leave_words_whole(texts, length):
+    ds = Dataset.from_dict({"text": texts})
+    left = hp.RemoveRepeats(hp.SubstringDedup.fit(ds, min_tokens=length, unit="char"), keep="none")(ds[:])["text"]
+    for text, short in zip(texts, left, strict=True):
+        assert set(tokens(short, "token", lower=False)) <= set(tokens(text, "token", lower=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("We sell shoes|. Order by phone today. |Boots last", "We sell shoes Boots last"),
+        ("We sell shoes |by phone.\n\n|Boots last", "We sell shoes\n\nBoots last"),
+        ("We sell shoes\n\n|by phone. |Boots last", "We sell shoes\n\nBoots last"),
+        ("shoes|, by phone.|Boots", "shoes Boots"),
+        ("shoes|-phone-|Boots", "shoes Boots"),
+        ("鞋|，电话。|靴", "鞋靴"),
+        ("(|by phone|)", "()"),
+        ("|by phone |Boots", "Boots"),
+        ("shoes |by phone\n|", "shoes "),
+        ("कि|, फ़ोन,|ताब", "कि ताब"),
+        ("🇫🇷|...|🇩🇪", "🇫🇷🇩🇪"),
+    ],
+)
+def test_white_space_stays_where_there_was_some(text, expected):
+    """The stretch between bars is cut."""
+    left, gap, right = text.split("|")
+    whole, cut = left + gap + right, (len(left), len(left + gap))
+    assert without(whole, [cut], np.arange(len(whole) + 1)) == expected
+
+
+def test_of_two_rows_with_one_notice():
+    notice = "Please print this page only if you must, thank you."
+    ds = Dataset.from_dict({"text": [f"Meet at noon. {notice} Ann", f"The bill is due! {notice}\n\nBob", notice[:20]]})
+    scorer = hp.SubstringDedup.fit(ds, min_tokens=9)
+    assert hp.RemoveRepeats(scorer, keep="none")(ds[:])["text"] == [
+        "Meet at noon. Ann",
+        "The bill is due!\n\nBob",
+        notice[:20],
+    ]
+
+
+def test_a_long_text_with_many_cuts():
+    text = "".join(f"{'鞋' * 3}{'靴子' if i % 2 else '电话'}{chr(0x5000 + i)}" for i in range(2000))
+    ds = Dataset.from_dict({"text": [text, "鞋鞋鞋靴子 鞋鞋鞋电话"]})
+    left = hp.RemoveRepeats(hp.SubstringDedup.fit(ds, min_tokens=5), keep="none")(ds[:])["text"]
+    assert left == ["".join(chr(0x5000 + i) for i in range(2000)), ""]
 
 
 def test_units_and_case():

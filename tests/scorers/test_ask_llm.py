@@ -117,6 +117,8 @@ def test_bad_rows(folder):
     rows = {"text": ["the cat", None, ""]}
     with pytest.raises(ValueError, match="row 1 of this batch is null, and 1 more are bad"):
         hp.AskLLM(folder, **WORDS)(rows)
+    with pytest.raises(ValueError, match="row 0 of this batch holds .* half of a surrogate pair"):
+        hp.AskLLM(folder, **WORDS, on_bad="nan")({"text": ["cat \ud800"]})
     found = hp.AskLLM(folder, **WORDS, on_bad="nan", answered=True)(rows)
     assert np.isnan(found["ask_llm"]).tolist() == np.isnan(found["ask_llm_answered"]).tolist() == [False, True, True]
     assert np.isnan(hp.AskLLM(folder, **WORDS, on_bad="nan")({"text": [""]})["ask_llm"]).all()

@@ -16,6 +16,7 @@ import hf_prune as hp
 from hf_prune.batch import Batch
 from hf_prune.scorers import _ngrams, dsir
 from hf_prune.scorers._ngrams import HASHES, bucket_of, hash_texts, ngram_buckets, tokens_of, utf8
+from hf_prune.words import RULES
 
 RAW = ["a b a", "b b b", "c a b", "c c d"]
 TARGET = ["a b a b", "a a b"]
@@ -237,6 +238,34 @@ def test_several_targets(corpora):
     assert set(several.companions()) == {"dsir_one", "dsir_two"}
 
 
+@pytest.mark.parametrize("smoothing", [0, 1, 10])
+def test_without_proportions_they_are_those_of_the_ngrams(corpora, smoothing):
+    """Each target is smoothed once, whether its share is given or not."""
+    raw, target = corpora
+    parts = {"one": target.select(range(4)), "two": target.select(range(4, 40))}
+    silent = hp.DSIR.fit(raw, parts, smoothing=smoothing)
+    ngrams = {t: c.counts.sum() for t, c in zip(silent.target_names, silent.targets, strict=True)}
+    told = hp.DSIR.fit(raw, parts, smoothing=smoothing, proportions=ngrams)
+    assert silent(raw[:])["dsir"] == pytest.approx(told(raw[:])["dsir"], abs=1e-9)
+    p = [(c.counts + smoothing) / (c.counts + smoothing).sum() for c in silent.targets]
+    mixture = (ngrams["one"] * p[0] + ngrams["two"] * p[1]) / sum(ngrams.values())
+    assert silent.weights()[0] == pytest.approx(dsir.log_ratio(mixture, silent.raw_counts.counts), abs=1e-9)
+
+
+def test_counts_of_other_words_do_not_fit(corpora):
+    raw, target = corpora
+    one, two = hp.NgramCounts.of(raw), hp.NgramCounts.of(target, words="re")
+    with pytest.raises(ValueError, match="'words': 'unicode'} and .*'words': 're'} do not add up"):
+        one + two
+    with pytest.raises(ValueError, match="target 'target' counts .*'re'}, the raw corpus .*'unicode'}"):
+        hp.DSIR(one, (two,))
+    hindi = dataset(["लड़की पढ़ती है", "a b"])
+    scores = {rule: hp.DSIR.fit(hindi, hindi.select([0]), words=rule, tokens=True)(hindi[:]) for rule in RULES}
+    assert {rule: out["dsir_tokens"][0] for rule, out in scores.items()} == {"unicode": 3, "regex": 3, "re": 10}
+    kept = hp.DSIR.fit(hindi, hindi.select([0]), words="re")
+    assert kept.kl_reduction(hindi) == 0
+
+
 def test_sample_by_targets_takes_each_share_from_what_is_left():
     n = 400
     ds = datasets.Dataset.from_dict({"row_id": [str(i) for i in range(n)], "p": [float(i) for i in range(n)],
@@ -260,6 +289,7 @@ def test_sample_by_targets_takes_each_share_from_what_is_left():
         ({"buckets": 2**40}, "give an integer from 1 to"),
         ({"ngram": 0}, "ngram=0 is no order"),
         ({"hash": "md5"}, "hash='md5' is not one of"),
+        ({"words": "nltk"}, "words='nltk' is not one of"),
         ({"smoothing": -1}, "smoothing=-1.0 is no pseudo-count"),
         ({"normalize": "mean"}, "normalize='mean' is not one of"),
         ({"proportions": [1, 2]}, "proportions=.* for 1 targets"),

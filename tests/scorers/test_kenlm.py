@@ -60,6 +60,8 @@ def test_texts_without_words(arpa):
     rows = {"text": ["the", " \n ", None, ""]}
     with pytest.raises(ValueError, match="row 1 of this batch has no words, and 2 more are bad"):
         hp.KenLM(str(arpa))(rows)
+    with pytest.raises(ValueError, match="row 0 of this batch holds .* half of a surrogate pair"):
+        hp.KenLM(str(arpa), on_bad="nan")({"text": ["the \udfff"]})
     found = hp.KenLM(str(arpa), on_bad="nan")(rows)["kenlm"]
     assert np.isnan(found).tolist() == [False, True, True, True]
 
@@ -80,7 +82,7 @@ def test_a_file_is_its_content(arpa, tmp_path):
 def test_no_file_no_model_no_package(arpa, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no file 'nowhere.arpa'"):
         hp.KenLM("nowhere.arpa")
-    with pytest.raises(ValueError, match="on_bad='drop' is not one of raise, nan"):
+    with pytest.raises(ValueError, match="on_bad='drop' is not known; choose one of 'raise', 'nan'"):
         hp.KenLM(str(arpa), on_bad="drop")
     monkeypatch.setitem(sys.modules, "kenlm", None)
     with pytest.raises(ImportError, match=r"pip install 'hf_prune\[kenlm\]'"):

@@ -301,8 +301,28 @@ def test_missing_parts_are_named(tiny_gpt2_folder, tmp_path, folder):
         hp.Perplexity(tmp_path / "bare", chat="template")
     with pytest.raises(TypeError, match="row 0 of this batch is int, neither text nor a chat"):
         hp.Perplexity(folder)({"text": [3]})
+    with pytest.raises(ValueError, match="row 1 of this batch holds .* half of a surrogate pair"):
+        hp.Perplexity(folder, on_bad="nan")({"text": ["the dog", "\ud800"]})
     with pytest.raises(KeyError, match="no column 'text'|'text'"):
         hp.Perplexity(folder)({"words": ["a"]})
+
+
+def test_a_template_that_knows_tools_gets_the_calls(tiny_gpt2_folder, tmp_path):
+    from tiny_models import make_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny_gpt2_folder).save_pretrained(tmp_path / "tools")
+    template = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %} on {{ c.function.name }} "
+        "{{ c.function.arguments.what }}{% endfor %}{% endfor %}"
+    )
+    make_tokenizer(tmp_path / "tools", pad=False, template=template)
+    scorer = hp.Perplexity(tmp_path / "tools", chat="template")
+    call = {"function": {"name": "the", "arguments": {"what": "mat", "how": None}}}
+    chat = [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    ds = datasets.Dataset.from_dict({"text": [chat, chat[:1]]})
+    expected = scorer({"text": ["the dog on the mat", "the dog"]})["log_likelihood"]
+    assert ds.map(scorer, batched=True)["log_likelihood"][:] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_provenance_says_the_rules(folder):

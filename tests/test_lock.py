@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import SoftFileLease
+
+import hf_prune
+from hf_prune import _lock
+from hf_prune._lock import NAME, LostLockError, locked, owner_of
+
+ROOT = Path(hf_prune.__file__).parents[1]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hf_prune._lock import locked
+with locked(Path(sys.argv[1]), "scored"):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextlib.contextmanager
+def holder(folder: Path, seconds: float) -> Iterator[int]:
+    """Another process that holds the folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process.pid
+
+
+def test_the_second_waits_and_says_for_whom(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.2)
+    folder = tmp_path / "a" / "b"
+    with holder(folder, 0.6) as pid:
+        begin = time.monotonic()
+        with caplog.at_level(logging.WARNING, "hf_prune"), locked(folder, "scored") as lock:
+            assert time.monotonic() - begin > 0.4
+            lock.check()
+    assert len(caplog.messages) == 1
+    assert str(folder) in caplog.text and f"scored by process {pid} on " in caplog.text
+    assert "waiting" in caplog.text
+
+
+def test_what_a_dead_process_held_is_taken_over_at_once(tmp_path):
+    with holder(tmp_path, 60) as pid:
+        os.kill(pid, signal.SIGKILL)
+    assert owner_of(tmp_path).pid == pid
+    begin = time.monotonic()
+    with locked(tmp_path, "scored"):
+        assert time.monotonic() - begin < 0.9
+        assert owner_of(tmp_path).pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_host_no_longer_refreshes_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lock, "LEASE", 0.5)
+    other = "filelock/2\nmode=lease\npid=1\nhost=elsewhere\ntoken=0123\nduration=0.5\n"
+    (tmp_path / NAME).write_text(other)
+    begin = time.monotonic()
+    with locked(tmp_path, "scored"):
+        assert 0.45 < time.monotonic() - begin < 5
+    # while it is refreshed, it is not
+    (tmp_path / NAME).write_text(other)
+    stop = threading.Event()
+
+    def refresh() -> None:
+        while not stop.wait(0.1):
+            os.utime(tmp_path / NAME)
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    try:
+        assert _lock._Hold(tmp_path, "scored", _lock.unexplained).attempt(1.0) is None
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"what": "x"}', "\xff"])
+def test_a_damaged_note_of_the_owner_blocks_nobody(tmp_path, text):
+    (tmp_path / f"{NAME}.json").write_bytes(text.encode("latin-1"))
+    assert owner_of(tmp_path) is None
+    with locked(tmp_path, "scored") as lock:
+        lock.check()
+
+
+@pytest.mark.parametrize("data", [b"", b"filelock/2\nmode=lea", b"\xff\x00"])
+def test_a_lock_cut_off_while_it_was_made_goes_after_a_moment(tmp_path, monkeypatch, data):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.05)
+    monkeypatch.setattr(_lock, "UNWRITTEN", 0.2)
+    (tmp_path / NAME).write_bytes(data)
+    begin = time.monotonic()
+    with locked(tmp_path, "scored"):
+        assert 0.2 < time.monotonic() - begin < 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hold_that_was_lost_is_noticed(tmp_path):
+    with locked(tmp_path, "scored") as lock:
+        note = tmp_path / f"{NAME}.json"
+        facts = json.loads(note.read_text())
+        note.write_text(json.dumps({**facts, "token": "another", "pid": 7}))
+        with pytest.raises(LostLockError, match=r"lost its hold .* used by scored by process 7 on .*same call goes on"):
+            lock.check()
+    assert isinstance(lock._lease, SoftFileLease)
+
+
+def test_folders_made_for_nothing_go_again(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "x" / "y", "scored"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "x" / "y", "scored"):
+        (tmp_path / "x" / "y" / "kept").touch()
+    assert [p.name for p in (tmp_path / "x" / "y").iterdir()] == ["kept"]
+
+
+def test_threads_of_one_process_take_turns(tmp_path):
+    inside: list[int] = []
+    done: list[int] = []
+
+    def work() -> None:
+        with locked(tmp_path / "f", "scored"):
+            inside.append(1)
+            time.sleep(0.05)
+            assert len(inside) == 1
+            inside.pop()
+            done.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert inside == [] and done == [1] * 6
+    assert not any((tmp_path / "f").glob("*"))
