@@ -45,6 +45,8 @@ class TransformerEncoder(TextEncoder):
     """A transformers folder, or a sentence-transformers one of Transformer, Pooling, Dense, Normalize."""
 
     head = "AutoModel"  # class of transformers that loads it
+    pad: int | None = None  # id of padding; None: the tokenizer's
+    equal = False  # only rows of one length go together, so that there is no padding
 
     def encode(self, texts: list[str], bad: dict[int, str], special: bool = True) -> np.ndarray:
 
@@ -125,7 +127,8 @@ class TransformerEncoder(TextEncoder):
 
         lengths = [len(ids[row]) for row in rows]
         width = _rounded(max(lengths), self.limits(device)[1], self.plan.max_length)
-        tokens = np.full((len(rows), width), _pad(self.model, self.plan), np.int64)
+        pad = _pad(self.model, self.plan) if self.pad is None else self.pad
+        tokens = np.full((len(rows), width), pad, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         kinds = np.zeros_like(tokens)
         for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
@@ -141,10 +144,12 @@ class TransformerEncoder(TextEncoder):
     def limits(self, device: torch.device) -> tuple[int, int, float]:
         """Tokens a pass, what lengths are rounded up to, and how much shorter than the longest a row may be."""
         if device.type != "cpu":
-            return self.budget or 32768, 8, 0.6
-        if self.model.dtype == "float32":  # arithmetic is all: pad as little as can be
-            return self.budget or 2048, 1, 0.85
-        return self.budget or 4096, 8, 0.95  # a new shape costs a kernel: few lengths
+            budget, multiple, waste = self.budget or 32768, 8, 0.6
+        elif self.model.dtype == "float32":  # arithmetic is all: pad as little as can be
+            budget, multiple, waste = self.budget or 2048, 1, 0.85
+        else:  # a new shape costs a kernel: few lengths
+            budget, multiple, waste = self.budget or 4096, 8, 0.95
+        return (budget, 1, 1.0) if self.equal else (budget, multiple, waste)
 
 
 class StaticEncoder(TextEncoder):

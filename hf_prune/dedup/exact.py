@@ -110,10 +110,11 @@ class ExactDedup(Scorer):
             reference: dataset to compare with instead (contamination: an evaluation set).
 
         Raises:
+            TypeError: `normalize` is no name and no list of names.
             ValueError: an empty dataset, an unknown normalisation, or two different texts with one digest, which takes
                 thousands of millions of them.
         """
-        steps = _check_steps((normalize,) if isinstance(normalize, str) else tuple(normalize))
+        steps = _check_steps(normalize)
         digests, checks, nulls = [], [], 0
         for block in blocks(ds if reference is None else reference, text, cls.__name__):
             array, found = _digests(block, steps)
@@ -186,11 +187,14 @@ def counted(
     return keys, copies
 
 
-def _check_steps(steps: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [s for s in steps if s not in NORMALIZATIONS]
-    if unknown:
-        raise ValueError(f"normalize={unknown[0]!r} is not known; choose any of {', '.join(map(repr, NORMALIZATIONS))}")
-    return steps
+def _check_steps(steps: Any) -> tuple[str, ...]:
+    given = (steps,) if isinstance(steps, str) else steps
+    choice = ", ".join(map(repr, NORMALIZATIONS))
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"normalize={steps!r} names no step; give any of {choice}, as in normalize=('case', 'space')")
+    if unknown := [s for s in given if s not in NORMALIZATIONS]:
+        raise ValueError(f"normalize={unknown[0]!r} is not known; choose any of {choice}")
+    return tuple(given)
 
 
 def _digests(texts: Texts, steps: tuple[str, ...]) -> tuple[pa.Array, NDArray[np.uint64]]:

@@ -88,6 +88,17 @@ class Reader:
             return "AutoModelForCausalLM"
         return "AutoModelForImageClassification" if self.kind == "image" else "AutoModelForSequenceClassification"
 
+    @property
+    def pad(self) -> int | None:
+        """What a classifier of texts takes for padding: heads of decoders look for the last token that is not it.
+
+        None: it knows none, so that it would take padding for the text's end.
+        """
+        from hf_prune._embed.plan import config_of
+
+        found = getattr(config_of(self.model).get_text_config(), "pad_token_id", None)
+        return None if found is None else int(found)
+
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """The rows of a batch in groups that fit together, each prepared as the model wants it.
 
@@ -128,6 +139,8 @@ class Reader:
         plan = text_plan(self.model, "auto", None, self.max_length, None)
         encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
         encoder.head = self.head
+        if self.task == "classification":
+            encoder.pad, encoder.equal = self.pad, self.pad is None
         texts, bad, rendered = read_texts(batch, [column], template=chat_template(self.model, plan))
         _refuse(bad, column)
         return encoder, texts, rendered
@@ -146,12 +159,9 @@ class Reader:
         )
         device = device_for(self.rank)
         budget, multiple, waste = encoder.limits(device)
-        config = config_of(self.model)
         if self.task == "language_model":
-            vocabulary = int(config.get_text_config().vocab_size)
+            vocabulary = int(config_of(self.model).get_text_config().vocab_size)
             budget = min(budget, LOGITS["cpu" if device.type == "cpu" else "cuda"] // vocabulary)
-        elif getattr(config, "pad_token_id", None) is None:
-            budget = 1  # such a head looks for the last token before the padding, and cannot: row by row there is none
         constant = {"use_cache": False} if self.task == "language_model" else {}
         for rows in micro_batches(lengths, budget, multiple, waste):
 

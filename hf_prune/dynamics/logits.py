@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_PADDING = -1  # an id that no token has
+
+
 class Classifier(Reader):
     """A network with its preprocessing: rows of a batch in, logits out. Made for each batch; weights are cached."""
 
@@ -30,7 +33,11 @@ class Classifier(Reader):
 
     def network(self) -> torch.nn.Module:
         """The network in eval mode, on the device of the rank."""
-        return self.model.load(self.rank, self.head, new_head=self.new_head)
+        network: Any = self.model.load(self.rank, self.head, new_head=self.new_head)
+        if not self.own and self.kind == "text" and self.task == "classification" and self.pad is None:
+            # it would refuse two rows at once; ids count from 0, so the last token of each is found, as of one row
+            network.config.get_text_config().pad_token_id = NO_PADDING
+        return network  # type: ignore[no-any-return]
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""

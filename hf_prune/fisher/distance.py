@@ -1,9 +1,8 @@
-"""Distances between Task2Vec embeddings, complexity, and jackknife errors. Functions of arrays."""
+"""Distances between Task2Vec embeddings. Functions of arrays."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from hf_prune.fisher.embedding import Embedding
 
 KINDS = ("symmetric", "asymmetric", "cosine")
-CONFIDENCE = 0.95
 
 
 def task2vec_distance(
@@ -56,11 +54,11 @@ def task2vec_distance(
         raise ValueError(f"embeddings of {len(x)} and of {len(y)} numbers: they come from different probes or layers")
     if kind == "cosine":
         return float(cosine_distance(x, y))
-    distance = float(symmetric(x[None], y[None], eps)[0, 0])
+    found = distance(x, y, eps)
     if kind == "asymmetric":
         rest = np.ones_like(x) if trivial is None else as_vector(trivial)
-        distance -= alpha * float(symmetric(x[None], rest[None], eps)[0, 0])
-    return distance
+        found -= alpha * distance(x, rest, eps)
+    return found
 
 
 def symmetric(a: NDArray[np.float64], b: NDArray[np.float64], eps: float = 0.0) -> NDArray[np.float64]:
@@ -69,13 +67,14 @@ def symmetric(a: NDArray[np.float64], b: NDArray[np.float64], eps: float = 0.0) 
     >>> symmetric(np.array([[1.0, 4, 2]]), np.array([[4.0, 1, 2], [1, 4, 2]])).round(6).tolist()
     [[0.387097, 0.0]]
     """
-    out = np.empty((len(a), len(b)))
-    for i, x in enumerate(a):
-        for j, y in enumerate(b):
-            total = x + y + eps
-            inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-            out[i, j] = cosine_distance(x * inverse, y * inverse)
-    return out
+    return np.array([[distance(x, y, eps) for y in b] for x in a]).reshape(len(a), len(b))
+
+
+def distance(x: NDArray[np.float64], y: NDArray[np.float64], eps: float = 0.0) -> float:
+    """Symmetric distance of two (D,) embeddings."""
+    total = x + y + eps
+    inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
+    return cosine_distance(x * inverse, y * inverse)
 
 
 def cosine_distance(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -107,59 +106,6 @@ def as_vector(x: Any) -> NDArray[np.float64]:
     return found
 
 
-def mean_pairs(distances: NDArray[np.float64]) -> float:
-    """Mean over the pairs i < j of an (M, M) matrix."""
-    return float(distances[np.triu_indices(len(distances), 1)].mean())
-
-
-def jackknife_pairs(distances: NDArray[np.float64]) -> float:
-    """Standard error of the mean over pairs, by leaving out one batch at a time.
-
-    Pairs share batches: the spread of pairs divided by the root of their number would be far too small.
-
-    >>> d = np.array([[0, 0.21098632, 0.38270479], [0.21098632, 0, 0.13793103], [0.38270479, 0.13793103, 0]])
-    >>> round(mean_pairs(d), 7), round(jackknife_pairs(d), 7)
-    (0.243874, 0.1450965)
-    """
-    m = len(distances)
-    total, own = distances.sum() / 2, distances.sum(1)
-    return jackknife((total - own) / ((m - 1) * (m - 2) / 2))
-
-
-def jackknife_cross(distances: NDArray[np.float64]) -> float:
-    """Standard error of the mean of an (M, N) matrix between two sets of batches, by leaving out one of either."""
-    m, n = distances.shape
-    total = distances.sum()
-    rows = (total - distances.sum(1)) / ((m - 1) * n)
-    columns = (total - distances.sum(0)) / (m * (n - 1))
-    return float(np.hypot(jackknife(rows), jackknife(columns)))
-
-
-def jackknife(values: NDArray[np.float64]) -> float:
-    """Standard error from the values without one batch each."""
-    m = len(values)
-    return float(np.sqrt((m - 1) / m * ((values - values.mean()) ** 2).sum()))
-
-
-def interval(value: float, error: float, batches: int) -> tuple[float, float]:
-    """95 % confidence interval, by Student's t with one degree of freedom less than there are batches."""
-    half = student(batches - 1) * error
-    return value - half, value + half
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, by its expansion about the normal's; 1e-3 off at most from 7 degrees on.
-
-    >>> round(student(7), 2), round(student(10**9), 2)
-    (2.36, 1.96)
-    """
-    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
-
-
 def _check_same_probe(a: Embedding | Any, b: Embedding | Any) -> None:
     keys = [getattr(x, "probe", None) for x in (a, b)]
     if None not in keys and keys[0] != keys[1]:
@@ -167,10 +113,10 @@ def _check_same_probe(a: Embedding | Any, b: Embedding | Any) -> None:
             f"these embeddings come from different probes ({keys[0]} and {keys[1]}), their coordinates are not the "
             "same weights; embed both datasets with one probe"
         )
-
-
-def stack(embeddings: Sequence[Embedding]) -> NDArray[np.float64]:
-    """Embeddings of one probe as (M, D)."""
-    for other in embeddings[1:]:
-        _check_same_probe(embeddings[0], other)
-    return np.stack([as_vector(e) for e in embeddings])
+    kinds = [getattr(x, "facts", {}).get("fisher") for x in (a, b)]
+    if set(kinds) == {"exact", "sampled"}:
+        warnings.warn(
+            "one embedding is of the exact Fisher, the other of sampled labels, so their distance holds the label "
+            "noise of one alone; give the probe fisher='exact' or fisher='sampled' for both",
+            stacklevel=3,
+        )

@@ -131,7 +131,7 @@ def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: in
     layers = {block.name: (block.start, block.stop) for block in squares.blocks}
     facts: dict[str, Any] = {
         "model": probe.model.provenance(),
-        "fisher": "exact" if runner.exact() else "sampled" if probe.fisher == "auto" else probe.fisher,
+        "fisher": runner.fisher,
         "draws": probe.draws,
         "seed": seed,
         "estimator": probe.estimator,

@@ -143,6 +143,11 @@ class Runner:
         return self.probe.fisher == "exact" or (self.probe.fisher == "auto" and self.width <= FEW)
 
     @property
+    def fisher(self) -> str:
+        """Whose labels: "exact", "sampled" or "empirical"; known once a row was seen."""
+        return "exact" if self.exact() else "sampled" if self.probe.fisher == "auto" else self.probe.fisher
+
+    @property
     def ready(self) -> bool:
         """Whether a row was seen."""
         return self._squares is not None

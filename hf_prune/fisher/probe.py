@@ -135,6 +135,24 @@ class Probe(Value):
         return replace(self, **plain).digest  # type: ignore[arg-type]
 
     @property
+    def labels(self) -> str:
+        """Whose labels `fisher` comes to: "exact" or "sampled" in place of "auto" where the head's classes are known.
+
+        They are not for a module of one's own that keeps its head, before a row went through it.
+        """
+        from hf_prune._embed.plan import config_of
+
+        reader = self.reader()
+        if self.fisher != "auto":
+            return self.fisher
+        if reader.task == "language_model":
+            return "sampled"
+        if self.weight is None and (reader.own or self.fits):
+            return f"auto: exact for {FEW} classes or fewer"
+        classes = config_of(self.model).num_labels if self.weight is None else len(self.weight)
+        return "exact" if classes <= FEW else "sampled"
+
+    @property
     def fits(self) -> bool:
         """Whether a head has still to be fitted."""
         if self.weight is not None:

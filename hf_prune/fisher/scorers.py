@@ -72,7 +72,7 @@ class _OfRows(Scorer):
         found = super().describe()
         probe = self.probe
         facts = {
-            "fisher": probe.fisher,
+            "fisher": (getattr(self, "fitted_on", None) or {}).get("fisher", probe.labels),
             "draws": probe.draws,
             "seed": probe.seed,
             "estimator": probe.estimator,
@@ -191,6 +191,7 @@ class Task2VecAlignment(_OfRows):
                 raise ValueError(f"{cls.__name__}.fit got an empty dataset; there is nothing to align to")
             vectors = as_embedding(runner, total, terms, rows, probe.seed).vector[None]
         facts = {"rows": rows, "prototype": prototype, "prototypes": len(vectors), "width": vectors.shape[1]}
+        facts["fisher"] = runner.fisher
         return cls(probe, vectors, complexity=complexity, name=name, fitted_on=facts)
 
     def columns(self) -> dict[str, str]:

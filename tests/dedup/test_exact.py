@@ -109,6 +109,9 @@ def test_two_texts_with_one_digest_are_not_called_copies(monkeypatch):
 
 def test_bad_input():
     ds = Dataset.from_dict({"text": ["a", "b"]})
+    for steps in (True, None, 3):
+        with pytest.raises(TypeError, match=f"normalize={steps} names no step; give any of 'unicode', 'case'"):
+            hp.ExactDedup.fit(ds, normalize=steps)
     with pytest.raises(ValueError, match="normalize='lower' is not known; choose any of 'unicode', 'case'"):
         hp.ExactDedup.fit(ds, normalize="lower")
     with pytest.raises(ValueError, match="empty dataset"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import datasets
 import numpy as np
 import pytest
 import torch
 
 import hf_prune as hp
-from hf_prune.fisher.coefficients import Batches, _alignment, _cross, _diversity, _quotas, combine
+from hf_prune.fisher.batches import Batches, _quotas
+from hf_prune.fisher.coefficients import _alignment, _cross, _diversity, combine
 
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
@@ -48,7 +51,7 @@ def test_known_vectors():
     same = _diversity(batches_of(*[A] * 8), False)
     assert (same.value, same.interval) == (0, (0, 0)) and float(same) == 0
     for candidate, quality in (([1, 4, 2.2], 0.59949609489), ([4, 1, 2], 0.40645161290), ([2, 2, 2], 0.53103448276)):
-        aligned = _alignment(batches_of(candidate, candidate), batches_of([1, 4, 2], [1, 4, 2]))
+        aligned = _alignment(batches_of(*[candidate] * 3), batches_of(*[[1, 4, 2]] * 3))
         found = combine(aligned, _coefficient(0.2), 0.5)
         assert float(found) == pytest.approx(quality, abs=5e-12)
 
@@ -97,7 +100,7 @@ def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
 
 def test_batches_are_those_of_task2vec(banks, probe):
     """Embedded together as embedded one by one."""
-    from hf_prune.fisher.coefficients import _order, embed_batches
+    from hf_prune.fisher.batches import _order, embed_batches
 
     found = embed_batches(banks, probe, 8, 4, 0, noise_floor=False)
     first = banks.select(_order(banks, probe, 0)[:4])
@@ -110,8 +113,8 @@ def test_alignment_is_highest_with_itself(banks, cats, probe):
     other = hp.alignment_coefficient(halves[0], cats, probe, batches=8)
     assert own.interval[0] > other.interval[1] and own.rows == 10
     itself = hp.alignment_coefficient(halves[0], halves[0], probe, batches=8)
-    assert itself.value == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.value < 1
-    assert own.corrected > own.value
+    assert itself.plain == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.plain < 1
+    assert own.corrected == own.value > own.plain and own.interval[1] == itself.interval[1] == 1
     pairs = hp.alignment_coefficient(halves[0], cats, probe, batches=8, rows=10, whole=False)
     assert pairs.value < other.value  # smaller samples, more noise
     quality = hp.data_quality(halves[0], cats, probe, alpha=0.25, batches=8, rows=10, noise_floor=False)
@@ -135,6 +138,67 @@ def test_classes_get_a_head_for_each_batch():
     found = hp.diversity_coefficient(ds, hp.Probe(net), batches=8, rows=12)
     assert found.value > 0 and found.noise_floor == 0  # the exact Fisher draws nothing
     assert hp.alignment_coefficient(ds, ds, hp.Probe(net), batches=8).value == pytest.approx(1, abs=1e-6)
+
+
+def many_classes(classes, n=320, seed=0):
+    """Rows of which batches of 20 see 13 to 17 of the classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    x = rng.normal(size=(n, 4)) + 3 * rng.normal(size=(classes, 4))[labels]
+    return datasets.Dataset.from_dict({"embedding": x.tolist(), "label": labels.tolist()})
+
+
+def test_one_kind_of_fisher_for_all_batches():
+    """Some batches see 16 classes or fewer, some more: the data's 30 decide, for each of several datasets."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    few, many = many_classes(5), many_classes(30)
+    kwargs = {"batches": 8, "rows": 20}
+    seen = {len(set(many.shuffle(seed=s)["label"][:20])) for s in range(20)}
+    assert min(seen) <= 16 < max(seen)
+    probe = hp.Probe(net, l2=0.1)
+    mixed = hp.diversity_coefficient(many, probe, **kwargs)
+    sampled = hp.diversity_coefficient(many, hp.Probe(net, l2=0.1, fisher="sampled"), **kwargs)
+    assert mixed.fisher == "sampled" and "sampled Fisher of 8 batches" in str(mixed)
+    np.testing.assert_array_equal(mixed.distances, sampled.distances)
+    assert hp.diversity_coefficient(few, probe, **kwargs).fisher == "exact"
+    between = hp.cross_diversity_coefficient(few, many, probe, **kwargs)
+    matrix = hp.diversity_matrix({"few": few, "many": many}, probe, **kwargs)
+    assert {found.fisher for found in (between, *matrix.values())} == {"sampled"}
+    quality = hp.data_quality(many, few, probe, **kwargs)  # one head, of the target's five classes
+    assert quality.alignment.fisher == quality.diversity.fisher == "exact"
+
+
+def test_two_kinds_of_fisher_are_told():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    one, two = (hp.task2vec(many_classes(n), hp.Probe(net)) for n in (9, 19))
+    assert (one.facts["fisher"], two.facts["fisher"]) == ("exact", "sampled")
+    with pytest.warns(UserWarning, match="fisher='exact' or fisher='sampled' for both"):
+        hp.task2vec_distance(one, two)
+
+
+@pytest.mark.parametrize("n", [1, 9, 13, 31])
+def test_advice_for_little_data_works(n, probe):
+    few = made(WORDS[:6], n, 0)
+    with pytest.raises(ValueError, match=f"16 batches of 1 row need 16 rows of a dataset that has {n}|use rows=") as e:
+        hp.diversity_coefficient(few, probe, batches=16, rows=None if n < 16 else 2)
+    advice = dict(re.findall(r"(batches|rows)=(\d+)", str(e.value)))
+    if n < 8:
+        assert not advice and "8 batches of one row are the least" in str(e.value)
+        return
+    kwargs = {"batches": 16, "noise_floor": False} | {name: int(value) for name, value in advice.items()}
+    assert np.isfinite(hp.diversity_coefficient(few, probe, **kwargs).value)
+
+
+def test_advice_for_several_datasets_works(probe):
+    parts = [made(WORDS[:6], 5, 0), made(WORDS[-6:], 200, 1)]
+    with pytest.raises(ValueError, match="need 8 rows of a dataset that has 5.*use batches=10 or fewer"):
+        hp.diversity_coefficient(parts, probe, batches=16)
+    found = hp.diversity_coefficient(parts, probe, batches=10, noise_floor=False)
+    assert found.rows == 1 and found.distances.shape == (10, 10)
+    with pytest.raises(ValueError, match="rows=0 is no number"):
+        hp.diversity_coefficient(parts, probe, rows=0)
 
 
 def test_quotas():
@@ -202,6 +266,26 @@ def test_provenance_says_which_gradients_are_squared(banks, tiny_gpt2_folder):
     assert "estimator='position'" in repr(named) and "estimator" not in repr(whole)
     chosen = hp.Task2VecComplexity(hp.Probe(folder, layers=["transformer.h.1.mlp"]))
     assert chosen.describe().raw.endswith("squared whole, in transformer.h.1.mlp")
+
+
+def test_provenance_says_whose_labels(banks, tiny_gpt2_folder, tiny_resnet_folder):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 20))
+    rows = many_classes(20, 40)
+    fitted = hp.Task2VecAlignment.fit(rows, hp.Probe(net))
+    kept = hp.Task2VecAlignment.fit(rows, hp.Probe(net, head="keep"))
+    few = hp.Task2VecAlignment.fit(many_classes(3, 40), hp.Probe(net))
+    for scorer, which in (
+        (fitted, "sampled"),
+        (kept, "sampled"),
+        (few, "exact"),
+        (hp.Task2VecComplexity(str(tiny_gpt2_folder)), "sampled"),
+        (hp.Task2VecComplexity(hp.Probe(str(tiny_resnet_folder), head="keep")), "exact"),
+        (hp.Task2VecComplexity(hp.Probe(net, head="keep")), "auto: exact for 16 classes or fewer"),
+        (hp.Task2VecComplexity(hp.Probe(net, head="keep", fisher="exact")), "exact"),
+    ):
+        assert scorer.describe().params["fisher"] == which
+    assert few.fitted_on["fisher"] == "exact"
 
 
 def test_complexity_has_bits_per_byte_beside_it(banks, tiny_gpt2_folder):

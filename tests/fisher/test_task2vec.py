@@ -10,7 +10,8 @@ import torch
 from PIL import Image as Picture
 
 import hf_prune as hp
-from hf_prune.fisher.distance import jackknife_cross, jackknife_pairs, mean_pairs, symmetric
+from hf_prune.fisher.distance import symmetric
+from hf_prune.fisher.intervals import of_cross, of_pairs
 from hf_prune.fisher.passes import Runner, draw_labels, fit_softmax
 from hf_prune.models import Model
 
@@ -71,11 +72,11 @@ def test_alignments_of_known_vectors():
 
 def test_jackknife_of_known_distances():
     d = symmetric(np.array([A, B, C]), np.array([A, B, C]))
-    assert mean_pairs(d) == pytest.approx(0.24387404708, abs=5e-12)
-    assert jackknife_pairs(d) == pytest.approx(0.14509652072, abs=5e-12)
+    assert of_pairs(d).value == pytest.approx(0.24387404708, abs=5e-12)
+    assert of_pairs(d).error == pytest.approx(0.14509652072, abs=5e-12)
     assert d[:2, 2].mean() == pytest.approx(0.26031791309, abs=5e-12)
     same = symmetric(np.array([A] * 9), np.array([A] * 9))
-    assert mean_pairs(same) == 0 and jackknife_pairs(same) == 0 and jackknife_cross(same) == 0
+    assert of_pairs(same).value == 0 and of_pairs(same).error == 0 and of_cross(same).error == 0
 
 
 def test_coordinates_that_are_zero_in_both_count_as_nothing():

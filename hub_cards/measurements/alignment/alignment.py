@@ -23,7 +23,8 @@ Args:
     references: texts of the target; as many, since `evaluate` stores pairs of columns.
     probe: the network whose Fisher information embeds both.
 Returns:
-    alignment: at most 1; higher is closer to the target.
+    alignment: at most 1, which two samples of one distribution have but for the error of the estimate; higher is
+        closer to the target.
 Examples:
     >>> alignment = evaluate.load("alignment", module_type="measurement")
     >>> alignment.compute(predictions=source, references=target, probe="openai-community/gpt2")
