@@ -256,8 +256,11 @@ APART = {"_Chunker", "RemoveRepeats", "Embedding"}  # no scorer, and in none
 
 
 def test_the_table_of_classes_is_complete():
-    table = {f"{module}:{name}" for module, names in _saved.HOMES.items() for name in names}
-    assert table == {class_name(c) for c in value_classes() if c.__name__ not in BASES | APART}
+    classes = [c for c in value_classes() if c.__name__ not in BASES | APART]
+    assert sorted(_homes.VALUES) == sorted(c.__qualname__ for c in classes)  # so no name stands for two
+    for cls in classes:
+        assert class_name(cls) == f"hf_prune:{cls.__qualname__}" and find_class(class_name(cls)) is cls
+        assert find_class(f"hf_prune.some.place:{cls.__qualname__}") is cls
 
 
 def made_up(cls: type[Value]) -> Any:
