@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Coefficient:
     sign: int = 1
     fisher: str = ""
     plain: float | None = None
-    estimate: Estimate | None = None
+    estimate: Estimate | None = field(default=None, repr=False)
 
     def __float__(self) -> float:
         return self.value
