@@ -213,6 +213,78 @@ def one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
+def ordinary(column: Any) -> Any:
+    """The column with the types `datasets` stores: data frames give views, large lists and dictionaries."""
+    kind = _ordinary_type(column.type)
+    try:
+        return column if kind == column.type else column.cast(kind)
+    except pa.ArrowInvalid:  # more text than 32-bit offsets reach
+        return column
+
+
+def _ordinary_type(kind: pa.DataType) -> pa.DataType:
+    t = pa.types
+    if t.is_dictionary(kind):
+        return _ordinary_type(kind.value_type)
+    if t.is_large_string(kind) or t.is_string_view(kind):
+        return pa.string()
+    if t.is_large_binary(kind) or t.is_binary_view(kind):
+        return pa.binary()
+    if t.is_fixed_size_list(kind):
+        return pa.list_(_ordinary_type(kind.value_type), kind.list_size)
+    if t.is_list(kind) or t.is_large_list(kind):
+        return pa.list_(_ordinary_type(kind.value_type))
+    if t.is_struct(kind):
+        return pa.struct([(field.name, _ordinary_type(field.type)) for field in kind])
+    return kind
+
+
+def array_of(values: Any) -> pa.Array:
+    """A column of lists or NumPy arrays as Arrow; an array of several axes becomes lists of one width.
+
+    Raises:
+        TypeError: values that Arrow has no type for.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        array = pa.array(np.ascontiguousarray(values).reshape(-1))
+        for axis in range(values.ndim - 1, 0, -1):
+            rows, size = int(np.prod(values.shape[:axis])), values.shape[axis]
+            if size:
+                array = pa.FixedSizeListArray.from_arrays(array, size)
+            else:
+                array = pa.ListArray.from_arrays(pa.array(np.zeros(rows + 1, np.int32)), array)
+        return array
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    values = [v.tolist() if isinstance(v, np.ndarray) and v.ndim > 1 else v for v in values]
+    first = next((v for v in values if v is not None), None)
+    try:
+        try:
+            return pa.array(values)
+        except OverflowError:  # ints past int64
+            return pa.array(values, pa.uint64())
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise TypeError(f"values of type {type(first).__name__} are no column: Arrow says: {error}") from error
+
+
+def to_arrow(values: Any, dtype: str) -> pa.Array:
+    """Values (n,) or (n, d), checked by the scorer, as an Arrow array of the declared type.
+
+    >>> to_arrow(np.zeros((2, 3), np.float32), "float32[3]").type
+    FixedSizeListType(fixed_size_list<item: float>[3])
+    """
+    if dtype == "string":
+        return pa.array(values, pa.string())
+    if not dtype.endswith("]"):
+        return pa.array(values)
+    item, length = dtype[:-1].split("[")
+    if length:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), int(length))
+    ends = np.cumsum([0] + [len(v) for v in values], dtype=np.int64)
+    flat = np.concatenate([np.asarray(v, item) for v in values]) if len(values) else np.empty(0, item)
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(flat))
+
+
 def _rectangle(
     chunk: pa.Array, local: NDArray[np.int64] | None, rows: NDArray[np.int64], name: str, width: int | None
 ) -> NDArray[Any]:

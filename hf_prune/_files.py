@@ -223,11 +223,11 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> int:
+def sweep(folder: Path, others: float = STALE) -> int:
     """Remove temporary files and folders in `folder` that killed writers left; return how many.
 
-    Those of this host go when their process is gone, those of others after a week. A folder that was to be replaced,
-    by a writer killed in that moment, gets its name back.
+    Those of this host go when their process is gone, those of others after `others` seconds. A folder that was to be
+    replaced, by a writer killed in that moment, gets its name back.
     """
     found = 0
     try:
@@ -239,7 +239,7 @@ def sweep(folder: Path) -> int:
         with contextlib.suppress(OSError):
             ours = writer is not None and writer["host"] == _host()
             dead = ours and not is_alive(int(writer["pid"]))  # type: ignore[index]
-            if dead or time.time() - (folder / name).lstat().st_mtime > STALE:
+            if dead or time.time() - (folder / name).lstat().st_mtime > (STALE if ours else others):
                 target = folder / name[: writer.start()] if writer else None
                 lost = target is not None and not target.exists() and len(target.name) < _NAMED
                 if writer and writer["end"] == _OLD and lost:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import _arrow
+from hf_prune import _arrow, _formats
 from hf_prune._utf8 import check_utf8
 
 
@@ -30,11 +30,12 @@ class Batch(Mapping[str, Any]):
     """Rows as columns of equal length, from any of the engines; nothing can be written to it.
 
     Args:
-        source: what the engine handed over: a `LazyBatch`, or a dict of lists, arrays or tensors.
+        source: what the engine handed over: a `LazyBatch`; a dict of lists, arrays, tensors or Arrow arrays; an Arrow
+            table; or a data frame of pandas or polars.
         who: who reads it, for the messages.
 
     Raises:
-        TypeError: rows one by one, an Arrow table, a data frame, or bare columns.
+        TypeError: rows one by one, or bare columns.
         ValueError: columns of unequal lengths.
 
     >>> batch = Batch({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]}, who="demo")
@@ -48,15 +49,15 @@ class Batch(Mapping[str, Any]):
             self.read: set[str] = source.read
             self.n: int = source.n
         else:
+            if _formats.is_table(source):
+                source = _formats.columns_of(source)
             _check_source(source, who)
             self.source, self.read, self.n = source, set(), _rows(source, who)
         self.who = who
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self.source:
-            raise missing_column(name, list(self.source), self.who)
-        self.read.add(name)
-        return self.source[name]
+        """One column as a list or a NumPy array, whatever the engine gives; pictures decoded."""
+        return _formats.plain(self._given(name))
 
     def __contains__(self, name: object) -> bool:
         return name in self.source
@@ -72,11 +73,17 @@ class Batch(Mapping[str, Any]):
         stored = self._stored(name)
         if stored is not None:
             return stored
-        values = self[name]
-        if isinstance(values, np.ndarray) and values.ndim == 2:
-            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-            return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-        return pa.array(values)
+        return _arrow.array_of(self[name])
+
+    def pictures(self, name: str) -> list[Any]:
+        """One column, row by row, as `decode_image` takes it: stored bytes, or what the engine has decoded."""
+        stored = self._stored(name)
+        return list(self._given(name)) if stored is None else stored.to_pylist()
+
+    def first(self, rows: int) -> Batch:
+        """The first rows as a batch; nothing is decoded."""
+        stored = {name: self._stored(name) for name in self}
+        return Batch({n: (self._given(n) if s is None else s)[:rows] for n, s in stored.items()}, self.who)
 
     def matrix(self, name: str) -> np.ndarray:
         """One column of equally long rows of numbers as an (n, d) array, read through Arrow's buffers if it can be.
@@ -99,9 +106,7 @@ class Batch(Mapping[str, Any]):
             numbers, null = _arrow.numbers(pa.chunked_array([stored]), name)
             return np.where(null, np.nan, numbers) if null.any() else numbers
         values = self[name]
-        if hasattr(values, "detach"):
-            values = values.detach().cpu().numpy()
-        if not isinstance(values, np.ndarray):
+        if not isinstance(values, np.ndarray) or values.dtype == object:
             values = np.asarray([np.nan if v is None else v for v in values])
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             raise TypeError(f"column {name!r} holds no plain numbers but {values.dtype} of shape {values.shape}")
@@ -114,7 +119,8 @@ class Batch(Mapping[str, Any]):
             TypeError: a row is no string (a null is none either).
             ValueError: a text with half of a surrogate pair.
         """
-        values = list(self[name])
+        values = self[name]
+        values = values.tolist() if isinstance(values, np.ndarray) else list(values)
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise TypeError(
@@ -124,21 +130,27 @@ class Batch(Mapping[str, Any]):
         check_utf8(values, self.who)
         return values
 
-    def _stored(self, name: str) -> pa.Array | None:
-        """The column as the dataset has it stored, if this is a batch of `map` that nobody has formatted yet."""
-        table = getattr(self.source, "pa_table", None)
-        if table is None or name not in getattr(self.source, "keys_to_format", ()):
-            return None
+    def _given(self, name: str) -> Any:
+        """One column as the engine has it."""
+        if name not in self.source:
+            raise missing_column(name, list(self.source), self.who)
         self.read.add(name)
-        return _arrow.one(table.column(name))
+        return self.source[name]
+
+    def _stored(self, name: str) -> pa.Array | None:
+        """The column as Arrow, if the engine has it so: tables, and batches of `map` that nobody has formatted yet."""
+        table = getattr(self.source, "pa_table", None)
+        if table is not None and name in getattr(self.source, "keys_to_format", ()):
+            self.read.add(name)
+            return _arrow.one(table.column(name))
+        if not isinstance(self.source, dict) or not isinstance(self.source.get(name), (pa.Array, pa.ChunkedArray)):
+            return None
+        column = self._given(name)
+        return _arrow.one(column) if isinstance(column, pa.ChunkedArray) else column
 
 
 def _matrix_from_values(values: Any, name: str) -> np.ndarray:
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, np.ndarray) and values.dtype == object:
-        values = list(values)
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, np.ndarray) or values.dtype == object:
         rows = [np.asarray(v) for v in values]
         for row, item in enumerate(rows):
             if item.dtype == object or item.ndim != 1:
@@ -173,11 +185,6 @@ def _rows(source: Mapping[str, Any], who: str) -> int:
 
 def _check_source(source: Any, who: str) -> None:
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
-    if kind.startswith(("pyarrow.", "pandas.", "polars.")):
-        raise TypeError(
-            f"{who} got a {kind}; scorers read batches of columns: use ds.with_format(None), "
-            'or batch_format="numpy" in Ray Data'
-        )
     if not isinstance(source, Mapping):
         raise TypeError(
             f"{who} got a {kind} instead of a batch; call it as ds.map(scorer, batched=True), without input_columns"

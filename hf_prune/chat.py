@@ -103,6 +103,10 @@ def plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, (str, bool, int, float)) and not isinstance(value, np.generic):
         return value
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim > 1:
+        raise TypeError(
+            "holds a decoded picture in a turn, whose mode a format does not tell; use ds.with_format(None)"
+        )
     if isinstance(value, (np.generic, np.ndarray)):
         return plain(value.tolist())
     if isinstance(value, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -120,3 +120,80 @@ def check_inside(folder: Path, name: Any) -> Path:
         if not parts.is_absolute() and ".." not in parts.parts and parts.parts:
             return folder / parts
     raise ValueError(f"{name!r} is no name of a file in {folder}")
+
+
+def check_dataset(ds: Any, who: str, *, streams: bool = False) -> Any:
+    """Give a dataset back if it is one whose rows can be counted and chosen; or, with `streams`, read one by one.
+
+    Args:
+        ds: what the user gave.
+        who: the function it was given to, for the message.
+        streams: whether an `IterableDataset` will do.
+
+    Raises:
+        TypeError: a `DatasetDict`, a stream, or no dataset at all; the message has the next step.
+
+    >>> check_dataset({"train": ...}, "d4")
+    Traceback (most recent call last):
+    ...
+    TypeError: d4 got a dict; choose a split, as in ds['train']
+    """
+    kind = type(ds).__name__
+    if isinstance(ds, Mapping):
+        raise TypeError(f"{who} got a {kind}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    if hasattr(ds, "data") and hasattr(ds, "column_names"):
+        return ds
+    if not hasattr(ds, "take") or not hasattr(ds, "column_names"):
+        raise TypeError(f"{who} needs a Dataset, not a {kind}; make one, as with Dataset.from_dict")
+    if not streams:
+        raise TypeError(
+            f"{who} needs a Dataset, whose rows can be counted and chosen, not a stream ({kind}); take rows of a "
+            "stream first: Dataset.from_list(list(ds.take(n)))"
+        )
+    return ds
+
+
+def check_datasets(ds: Any, who: str) -> Any:
+    """`check_dataset` of a dataset, or of each split of a `DatasetDict`."""
+    for part in ds.values() if isinstance(ds, Mapping) else [ds]:
+        check_dataset(part, who)
+    return ds
+
+
+class MissingSplitError(KeyError, ValueError):
+    """A split that is not there; the message lists those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def chosen_splits(ds: Any, splits: str | Sequence[str] | None) -> dict[str, Any]:
+    """The datasets that `splits=` means, by name of split; "" for a dataset by itself.
+
+    One meaning for every function: of a `DatasetDict` a name, names, or "all"; None is "train".
+
+    Raises:
+        MissingSplitError: no such split, or no "train" where none is named.
+        TypeError: `splits` is neither a name nor names, or a dict holds no datasets.
+        ValueError: `splits` for a dataset without splits, or an empty list.
+    """
+    if not isinstance(ds, Mapping):
+        if splits is not None:
+            raise ValueError(f"splits={splits!r} is for a DatasetDict, not a {type(ds).__name__}; leave it out")
+        return {"": ds}
+    if not all(hasattr(part, "column_names") for part in ds.values()):
+        raise TypeError(f"this needs a Dataset or a DatasetDict, not a {type(ds).__name__} of something else")
+    there = list(ds)
+    names = ["train"] if splits is None else there if splits == "all" else splits
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"splits={splits!r} is neither a name nor names; there are {there}, or 'all'")
+    missing = [name for name in names if name not in ds]
+    if missing:
+        raise MissingSplitError(
+            f"there is no split {', '.join(map(repr, missing))}; there are {there}: name those meant with "
+            "splits=[...], or splits='all'"
+        )
+    if not names:
+        raise ValueError(f"splits={splits!r} names no split; there are {there}")
+    return {name: ds[name] for name in names}

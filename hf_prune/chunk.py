@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from hf_prune._layout import like_format
 from hf_prune.batch import Batch, missing_column
+from hf_prune.checks import check_dataset
 from hf_prune.values import Value
 from hf_prune.words import spaced_spans
 
@@ -89,8 +91,7 @@ def chunk_texts(
     from datasets import Features
     from datasets import Value as Scalar
 
-    if hasattr(ds, "keys"):
-        raise TypeError(f"chunk_texts got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    check_dataset(ds, "chunk_texts", streams=True)
     if not 1 <= min_words <= words:
         raise ValueError(f"words={words}, min_words={min_words}; give 1 <= min_words <= words")
     there = ds.column_names
@@ -103,4 +104,7 @@ def chunk_texts(
     features = Features({**ds.features, chunk: Scalar("int32")}) if ds.features is not None else None
     options: dict[str, Any] = {"num_proc": num_proc} if hasattr(ds, "data") else {}
     cutter = _Chunker(words, text, min_words, chunk, row_id)
-    return ds.map(cutter, batched=True, remove_columns=there, features=features, **options)
+    out = ds.with_format(None).map(cutter, batched=True, remove_columns=there, features=features, **options)
+    if hasattr(ds, "data"):
+        return like_format(out, ds, [chunk])
+    return out if ds._formatting is None else out.with_format(ds._formatting.format_type)

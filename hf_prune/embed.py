@@ -272,8 +272,9 @@ class Embedder(Scorer):
         return chat_template(self.model, self._plan())
 
     def _pictures(self, batch: Batch) -> list[Any]:
-        values = read_column(batch, str(self.column))
-        return values.to_pylist() if isinstance(values, pa.Array) else list(values)
+        from hf_prune._embed.image import read_pictures
+
+        return read_pictures(batch, str(self.column))
 
 
 def _paths(batch: Batch, path: str) -> bool:

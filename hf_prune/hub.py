@@ -36,7 +36,7 @@ from hf_prune._hub.tables import (
     write_parquet,
 )
 from hf_prune.card import Scores, merge_readme, published
-from hf_prune.checks import check_config_name
+from hf_prune.checks import check_config_name, check_datasets
 from hf_prune.columns import SIDECAR, parse_sidecar, sidecar_text
 
 
@@ -374,6 +374,8 @@ def load_scores(
         DamagedFileError: files that are not those that the sidecar describes, or no scores.
         ValueError: rows without score (the data have changed), repeated ids, a column that `ds` has already.
     """
+    if ds is not None:
+        check_datasets(ds, "load_scores")
     if isinstance(columns, str):
         columns = [columns]
     files, sidecar = find(source, config_name, revision, token)

@@ -109,6 +109,7 @@ class _Frame:
     mean: np.ndarray
     scale: float
     spherical: bool
+    unit: bool  # whether rows have length 1
 
     @classmethod
     def of(cls, x: np.ndarray, spherical: bool) -> _Frame | None:
@@ -122,7 +123,13 @@ class _Frame:
         mean = mean if narrow else np.zeros_like(mean)
         parts = range(0, len(x), BLOCK)
         furthest = max((float(np.abs(x[i : i + BLOCK] - mean).max(initial=0)) for i in parts), default=0.0)
-        return cls(mean, power_of_two(np.array([furthest])), spherical)
+        unit = spherical or bool(np.abs(np.einsum("nd,nd->n", x, x, dtype=np.float64) - 1).max(initial=0) < 1e-6)
+        return cls(mean, power_of_two(np.array([furthest])), spherical, unit)
+
+    @property
+    def rounding(self) -> float:
+        """Distance in the frame up to which rows may be one: those of one direction differ once scaled to length 1."""
+        return 2.0**-22 * self.scale if self.unit else 0.0
 
     def into(self, x: np.ndarray) -> np.ndarray:
         """Rows in the frame, (n, d) float32."""
@@ -156,7 +163,9 @@ def _lloyd(
     frame: _Frame | None = None,
 ) -> Clustering:
     engine, assign = _engine(engine, k, spherical)
-    centroids = _plus_plus(x, k, seed) if start is None else np.asarray(start, np.float32)
+    centroids = (
+        _plus_plus(x, k, seed, frame.rounding if frame else 0.0) if start is None else np.asarray(start, np.float32)
+    )
     labels = np.full(len(x), -1, np.int64)
     similarity: np.ndarray | None = None
     sums, counts = np.zeros((k, x.shape[1])), np.zeros(k, np.int64)
@@ -178,27 +187,27 @@ def _lloyd(
     return Clustering(centroids, labels, float(distance.sum(dtype=np.float64)), iterations, engine)
 
 
-def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
+def _plus_plus(x: np.ndarray, k: int, seed: int, rounding: float = 0.0) -> np.ndarray:
     """Choose k rows far from each other (k-means++), among a prefix: canonical order is a random one.
 
     Rows are drawn a batch at a time, with probabilities as they were before the batch; a row is then taken with the
     share of its squared distance that the rows taken since have left. That is the distribution of one by one.
     """
     rng = np.random.default_rng(seed)
-    pool = x[: max(4096, 8 * k)]
+    pool = x[: _pool(k)]
     chosen = [int(rng.integers(len(pool)))]
-    closest = _squared(pool, pool[chosen])[:, 0]
+    closest = _squared(pool, pool[chosen], rounding)[:, 0]
     while len(chosen) < k:
         mass = np.cumsum(closest, dtype=np.float64)
         if mass[-1] <= 0 and len(pool) < len(x):  # a prefix of copies: look at everything
             pool = x
-            closest = _squared(pool, x[chosen]).min(1)
+            closest = _squared(pool, x[chosen], rounding).min(1)
             continue
         if mass[-1] <= 0:
             raise FewRowsError(k, len(chosen))
         picks = np.searchsorted(mass, rng.random(min(64, k)) * mass[-1], side="right").clip(max=len(pool) - 1)
         before, chances = closest[picks], rng.random(len(picks))
-        distances = _squared(pool, pool[picks])
+        distances = _squared(pool, pool[picks], rounding)
         for pick, was, chance, distance in zip(picks, before, chances, distances.T, strict=True):
             if len(chosen) < k and closest[pick] > chance * was:
                 chosen.append(int(pick))
@@ -206,12 +215,12 @@ def _plus_plus(x: np.ndarray, k: int, seed: int) -> np.ndarray:
     return pool[chosen].copy()
 
 
-def _squared(x: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Squared distances of (n, d) rows to (m, d) others, (n, m) float32; zero for copies."""
+def _squared(x: np.ndarray, others: np.ndarray, rounding: float = 0.0) -> np.ndarray:
+    """Squared distances of (n, d) rows to (m, d) others, (n, m) float32; zero for copies, up to `rounding` apart."""
     lengths, theirs = np.einsum("nd,nd->n", x, x), np.einsum("md,md->m", others, others)
     squares = lengths[:, None] + theirs - 2 * (x @ others.T)
     # what cannot be told from rounding is taken for a copy, or k-means++ would find "distinct" rows without end
-    squares[squares < 1e-6 * (lengths[:, None] + theirs)] = 0
+    squares[squares < np.maximum(1e-6 * (lengths[:, None] + theirs), rounding**2)] = 0
     return np.asarray(squares)
 
 
@@ -346,3 +355,13 @@ def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tupl
         labels.append(label)
         values.append(value)
     return np.concatenate(labels), np.concatenate(values)
+
+
+def fit_flops(k: int, width: int, sampled: int, iterations: int) -> float:
+    """Operations of `kmeans`: products with all centroids, in every iteration and for the k-means++ start."""
+    return 2.0 * k * width * (sampled * iterations + min(sampled, _pool(k)))
+
+
+def _pool(k: int) -> int:
+    """Rows among which k-means++ chooses."""
+    return max(4096, 8 * k)

@@ -51,9 +51,12 @@ def find_rows(batch: Batch, column: str, known: NDArray[np.uint64], source: str)
     lost = np.flatnonzero(at < 0)
     if len(lost):
         shown = ", ".join(_short(values, int(i)) for i in lost[:5])
+        rounded = isinstance(values, np.ndarray) and values.dtype == np.float32
+        hint = "; a format (numpy, torch) gives float64 rounded: use ds.with_format(None)" if rounded else ""
         raise ValueError(
             f"{batch.who}: {len(lost)} of {batch.n} rows {'is' if len(lost) == 1 else 'are'} not in {source}: "
             f"{column} {shown}{', ...' if len(lost) > 5 else ''}; score the dataset it was made from, or make it anew"
+            + hint
         )
     return at
 

@@ -34,6 +34,7 @@ from hf_prune._prune.select import (
     warn,
 )
 from hf_prune._prune.stream import filter_stream
+from hf_prune.checks import chosen_splits
 from hf_prune.rows import check_seed, uniform
 
 __all__ = [
@@ -199,10 +200,10 @@ def split_by_score(
     check_layout(layout)
     if _is_stream(ds):
         raise TypeError("a stream cannot be split in one pass; filter_by_score with threshold and prefer='low', 'high'")
-    names = _splits(ds, splits)
-    if len(names) > 1:
-        raise ValueError(f"splits={names}: kept and dropped are told apart in one split at a time; name one")
-    part = ds[names[0]] if names else ds
+    chosen = chosen_splits(ds, splits)
+    if len(chosen) > 1:
+        raise ValueError(f"splits={list(chosen)}: kept and dropped are told apart in one split at a time; name one")
+    (part,) = chosen.values()
     mask = mask_of(part, request)
     halves = {"kept": mask, "dropped": ~mask}
     return DatasetDict({name: take_rows(part, np.flatnonzero(half), layout) for name, half in halves.items()})
@@ -377,27 +378,11 @@ def _is_stream(ds: Any) -> bool:
     return isinstance(ds, IterableDataset | IterableDatasetDict)
 
 
-def _splits(ds: Any, splits: str | Sequence[str] | None) -> list[str]:
-    """Names of the splits meant; none for a plain dataset."""
-    if not isinstance(ds, dict):
-        if splits is not None:
-            raise ValueError(f"splits={splits!r} needs a DatasetDict, not a {type(ds).__name__}; leave it out")
-        return []
-    if splits is None and "train" not in ds:
-        raise KeyError(f"there is no split 'train', only {list(ds)}; name those to prune with splits=")
-    names = ["train"] if splits is None else list(ds) if splits == "all" else splits
-    names = [names] if isinstance(names, str) else list(names)
-    missing = [name for name in names if name not in ds]
-    if missing or not names:
-        raise KeyError(f"splits={splits!r}: no split {', '.join(map(repr, missing))}; there are {list(ds)}")
-    return names
-
-
 def _each(ds: Any, splits: str | Sequence[str] | None, prune: Any) -> Any:
-    names = _splits(ds, splits)
+    chosen = chosen_splits(ds, splits)
     if not isinstance(ds, dict):
         return prune(ds)
-    return type(ds)({name: prune(part) if name in names else part for name, part in ds.items()})
+    return type(ds)({name: prune(part) if name in chosen else part for name, part in ds.items()})
 
 
 def mask_of(ds: Any, request: _Request) -> Mask:

@@ -272,17 +272,15 @@ def _examples(ds: Any, rows: np.ndarray, values: np.ndarray, label: str | None, 
 
 def picture_uri(stored: Any) -> str:
     """A stored picture, made small and written anew as PNG, as a data URI; empty where it cannot be read."""
-    import PIL.Image
-    import PIL.ImageOps
+    from hf_prune._embed.image import upright
 
     if not stored:
         return ""
     try:
-        source = io.BytesIO(stored["bytes"]) if stored.get("bytes") else stored["path"]
-        with PIL.Image.open(source) as opened:
-            picture = PIL.ImageOps.exif_transpose(opened).convert("RGBA" if "A" in opened.getbands() else "RGB")
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        picture = upright(stored)
+    except ValueError:
         return ""
+    picture = picture.convert("RGBA" if "A" in picture.getbands() else "RGB")
     picture.thumbnail((PIXELS, PIXELS))
     out = io.BytesIO()
     picture.save(out, "PNG")

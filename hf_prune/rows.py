@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._arrow import check_column, column_array, gather, positions_of
+from hf_prune._arrow import array_of, check_column, column_array, gather, positions_of
+from hf_prune._formats import plain
+from hf_prune.checks import check_dataset
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
 SHORT = 512  # bytes; shorter values are copied rather than viewed
@@ -35,7 +37,7 @@ def digests(values: Any) -> NDArray[np.uint64]:
     where it has none. Null is none of these, and differs from empty.
 
     Args:
-        values: n values: an Arrow array, a list as in a `map` batch, or a NumPy array of any number of axes.
+        values: n values: an Arrow array, a list as in a `map` batch, a tensor, or a NumPy array of any number of axes.
 
     Raises:
         TypeError: decoded images, or values Arrow has no type for.
@@ -159,6 +161,7 @@ def with_row_id(ds: Any, column: str = "row_id", columns: Sequence[str] | None =
 
     from hf_prune._layout import with_column
 
+    check_dataset(ds, "with_row_id")
     if column in ds.column_names:
         raise ValueError(
             f"the dataset has a column {column!r} already; use it as it is, remove_columns({column!r}) first,"
@@ -209,34 +212,19 @@ def _arrow(values: Any) -> pa.ChunkedArray:
     """Values of any container as a chunked array."""
     if isinstance(values, pa.ChunkedArray):
         return values
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
-        array = pa.array(np.ascontiguousarray(values).reshape(-1))
-        for axis in range(values.ndim - 1, 0, -1):
-            rows, size = int(np.prod(values.shape[:axis])), values.shape[axis]
-            array = pa.LargeListArray.from_arrays(pa.array(np.arange(rows + 1) * size), array)
-        return pa.chunked_array([array])
     if not isinstance(values, pa.Array):
-        values = values.tolist() if isinstance(values, np.ndarray) else list(values)
-        values = _array_of(values)
-    return values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
-
-
-def _array_of(values: Sequence[Any]) -> pa.Array:
-    first = next((v for v in values if v is not None), None)
-    if type(first).__module__.partition(".")[0] == "PIL":
-        raise TypeError(
-            f"decoded images ({type(first).__name__}) have no stored bytes to hash; read them undecoded:"
-            " ds.cast_column(c, Image(decode=False))"
-        )
-    if isinstance(first, np.ndarray) and first.ndim > 1:
-        values = [None if v is None else v.tolist() for v in values]
-    try:
+        values = plain(values)
+        first = None if isinstance(values, np.ndarray) else next((v for v in values if v is not None), None)
+        if type(first).__module__.partition(".")[0] == "PIL":
+            raise TypeError(
+                f"decoded images ({type(first).__name__}) have no stored bytes to hash; read them undecoded:"
+                " ds.cast_column(c, Image(decode=False))"
+            )
         try:
-            return pa.array(values)
-        except OverflowError:  # ints past int64
-            return pa.array(values, pa.uint64())
-    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise TypeError(f"values of type {type(first).__name__} cannot be hashed: Arrow says: {error}") from error
+            values = array_of(values)
+        except TypeError as error:
+            raise TypeError(f"values of type {type(first).__name__} cannot be hashed: {error}") from error
+    return values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
 
 
 def _parts(array: pa.Array) -> list[Part]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hf_prune import _arrow, rows
 from hf_prune.batch import Batch, missing_column
+from hf_prune.checks import check_dataset
 
 STEP = 1 << 15
 
@@ -119,8 +120,7 @@ def columns(ds: Any, names: list[str], who: str, step: int = STEP) -> Iterator[d
         KeyError: no such column.
         TypeError: a `DatasetDict`.
     """
-    if hasattr(ds, "keys"):
-        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    check_dataset(ds, f"{who}.fit", streams=True)
     for name in names:
         if ds.column_names is not None and name not in ds.column_names:
             raise missing_column(name, ds.column_names, f"{who}.fit")

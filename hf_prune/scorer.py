@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from hf_prune import _arrow, _formats
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
 from hf_prune.models import Model
@@ -87,11 +88,12 @@ class Scorer(Value):
         """What scoring these rows costs, in floating-point operations; 0 where no arithmetic to speak of is done."""
         return 0.0
 
-    def __call__(self, batch: Any, rank: int | None = None) -> dict[str, Any]:
-        """Score a batch as `map` hands it over.
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
+        """Score a batch as `map` hands it over, in whatever format: Python, NumPy, tensors, Arrow, data frames.
 
         Returns:
-            Only the new columns, as arrays of the declared types.
+            Only the new columns, as arrays of the declared types. Of an Arrow table or a data frame the whole table, as
+            Arrow, with the new columns: `map` keeps nothing else there.
 
         Raises:
             TypeError: the call is not that of `map(scorer, batched=True)`; the message has the remedy.
@@ -104,17 +106,24 @@ class Scorer(Value):
                 f"{who} got a {type(rank).__name__} as rank: with_indices=True passes positions there; "
                 "call ds.map(scorer, batched=True), with with_rank=True if need be"
             )
-        view = batch if isinstance(batch, Batch) else Batch(batch, who)
+        table = _formats.as_table(batch, who) if _formats.is_table(batch) else None
+        view = batch if isinstance(batch, Batch) else Batch(batch if table is None else table, who)
         if len(view) and not view.n:  # of no rows nothing can be read: not the width of a vector, nor a type
-            return {name: _nothing(dtype) for name, dtype in self.columns().items()}
-        written = self.score(view, None if rank is None else int(rank))
-        if not isinstance(written, Mapping):
-            written = {self.name: written}
-        return self._checked(written, view.n)
+            found = {name: _nothing(dtype) for name, dtype in self.columns().items()}
+        else:
+            written = self.score(view, None if rank is None else int(rank))
+            if not isinstance(written, Mapping):
+                written = {self.name: written}
+            found = self._checked(written, view.n)
+        if table is None:
+            return found
+        new = {name: _arrow.to_arrow(found[name], dtype) for name, dtype in self.columns().items()}
+        return _formats.with_columns(table, new)
 
-    def with_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def with_inputs(self, batch: Any) -> Any:
         """Score, and hand the batch back with the new columns: for engines that replace it (Ray Data)."""
-        return {**batch, **self(batch)}
+        found = self(batch)
+        return found if _formats.is_table(batch) else {**batch, **found}
 
     def features(self, ds_features: Any = None) -> Features:
         """Give the full `Features` for `map(features=...)`: the dataset's, then the columns written here.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import datasets
 import numpy as np
 import pytest
@@ -70,10 +72,21 @@ def test_conforms(name, rows, check):
     check(SCORERS[name](rows), rows)
 
 
+def sampled(log):
+    """Logs of two runs on the rows of `log`, each with its own threshold samples."""
+    ds = datasets.Dataset.from_dict({"row_id": log.ids.to_pylist(), "label": np.asarray(log.labels)})
+    logs = []
+    for run in (0, 1):
+        labels = np.asarray(hp.with_threshold_samples(ds, run=run, classes=4, seed=0)["label"])
+        logits = np.random.default_rng(run).normal(size=(6, len(ds), 5)) + 2 * np.eye(5)[labels]
+        logs.append(hp.TrainingLog.from_logits(tempfile.mkdtemp(), ds["row_id"][:], logits, labels))
+    return logs
+
+
 LOGGED = {
     "EL2N-log": lambda log: hp.EL2N.from_log(log),
     "Forgetting": lambda log: hp.Forgetting.from_log([log, log], never="inf", tie_break="first_learned"),
-    "AUM": lambda log: hp.AUM.from_log([log, log], threshold_seed=0),
+    "AUM": lambda log: hp.AUM.from_log(sampled(log), threshold_seed=0),
     "Cartography": lambda log: hp.Cartography.from_log(log),
     "DynamicUncertainty": lambda log: hp.DynamicUncertainty.from_log(log, window=3),
     "TDDS": lambda log: hp.TDDS.from_log(log, window=3),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from tiny_models import save_image_processor
 
-from hf_prune import Embedder
-from hf_prune._embed.image import decode_image
+from hf_prune import Embedder, vendi_score
+from hf_prune._embed.image import decode_image, upright
+from hf_prune.diversity.kernels import pixel_rows
+from hf_prune.report import picture_uri
 
 
 def pictures(n: int = 5, mode: str = "RGB") -> list[PIL.Image.Image]:
@@ -92,6 +96,79 @@ def test_modes_and_orientation() -> None:
     theirs = Image().decode_example({"bytes": stored, "path": None})
     assert ours.size == (image.height, image.width)
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs.convert("RGB")))
+
+
+def test_sixteen_bits_are_read_by_their_upper_byte(tmp_path: Path) -> None:
+    """Whatever the file, the mode and the way in, 16 bits give the picture that 8 bits give."""
+    eight = np.arange(0, 240, 5, dtype=np.uint8).reshape(6, 8)
+    sixteen = eight.astype(np.uint16) * 257 + np.arange(8, dtype=np.uint16)
+    expected = np.repeat(eight[:, :, None], 3, 2)
+    gray = PIL.Image.fromarray(sixteen)
+    assert gray.mode == "I;16"
+    pgm = b"P5 8 6 65535\n" + sixteen.astype(">u2").tobytes()
+    big = PIL.Image.frombytes("I;16B", (8, 6), sixteen.astype(">u2").tobytes())
+    tiff = io.BytesIO()
+    big.save(tiff, "TIFF")
+    file = tmp_path / "a.png"
+    file.write_bytes(png(gray))
+    colour = _png_of_rgb16(np.repeat(sixteen[:, :, None], 3, 2))
+    tensor = torch.from_numpy(sixteen.astype(np.int32)).to(torch.uint16)
+    for way in (gray, png(gray), {"bytes": png(gray), "path": None}, str(file), pgm, big, tiff.getvalue(), colour,
+                sixteen, sixteen[:, :, None], tensor, tensor[None]):  # fmt: skip
+        np.testing.assert_array_equal(np.asarray(decode_image(way)), expected)
+    pixels = vendi_score(
+        Dataset.from_dict({"image": [png(gray), png(gray.rotate(180))]}, Features({"image": Image()})), kernel="pixel"
+    )
+    small = PIL.Image.fromarray(eight)
+    same = [png(small), png(small.rotate(180))]
+    assert pixels == vendi_score(Dataset.from_dict({"image": same}, Features({"image": Image()})), kernel="pixel")
+    assert picture_uri({"bytes": png(gray)}) == picture_uri({"bytes": png(small.convert("RGB"))})
+
+
+def _png_of_rgb16(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, which PIL cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_numbers_without_a_range_are_refused(tiny_resnet_folder: Path) -> None:
+    tiff = io.BytesIO()
+    PIL.Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tiff, "TIFF")
+    for bad, message in (
+        (PIL.Image.fromarray(np.full((4, 4), 0.5, np.float32)), "floats, which have no range"),
+        (tiff.getvalue(), "floats, which have no range"),
+        (PIL.Image.fromarray(np.full((4, 4), 300, np.int32)), "whole numbers of 32 bits"),
+        (PIL.Image.fromarray(np.full((4, 4), -1, np.int32)), "whole numbers of 32 bits"),
+        (np.full((4, 4), 200, np.uint16), "is it 8 bits or 16"),
+    ):
+        for read in (Embedder(tiny_resnet_folder, "image"), lambda b: pixel_rows(b["image"])):
+            with pytest.raises(ValueError, match=rf"row 0 .*no readable picture \(.*{message}"):
+                read({"image": [bad]})
+    assert np.asarray(decode_image(PIL.Image.fromarray(np.full((4, 4), 200, np.int32)))).max() == 200
+    assert np.asarray(decode_image(torch.ones(1, 4, 6, dtype=torch.bool))).shape == (4, 6, 3)
+    with pytest.raises(ValueError, match="row 1 is null; kernel='pixel' compares pictures"):
+        pixel_rows([np.zeros((2, 2), np.uint8), None])
+
+
+def test_modes_with_alpha_and_palettes() -> None:
+    """Colours are those that PIL shows, whatever the mode they are stored in."""
+    image = pictures(1)[0].quantize(16)
+    colours = np.asarray(image.convert("RGB"))
+    seen = image.copy()
+    seen.info["transparency"] = 3
+    for stored in (png(image), png(image, transparency=3), seen, image.convert("PA"), image.convert("RGBA")):
+        np.testing.assert_array_equal(np.asarray(decode_image(stored)), colours)
+    gray = pictures(1)[0].convert("L")
+    faint = gray.convert("LA")
+    faint.putalpha(7)
+    for stored in (gray, png(faint), faint):
+        np.testing.assert_array_equal(np.asarray(decode_image(stored))[:, :, 0], np.asarray(gray))
+    assert upright(png(faint)).mode == "LA" and upright(image.convert("RGBA")).mode == "RGBA"
 
 
 def test_bad_pictures(tiny_resnet_folder: Path, tiny_bert_folder: Path) -> None:

@@ -367,11 +367,11 @@ def test_dataset_dict(small):
     assert len(filter_by_score(both, "s", rows=3, splits="test")["train"]) == 5
     assert len(sample_by_score(both, "s", rows=3, splits=["test"])["test"]) == 3
     assert len(split_by_score(both, "s", rows=3)["dropped"]) == 2
-    with pytest.raises(KeyError, match=r"no split 'train', only \['test'\]"):
+    with pytest.raises(KeyError, match=r"no split 'train'; there are \['test'\]"):
         filter_by_score(DatasetDict(test=small), "s", rows=3)
     with pytest.raises(KeyError, match=r"no split 'dev'; there are \['train', 'test'\]"):
         filter_by_score(both, "s", rows=3, splits=["train", "dev"])
-    with pytest.raises(ValueError, match="needs a DatasetDict, not a Dataset"):
+    with pytest.raises(ValueError, match="is for a DatasetDict, not a Dataset"):
         filter_by_score(small, "s", rows=3, splits="train")
     with pytest.raises(ValueError, match="one split at a time"):
         split_by_score(both, "s", rows=3, splits="all")

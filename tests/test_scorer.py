@@ -114,12 +114,6 @@ def test_misuse_of_map_is_caught(how):
         datasets.Dataset.from_dict(ROWS).map(Length(), **options)
 
 
-@pytest.mark.parametrize("kind", ["arrow", "pandas"])
-def test_tables_are_refused(kind):
-    with pytest.raises(TypeError, match="with_format"):
-        datasets.Dataset.from_dict(ROWS).with_format(kind).map(Length(), batched=True)
-
-
 def test_a_missing_column_lists_those_that_are_there():
     with pytest.raises(KeyError, match=r"Length reads column 'words', the rows have \['n', 'text'\]") as caught:
         Length("words")(ROWS)

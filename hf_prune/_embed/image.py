@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from hf_prune._embed.plan import config_of, read_json
+from hf_prune.batch import Batch
 from hf_prune.models import Model, cached, device_for
+from hf_prune.texts import read_column
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +31,31 @@ def has_image_processor(folder: Path) -> bool:
     return (folder / "preprocessor_config.json").exists() or ("image_processor" in read_json(together))
 
 
-def decode_image(value: Any) -> Image:
-    """Open one picture as RGB: stored bytes, a path, a PIL image, or an array of (h, w) or (h, w, 3) bytes.
+def read_pictures(batch: Batch, path: str) -> list[Any]:
+    """A column of pictures (or a field, `column.field`) row by row, as `decode_image` takes them."""
+    if path in batch:
+        return batch.pictures(path)
+    values = read_column(batch, path)
+    return values.to_pylist() if isinstance(values, pa.Array) else list(values)
 
-    Turned upright where its EXIF data says so, as `datasets` does.
+
+def decode_image(value: Any) -> Image:
+    """Open one picture as RGB: the only way in which this package does.
+
+    Stored bytes, a path, a PIL image, or pixels: an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of bytes or of
+    uint16, or a torch tensor of the like with the channels first, as `with_format("torch")` gives it. Turned upright
+    where its EXIF data says so, as `datasets` does. Of 16 bits a channel the upper 8 are read, as PIL does where there
+    are three channels; an alpha channel is left out.
 
     Raises:
-        ValueError: the picture is damaged, or no picture at all.
+        ValueError: the picture is damaged, or no picture at all; numbers without a range that is known (32-bit integers
+            beyond 255, floats).
     """
+    return upright(value).convert("RGB")
+
+
+def upright(value: Any) -> Image:
+    """As `decode_image`, with the alpha channel if there is one: mode L, LA, RGB or RGBA of 8 bits a channel."""
     import PIL.ExifTags
     import PIL.Image
     import PIL.ImageOps
@@ -53,11 +73,9 @@ def decode_image(value: Any) -> Image:
             image = value
         else:
             image = PIL.Image.fromarray(_pixels(value))
-        if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
-            image = PIL.ImageOps.exif_transpose(image)
-        if image.mode == "P" and "transparency" in image.info:  # PIL warns about the direct way
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation) is not None
+        image = _bytes_a_pixel(image)
+        return PIL.ImageOps.exif_transpose(image) if turned else image
     except Exception as error:  # PIL raises SyntaxError, OSError, struct.error and its own
         reason = str(error).split(" <_io.BytesIO")[0] or type(error).__name__
         raise ValueError(f"is no readable picture ({reason})") from error
@@ -233,15 +251,55 @@ def same_shape(pixels: list[np.ndarray]) -> list[np.ndarray]:
     return [np.array(places) for places in groups.values()]
 
 
+def _bytes_a_pixel(image: Image) -> Image:
+    """The picture in a mode of 8 bits a channel: L, LA, RGB or RGBA.
+
+    Raises:
+        ValueError: its numbers have no range that is known.
+    """
+    import PIL.Image
+
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return PIL.Image.fromarray(_upper(np.asarray(image)))
+    if mode == "I":
+        array = np.asarray(image)
+        if image.format in ("PNG", "PPM"):  # PIL opens 16 bits so
+            return PIL.Image.fromarray(_upper(array))
+        if array.min(initial=0) < 0 or array.max(initial=0) > 255:
+            raise ValueError("whole numbers of 32 bits a pixel, not from 0 to 255: save it with 8 or 16 bits")
+        return PIL.Image.fromarray(array.astype(np.uint8))
+    if mode == "F":
+        raise ValueError("floats, which have no range that is known: save it with 8 or 16 bits")
+    if mode == "PA" or (mode == "P" and "transparency" in image.info):  # PIL warns about the direct way
+        return image.convert("RGBA")
+    return image if mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGB")
+
+
 def _pixels(value: Any) -> np.ndarray:
-    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+    channels_first = hasattr(value, "detach")
+    array = value.detach().cpu().numpy() if channels_first else np.asarray(value)
+    if channels_first and array.ndim == 3 and array.shape[0] in (1, 2, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
         raise ValueError(f"an array of shape {array.shape}, not (height, width, 3)")
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    if array.dtype == np.uint16:
+        if 0 < array.max(initial=0) <= 255:
+            raise ValueError("an array of uint16 with no number above 255: is it 8 bits or 16? give uint8, or the file")
+        array = _upper(array)
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iu" or array.min(initial=0) < 0 or array.max(initial=0) > 255:
             raise ValueError(f"an array of {array.dtype}, not of whole numbers from 0 to 255")
         array = array.astype(np.uint8)
+    array = np.ascontiguousarray(array)
     return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _upper(array: np.ndarray) -> np.ndarray:
+    """The upper byte of 16 bits: right for numbers that were made of bytes by times 256 or by times 257."""
+    return (array >> 8).astype(np.uint8)
 
 
 def _remote(path: str) -> bytes:

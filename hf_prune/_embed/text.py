@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_prune._embed.plan import TextPlan, activation_of, config_of, package_model, read_json
+from hf_prune._embed.prefix import shortened
 from hf_prune._files import reading
 from hf_prune.models import Model, cached, device_for
 
@@ -103,8 +104,9 @@ class TransformerEncoder(TextEncoder):
         if not texts:
             return [], None
         cut = self.plan.max_length is not None
-        encoded = tokenizer_of(self.model, self.plan)(
-            texts,
+        tokenizer = tokenizer_of(self.model, self.plan)
+        encoded = tokenizer(
+            shortened(tokenizer, texts, self.plan.max_length),
             add_special_tokens=special,
             truncation=cut,
             max_length=self.plan.max_length if cut else None,
@@ -188,6 +190,7 @@ class StaticEncoder(TextEncoder):
 
         tokenizer = cached(("static tokenizer", self.model.digest), load, light=True)
         texts = [self.plan.prompt + text if text else text for text in texts]
+        texts = shortened(tokenizer, texts, self.plan.max_length)
         rows = tokenizer.encode_batch(texts, add_special_tokens=False)
         return [np.array(row.ids[: self.plan.max_length], np.int64) for row in rows]
 

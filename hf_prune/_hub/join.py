@@ -16,6 +16,7 @@ from hf_prune._arrow import take
 from hf_prune._files import DamagedFileError, file_digest, read_text, reading
 from hf_prune._hub.remote import Remote, retry
 from hf_prune._hub.tables import ids_of, sidecar_path, split_name, split_of, text_of
+from hf_prune._layout import like_format
 from hf_prune.checks import check_config_name, check_split_name
 from hf_prune.columns import SIDECAR
 
@@ -170,11 +171,7 @@ def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path,
         indices_table=ds._indices,
         fingerprint=Hasher.hash(["hf_prune.load_scores", ds._fingerprint, scores._fingerprint, names]),
     )
-    shown, kind = ds._format_columns, ds.format["type"]
-    if kind is not None or shown is not None:
-        options = {"output_all_columns": ds.format["output_all_columns"], **ds.format["format_kwargs"]}
-        joined.set_format(kind, None if shown is None else [*shown, *names], **options)
-    return joined
+    return like_format(joined, ds, names)
 
 
 def _verify(ds: Dataset, key: str, ids: pa.Array) -> None:

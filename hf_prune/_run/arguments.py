@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hf_prune.checks import check_dataset, chosen_splits
 from hf_prune.scorer import Scorer
 
 
@@ -43,28 +44,15 @@ def _no_scorer(item: Any) -> str:
 
 def splits_of(ds: Any, splits: str | Sequence[str] | None) -> dict[str, Any]:
     """The datasets to score by name of split; "" for a dataset by itself."""
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-
-    if isinstance(ds, (IterableDataset, IterableDatasetDict)):
-        raise TypeError(
-            f"score needs a Dataset, which has a length, not a {type(ds).__name__}; "
-            "use stream.map(scorer, batched=True)"
-        )
-    if isinstance(ds, Dataset):
-        if splits is not None:
-            raise ValueError(f"splits={splits!r} is for a DatasetDict, this is one Dataset; leave it out")
-        return {"": ds}
-    if not isinstance(ds, DatasetDict):
-        raise TypeError(f"score needs a Dataset or a DatasetDict, not a {type(ds).__name__}; see Dataset.from_dict")
-    chosen = ["train"] if splits is None else [splits] if isinstance(splits, str) else list(splits)
-    missing = [name for name in chosen if name not in ds]
-    if missing or not chosen:
-        raise ValueError(
-            f"there is no split {missing[0]!r}; there are {list(ds)}: name those to score with splits=[...]"
-            if missing
-            else f"splits={splits!r} names no split; there are {list(ds)}"
-        )
-    return {name: ds[name] for name in chosen}
+    chosen = chosen_splits(ds, splits)
+    for part in chosen.values():
+        if hasattr(part, "take") and not hasattr(part, "data"):
+            raise TypeError(
+                f"score needs a Dataset, which has a length, not a {type(ds).__name__}; "
+                "use stream.map(scorer, batched=True)"
+            )
+        check_dataset(part, "score")
+    return chosen
 
 
 def check_rows(ds: Any, split: str, scorers: Sequence[Scorer]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from hf_prune._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of
+from hf_prune._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of, to_arrow
 from hf_prune._layout import merged
 from hf_prune._run.parts import write_part
 from hf_prune.batch import Batch
@@ -212,21 +212,3 @@ def score_rows(rows: Rows, scorers: Sequence[Scorer], rank: int | None) -> float
         for name, dtype in scorer.columns().items():
             rows.add(name, to_arrow(written[name], dtype))
     return flops
-
-
-def to_arrow(values: Any, dtype: str) -> pa.Array:
-    """Values (n,) or (n, d), checked by the scorer, as an Arrow array of the declared type.
-
-    >>> to_arrow(np.zeros((2, 3), np.float32), "float32[3]").type
-    FixedSizeListType(fixed_size_list<item: float>[3])
-    """
-    if dtype == "string":
-        return pa.array(values, pa.string())
-    if not dtype.endswith("]"):
-        return pa.array(values)
-    item, length = dtype[:-1].split("[")
-    if length:
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), int(length))
-    ends = np.cumsum([0] + [len(v) for v in values], dtype=np.int64)
-    flat = np.concatenate([np.asarray(v, item) for v in values]) if len(values) else np.empty(0, item)
-    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(flat))

@@ -15,6 +15,7 @@ from hf_prune._arrow import gather, positions_of
 from hf_prune._progress import shown
 from hf_prune._utf8 import string_array
 from hf_prune.batch import Batch, missing_column
+from hf_prune.checks import check_dataset
 from hf_prune.lookup import find
 from hf_prune.texts import NULL, read_column, read_texts
 
@@ -100,8 +101,7 @@ def blocks(ds: Any, text: str | Sequence[str], who: str, ids: bool = False) -> I
         TypeError: a `DatasetDict`.
         ValueError: no rows, or nothing but nulls.
     """
-    if hasattr(ds, "keys"):
-        raise TypeError(f"{who}.fit got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
+    check_dataset(ds, f"{who}.fit", streams=True)
     names, there = columns_of(text), ds.column_names
     needed = list(dict.fromkeys(n if there is None or n in there else n.split(".")[0] for n in names))
     for name in needed:
@@ -118,15 +118,6 @@ def blocks(ds: Any, text: str | Sequence[str], who: str, ids: bool = False) -> I
         raise ValueError(f"{who}.fit: all {start} rows of {text!r} are null; name a column with texts")
 
 
-class _Stored(dict[str, Any]):
-    """A record batch in the shape of what `map` hands over, so that `Batch` reads its columns as they are stored."""
-
-    def __init__(self, table: pa.RecordBatch) -> None:
-        super().__init__({name: table.column(name) for name in table.schema.names})
-        self.pa_table = pa.Table.from_batches([table])
-        self.keys_to_format = set(table.schema.names)
-
-
 def _batches(ds: Any, names: list[str], who: str) -> Iterator[Batch]:
     if not hasattr(ds, "data"):  # a stream
         for found in ds.select_columns(names).with_format(None).iter(STREAM_STEP):
@@ -135,7 +126,7 @@ def _batches(ds: Any, names: list[str], who: str) -> Iterator[Batch]:
     table, where = ds.data.table.select(names), positions_of(ds)
     for part in gather(table, where) if where is not None else table.to_batches(max_chunksize=STEP):
         if part.num_rows:
-            yield Batch(_Stored(part), who)
+            yield Batch(part, who)
 
 
 def fitted_rows(batch: Batch, found: Texts, known: NDArray[np.uint64], text: Any) -> NDArray[np.int64]:

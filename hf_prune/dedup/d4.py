@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_prune.checks import check_dataset
 from hf_prune.dedup.semdedup import SemDeDup
 from hf_prune.prune import filter_by_score
 from hf_prune.run import score
@@ -59,10 +60,7 @@ def d4(
     >>> np.rad2deg(d4(ds, 0.8, 0.5, k=1)["degrees"]).round().tolist()
     [0.0, 61.0]
     """
-    from datasets import Dataset
-
-    if not isinstance(ds, Dataset):
-        raise TypeError(f"d4 got a {type(ds).__name__}; give a Dataset, one split of a DatasetDict")
+    check_dataset(ds, "d4")
     for name, value in (("dedup_keep", dedup_keep), ("proto_keep", proto_keep)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
             raise ValueError(f"{name}={value!r} is not a fraction; use 0 < {name} <= 1")

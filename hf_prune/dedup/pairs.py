@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_prune._arrow import column_array
+from hf_prune.checks import check_dataset
 
 STEP = 1 << 13  # pairs compared at a time
 
@@ -49,7 +50,7 @@ def duplicate_pairs(
         raise ValueError(
             f"duplicate_pairs takes what split_by_score gives, datasets 'kept' and 'dropped'; it got {there}"
         )
-    kept, dropped = halves["kept"], halves["dropped"]
+    kept, dropped = (check_dataset(halves[name], "duplicate_pairs") for name in ("kept", "dropped"))
     mine, theirs = column_array(dropped, cluster), column_array(kept, cluster)
     # of equal values index_in finds the first
     at = pc.index_in(mine, value_set=_joined(theirs))

@@ -82,7 +82,7 @@ class SemDeDup(Scorer):
         groups: (m,) int32, the same for equal vectors.
         embedding: column with the rows' vectors.
         row_id: column with the rows' ids; None: the vector is the id.
-        flops_per_row: of the comparisons when fitting.
+        flops_per_row: of the fit.
         name: column; `<name>_cluster` and `<name>_group` are written as well.
         fitted_on: what it was fitted on, and how.
 
@@ -186,7 +186,7 @@ class SemDeDup(Scorer):
             _numbered(read.first[keep]),
             embedding,
             row_id if read.by_id else None,
-            round(2.0 * pairs * read.x.shape[1] / n, 1),
+            round(_flops(facts, read.x.shape[1]) / n, 1),
             name,
             facts,
         )
@@ -210,6 +210,13 @@ class SemDeDup(Scorer):
             f"{self.name}_cluster": self.clusters[at],
             f"{self.name}_group": self.groups[at],
         }
+
+
+def _flops(facts: Mapping[str, Any], width: int) -> float:
+    """Operations of a fit: learning the clusters, looking for the nearest of each row, comparing pairs."""
+    k = int(facts["k"])
+    learned = kmeans.fit_flops(k, width, facts["sampled"], facts["iterations"])
+    return learned + 2.0 * width * float(k * facts["distinct"] + facts["pairs"])
 
 
 def _clusters(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune import rows
+from hf_prune._formats import as_table, is_table, with_columns
 from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel, check_places
 from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
@@ -431,13 +432,15 @@ class RemoveRepeats(Value):
                 f"passages are cut out of one plain column, not of {self.scorer.text!r}; fit on one column"
             )
 
-    def __call__(self, batch: Any, rank: int | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Edit a batch as `map` hands it over.
 
         Returns:
-            The column with shorter texts (or lists of ids); nulls stay.
+            The column with shorter texts (or lists of ids); nulls stay. Of a table or a data frame the whole table.
         """
-        view = Batch(batch, type(self).__name__)
+        who = type(self).__name__
+        table = as_table(batch, who) if is_table(batch) else None
+        view = Batch(batch if table is None else table, who)
         (name,) = columns_of(self.scorer.text)
         texts = read(view, name, ids=True)
         spans, at = self.scorer.locate(view, texts)
@@ -446,7 +449,9 @@ class RemoveRepeats(Value):
             cut = spans.of_text(int(at[row]), self.keep)
             if cut:
                 values[row] = self._without(values[row], cut)
-        return {name: values}
+        if table is None:
+            return {name: values}
+        return with_columns(table, {name: pa.array(values, table.schema.field(name).type)})
 
     def _without(self, value: Any, cut: list[tuple[int, int]]) -> Any:
         if isinstance(value, str):

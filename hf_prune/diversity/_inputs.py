@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_prune import _arrow
+from hf_prune._formats import unformatted
 from hf_prune.batch import Batch, missing_column
 
 WHO = "vendi_score"
@@ -100,8 +101,10 @@ def to_items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any
     if x.column_names is not None and column not in x.column_names:
         raise missing_column(column, x.column_names, WHO)
     if isinstance(weights, str):
-        weights = [row[weights] for row in x] if not hasattr(x, "data") else _arrow.floats_column(x, weights)
-    return [row[column] for row in x.select_columns(column)], weights
+        weights = (
+            [row[weights] for row in unformatted(x)] if not hasattr(x, "data") else _arrow.floats_column(x, weights)
+        )
+    return [row[column] for row in unformatted(x.select_columns(column))], weights
 
 
 def to_array(x: Any) -> np.ndarray:

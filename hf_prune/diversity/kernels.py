@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -73,18 +72,22 @@ def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
     """Pictures as RGB of `size` x `size` pixels, (n, 3 * size^2) float32.
 
     Args:
-        images: PIL images, (h, w) or (h, w, 3) uint8 arrays, or undecoded `{"bytes", "path"}`.
+        images: stored, or decoded in one of the ways that `decode_image` takes.
         size: pixels a side.
+
+    Raises:
+        ValueError: a row that is no readable picture.
     """
-    from PIL import Image
+    from hf_prune._embed.image import NULL, decode_image
 
     rows = np.empty((len(images), 3 * size * size), np.float32)
     for i, image in enumerate(images):
-        if isinstance(image, Mapping):
-            image = Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"])
-        elif not isinstance(image, Image.Image):
-            image = Image.fromarray(np.asarray(image))
-        rows[i] = np.asarray(image.convert("RGB").resize((size, size)), np.float32).reshape(-1)
+        try:
+            if image is None:
+                raise ValueError(NULL)
+            rows[i] = np.asarray(decode_image(image).resize((size, size)), np.float32).reshape(-1)
+        except ValueError as error:
+            raise ValueError(f"row {i} {error}; kernel='pixel' compares pictures: drop such rows first") from error
     return rows
 
 

@@ -18,6 +18,7 @@ STRIP = 96  # columns of a product
 COMPILED = 1024  # rows of a block from which the compiled loop is worth its loading
 LARGEST = 16_384  # side of a matrix whose eigenvalues are still taken: 2 GB, some minutes
 EPS = float(np.finfo(np.float64).eps)
+ALIKE = 1.001  # a score of order 2 up to which the noise of float32 products would show in what is above 1
 WELL_ABOVE = 64 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: past the noise of float32 products
 
 
@@ -38,7 +39,8 @@ def vendi_score(
     For vectors the eigenvalues are those of the smaller of X^T X (d, d) and X X^T (n, n), whichever it is; a dataset
     is read block by block from Arrow's buffers, in O(d^2) memory. Order 2 needs no eigenvalues, and no (n, n) or
     (d, d) matrix either once both sides are past 16 384. Products of float32 rows are taken in float32 and summed in
-    float64; again in float64 throughout where q < 1, or where the smallest eigenvalues would drown in the rounding.
+    float64; again in float64 throughout where q < 1, or where the smallest eigenvalues would drown in the rounding; of
+    order 2, which takes none, where the score is under 1.001.
 
     Args:
         x: (n, d) vectors, scaled to length 1 here; a `Dataset` or `IterableDataset`; texts, pictures or anything else
@@ -125,7 +127,8 @@ class Gram:
 
     Args:
         dtype: of the products of a block, "float64" or "float32"; blocks are summed in float64 in both cases. After
-            float32 products, eigenvalues under 8e-6 of the largest count as rounding, as 0.
+            float32 products, eigenvalues under 8e-6 of the largest count as rounding, as 0; but not for orders above 2,
+            to which they matter by their sum alone, which is the trace.
 
     >>> one, two = Gram(), Gram()
     >>> one.add(np.array([[1.0, 0.0]]))
@@ -195,9 +198,11 @@ class Gram:
 
     def score(self, q: float = 1.0) -> float:
         """The Vendi Score of all rows added, of order q."""
-        mean = self.matrix()
+        mean, q = self.matrix(), _order(q)
+        if self.dtype == np.float32 and q > 2:
+            return effective_number(np.linalg.eigvalsh(mean), q)
         noise = WELL_ABOVE if self.dtype == np.float32 else max(self.rows, len(mean)) * EPS
-        return _of_matrix(mean, _order(q), noise)
+        return _of_matrix(mean, q, noise)
 
 
 def _of_rows(rows: Rows, q: float) -> float:
@@ -217,11 +222,14 @@ def _of_rows(rows: Rows, q: float) -> float:
         return _of_matrix(unit @ unit.T, q, d * EPS)
     if q >= 1 and not rows.double:
         gram = _gram(rows, "float32")
-        if q >= 2:
-            return gram.score(q)
-        values = np.linalg.eigvalsh(gram.matrix())
-        if values[0] > WELL_ABOVE * values[-1]:
-            return effective_number(values, q)
+        if q == 2:
+            score = gram.score(q)
+            sure = score > ALIKE
+        else:
+            values = np.linalg.eigvalsh(gram.matrix())
+            score, sure = effective_number(values, q), values[0] > WELL_ABOVE * values[-1]
+        if sure:
+            return score
     return _gram(rows, "float64").score(q)
 
 

@@ -196,9 +196,10 @@ class VendiContribution(Scorer):
         return cls(total.mean(), total.rows, embedding, float(q), exact, name, facts)
 
     def flops(self, batch: Mapping[str, Any]) -> float:
+        """Products with the eigenvectors and with the points of the integral, and with itself when the set was read."""
         d = len(self.gram)
         points = (54 + np.log(self.rows)) / STEP if self.exact and self.q == 1 else 1
-        return 2.0 * Batch(batch).n * d * (d + points)
+        return 2.0 * Batch(batch).n * d * (2 * d + points)
 
     def score(self, batch: Batch, rank: int | None) -> np.ndarray:
         x = batch.matrix(self.embedding)

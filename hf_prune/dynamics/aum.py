@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune import rows
+from hf_prune.checks import check_dataset
 from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, open_logs, read_runs
+
+if TYPE_CHECKING:
+    from hf_prune.dynamics.log import TrainingLog
 
 MODES = ("noise", "prune")
 PERCENTILE = 99.0
@@ -77,6 +82,7 @@ def with_threshold_samples(
     from hf_prune._arrow import check_column, column_array, numbers
     from hf_prune._layout import with_column
 
+    check_dataset(ds, "with_threshold_samples")
     for column in (label, row_id):
         check_column(ds, column)
     feature = ds.features[label]
@@ -198,13 +204,15 @@ class AUM(LoggedScorer):
             log: a `TrainingLog`, its folder, or a list of them.
             mode, name: of the scorer.
             threshold_seed: the runs had threshold samples, drawn by `with_threshold_samples(run=0, 1, ..., seed=this)`
-                in the order of the list.
+                in the order of the list, and networks with one output more than there are classes. Compared with the
+                labels of the logs.
             percentile: of the threshold samples' areas, below which a row is flagged.
             epochs: those that count, as in `range(60)` before the learning rate drops; all by default.
             row_id: column of ids in the dataset to be scored; the log's own by default.
 
         Raises:
-            ValueError: logs of other rows or kind; one run with threshold samples (their own areas would be unknown).
+            ValueError: logs of other rows or kind; one run with threshold samples (their own areas would be unknown);
+                logs whose labels say that they are of other runs, or in another order (the message has the right one).
         """
         logs = open_logs(log, cls.__name__)
         samples: list[NDArray[np.bool_]] = []
@@ -216,6 +224,7 @@ class AUM(LoggedScorer):
                 )
             real = (logs[0].classes or 1) - 1  # the last output is the threshold samples' own
             samples = [threshold_rows(each.keys, real, run, threshold_seed) for run, each in enumerate(logs)]
+            _check_samples(logs, samples, real, threshold_seed, cls.__name__)
 
         def area(run: Run) -> dict[str, Column]:
             return {"score": mean_of_epochs(margin for (margin,) in run.each("margin"))}
@@ -238,3 +247,60 @@ class AUM(LoggedScorer):
     def companions(self) -> dict[str, str]:
         line = "looks mislabelled: below the threshold samples' percentile in every run in which it was none of them"
         return {f"{self.name}_flagged": line} if "flagged" in self.logged.values else {}
+
+
+def _check_samples(
+    logs: Sequence[TrainingLog], samples: Sequence[NDArray[np.bool_]], classes: int, seed: int, who: str
+) -> None:
+    """Compare the threshold samples that the logs should have with the labels that they were trained on.
+
+    Raises:
+        ValueError: a log has others; the message has the order of the logs that is right, where there is one.
+    """
+    labels = [log.labels for log in logs]
+    silent = [number for number, known in enumerate(labels) if known is None]
+    if silent:
+        warnings.warn(
+            f"{who}: log {silent[0]} does not know the labels it was trained on, so whether threshold_seed={seed} and "
+            "the order of the logs are right cannot be checked; give TrainingLog.create(labels=...) to be sure",
+            stacklevel=4,
+        )
+    known = [found for found in labels if found is not None]
+    top = max((int(found.max()) for found in known), default=classes)
+    if top != classes:
+        more = " or these are no runs with threshold samples" if top < classes else ""
+        raise ValueError(
+            f"{who}: the networks have {classes + 1} outputs, the last of which, {classes}, is the class of the "
+            f"threshold samples, but the labels go to {top}: either the network is too wide{more}; train with "
+            f"{top + 1} outputs on what with_threshold_samples gave, or leave threshold_seed out"
+        )
+    runs = [None if found is None else _run_of(logs[0].keys, found == classes, classes, seed) for found in labels]
+    wrong = [n for n, found in enumerate(labels) if found is not None and ((found == classes) != samples[n]).any()]
+    if wrong:
+        told = ", ".join(
+            f"log {n} has {'none of them' if runs[n] is None else f'those of run {runs[n]}'}"
+            for n in range(len(logs)) if labels[n] is not None
+        )  # fmt: skip
+        if sorted(-1 if run is None else run for run in runs) == list(range(len(logs))):
+            order = ", ".join(f"logs[{n}]" for n in np.argsort(np.array(runs, int)))
+            remedy = f"give them in the order of their runs: [{order}]"
+        else:
+            remedy = f"give the logs of runs 0 to {len(logs) - 1}, in this order, and the seed they were drawn with"
+        raise ValueError(f"{who}: of the threshold samples drawn with seed {seed}, {told}; {remedy}")
+    for number, found in enumerate(labels):
+        if found is not None and labels[0] is not None:
+            other = np.flatnonzero((found != labels[0]) & ~samples[number] & ~samples[0])
+            if len(other):
+                raise ValueError(
+                    f"{who}: log {number} has other labels than log 0 in {len(other)} of {len(found)} rows that are no "
+                    f"threshold samples, first {logs[0].ids[int(other[0])].as_py()!r}; give runs of one dataset"
+                )
+
+
+def _run_of(keys: NDArray[np.uint64], chosen: NDArray[np.bool_], classes: int, seed: int) -> int | None:
+    """The run whose threshold samples these rows (n,) are, or None."""
+    order = np.argsort(rows.seeded(keys, seed), kind="stable")
+    size = len(keys) // (classes + 1)
+    run = int(np.argmax(chosen[order])) // size
+    same = run <= classes and np.array_equal(np.flatnonzero(chosen[order]), np.arange(run * size, (run + 1) * size))
+    return run if same else None

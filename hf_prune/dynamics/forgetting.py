@@ -66,9 +66,10 @@ class Forgetting(LoggedScorer):
         logged: what `from_log` computed.
         never: what a row that was never right counts in a run: "epochs" is their number T (Toneva's rule), "inf" makes
             it infinite (data_diet), or a number (cartography has 1000; 0, as in DeepCore and CCS, would call it
-            unforgettable).
-        tie_break: None leaves whole numbers with many ties. "first_learned" or "el2n" adds a fraction below 1 that
-            grows with the epoch in which the row was first right, or with its mean EL2N; the column is float64 then.
+            unforgettable). It is added for each such run: 2.5 and two runs in which it was never right give 5.
+        tie_break: None leaves counts with many ties. "first_learned" or "el2n" adds a fraction below 1 that grows with
+            the epoch in which the row was first right, or with its mean EL2N (the mean over the runs); the column is
+            float64 then, and `never` a whole number, for the fraction to break ties and nothing else.
         name: column.
         fitted_on: facts about the logs.
 
@@ -127,9 +128,12 @@ class Forgetting(LoggedScorer):
         """
         if tie_break not in TIE_BREAKS:
             raise ValueError(f"tie_break={tie_break!r} is not one of {', '.join(map(repr, TIE_BREAKS))}")
-        number = isinstance(never, (int, float)) and not isinstance(never, bool) and never >= 0
-        if never not in ("epochs", "inf") and not number:
-            raise ValueError(f"never={never!r} is none of 'epochs', 'inf' or a number that is not negative")
+        never = _rule(never)
+        if tie_break and isinstance(never, float) and not never.is_integer():
+            raise ValueError(
+                f"never={never!r} with tie_break={tie_break!r}: a fraction breaks ties between whole numbers only; "
+                f"give never={round(never)}, or no tie_break"
+            )
 
         def statistic(run: Run) -> dict[str, Column]:
             # p_label is read along, for NaN: a row without a loss is neither right nor wrong
@@ -138,13 +142,15 @@ class Forgetting(LoggedScorer):
             count = np.where(
                 never_learned, events.presentations if never == "epochs" else float(never), events.forgotten
             )
+            fraction = np.zeros(len(count))
             if tie_break == "first_learned":
                 last = np.where(never_learned, events.presentations, events.first_learned)
-                count = count + last / (events.presentations + 1)
+                fraction = last / (events.presentations + 1)
             elif tie_break == "el2n":
-                count = count + mean_of_epochs(error for (error,) in run.each("el2n")) / 2  # EL2N is below 1.42
+                fraction = mean_of_epochs(error for (error,) in run.each("el2n")) / 2  # EL2N is below 1.42
             return {
                 "score": count.astype(np.float64),
+                "fraction": fraction,
                 "first_learned": events.first_learned,
                 "never_learned": never_learned.astype(np.int32),
             }
@@ -162,15 +168,24 @@ class Forgetting(LoggedScorer):
         }
 
 
+def _rule(never: Any) -> str | float:
+    """The rule for rows that were never right, as it is stored: "epochs", "inf" or a number."""
+    if isinstance(never, str) and never in ("epochs", "inf"):
+        return never
+    number = isinstance(never, int | float | np.integer | np.floating) and not isinstance(never, bool)
+    if not number or not never >= 0:
+        raise ValueError(f"never={never!r} is none of 'epochs', 'inf' or a number that is not negative")
+    if never == np.inf:
+        return "inf"
+    return int(never) if isinstance(never, int | np.integer) else float(never)
+
+
 def _sum_of_runs(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
     """Counts are added, fractions that break ties averaged; of first times the latest, -1 being the latest of all."""
-    counts = np.stack([part["score"] for part in parts])
-    whole = np.floor(counts)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        fraction = np.nan_to_num(counts - whole).mean(0)
     first = np.stack([part["first_learned"] for part in parts])
+    fraction = np.mean([part["fraction"] for part in parts], axis=0)
     return {
-        "score": whole.sum(0) + fraction,
+        "score": np.sum([part["score"] for part in parts], axis=0) + fraction,
         "first_learned": np.where((first < 0).any(0), -1, first.max(0)).astype(np.int32),
         "never_learned": np.sum([part["never_learned"] for part in parts], axis=0, dtype=np.int32),
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune._files import DamagedFileError
 from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
 from hf_prune.columns import ScoreColumn
@@ -131,7 +132,7 @@ def read_runs(
         statistic: gives {"score": (n,) float64, companion: (n,)} of one run.
         needs: columns of the log that the statistic reads.
         row_id: column of ids in the dataset to be scored; the log's own by default.
-        combine: puts several runs together; by default the mean in float64.
+        combine: makes the values of those of the runs, be it one; by default the mean in float64 of several.
 
     Returns:
         The values, and facts about the logs for `fitted_on`.
@@ -148,7 +149,8 @@ def read_runs(
             raise ValueError(_not_recorded(run.log, missing, who))
     counted = _spans(runs[0].epochs)
     parts = [statistic(run) for run in runs]
-    values = dict(parts[0] if len(parts) == 1 else (combine or mean_of_runs)(parts))
+    together = combine or (mean_of_runs if len(parts) > 1 else lambda parts: parts[0])
+    values = dict(together(parts))
     lost = np.logical_or.reduce([run.lost for run in runs])
     if lost.any():
         warnings.warn(
@@ -232,6 +234,13 @@ def mean_of_epochs(arrays: Iterable[Column]) -> NDArray[np.float64]:
 
 def _chosen(log: TrainingLog, epochs: int | Iterable[int] | None, who: str) -> list[int]:
     if epochs is None:
+        if damaged := log.damaged():
+            sound = [epoch for epoch in range(log.epochs) if epoch not in damaged]
+            raise DamagedFileError(
+                f"{who}: of the {log.epochs} epochs in the log, {', '.join(map(str, damaged))} cannot be read; put "
+                f"back what is damaged, record the run again, or leave it out: epochs={sound}. What is wrong: "
+                f"{next(iter(damaged.values()))}"
+            )
         return list(range(log.epochs))
     wanted = [epochs] if isinstance(epochs, (int, np.integer)) else list(epochs)
     if not wanted:

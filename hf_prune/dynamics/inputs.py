@@ -180,12 +180,12 @@ class Reader:
     def _pictures(self, batch: Batch, column: str) -> Iterator[Pass]:
         import torch
 
-        from hf_prune._embed.image import same_shape
+        from hf_prune._embed.image import read_pictures, same_shape
 
         device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
         bad: dict[int, str] = {}
         size = self.micro_batch or (16 if device.type == "cpu" else 128)
-        for rows, pixels in self.image_encoder().prepared(as_list(batch, column), bad, size):
+        for rows, pixels in self.image_encoder().prepared(read_pictures(batch, column), bad, size):
             _refuse(bad, column)
             for group in same_shape(pixels):
 
@@ -199,12 +199,12 @@ class Reader:
         """Rows for a module of your own, through its preprocessing function."""
         import torch
 
-        from hf_prune._embed.image import decode_image
+        from hf_prune._embed.image import decode_image, read_pictures
         from hf_prune._embed.torch_passes import moved
 
         device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
         matrix = batch.matrix(column) if kind == "vector" else None
-        values = batch.texts(column) if kind == "text" else as_list(batch, column) if matrix is None else []
+        values = batch.texts(column) if kind == "text" else read_pictures(batch, column) if matrix is None else []
         size = self.micro_batch or (1024 if kind == "vector" else 32 if device.type == "cpu" else 128)
         for start in range(0, batch.n, size):
             rows = np.arange(start, min(start + size, batch.n))
@@ -254,12 +254,6 @@ def _kind_of(batch: Batch, column: str) -> str:
             if isinstance(first[0], (int, float, np.number)):
                 return "vector"
     return held(batch, column) or "text"
-
-
-def as_list(batch: Batch, column: str) -> list[Any]:
-    """One column as Python objects; pictures as they are stored."""
-    values = read_column(batch, column)
-    return values.to_pylist() if isinstance(values, pa.Array) else list(values)
 
 
 def _decoded(items: Sequence[Any], start: int, column: str, decode: Callable[[Any], Any]) -> list[Any]:

@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hf_prune.dynamics.statistics import FLOATS
+from hf_prune._files import DamagedFileError
+from hf_prune.dynamics import format as files
+from hf_prune.dynamics.format import EpochReport, Manifest, Mode, Task, columns_of
 
 if TYPE_CHECKING:
     from hf_prune._run.world import World
     from hf_prune.dynamics.writer import LogWriter
-
-Mode = Literal["train", "eval"]
-Task = Literal["classification", "language_model"]
-
-FORMAT = 1
-MANIFEST, ROWS, REPORT = "log.json", "rows.parquet", "report.json"
-SHOWN = 5  # ids that a message or a report lists
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What is worth knowing of an epoch beside its numbers.
-
-    Args:
-        epoch: from 0.
-        rows: recorded, each once.
-        nan: rows whose loss was not finite; their statistics are NaN.
-        nan_ids: the first of them.
-        empty: rows of a language model without a labelled token; their statistics are NaN as well.
-        padding: presentations left out, with which a sampler filled the last batches of several processes.
-        parts: the finished part files and their sizes in bytes.
-    """
-
-    epoch: int
-    rows: int
-    nan: int
-    nan_ids: Sequence[Any]
-    empty: int
-    padding: int
-    parts: Mapping[str, int]
 
 
 class TrainingLog:
     """Statistics of each row in each finished epoch of a training run.
 
     Made by `train_with_log`, by a `RecordingTrainer`, by hand with `TrainingLog.create`, or from stored logits. Reading
-    takes the memory of one epoch of the columns asked for; an epoch that a crash cut off is not seen.
+    takes the memory of one epoch of the columns asked for; an epoch that a crash cut off is not seen. What is read is
+    compared with its digest first, if the log was written by a version that records digests.
 
     Args:
         folder: with `log.json`, `rows.parquet` (ids, their keys, and labels where the recorder knew them) and a folder
@@ -72,7 +42,8 @@ class TrainingLog:
 
     Raises:
         FileNotFoundError: there is no log in the folder.
-        ValueError: it was written by another version of the format, or is damaged.
+        ValueError: it was written by another version of the format.
+        DamagedFileError: it is damaged (a ValueError).
 
     >>> import tempfile
     >>> logits = np.array([[[2.0, 0.0], [0.0, 1.0]]] * 3)  # three epochs of two rows
@@ -84,48 +55,55 @@ class TrainingLog:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        path = self.folder / MANIFEST
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{self.folder} holds no training log ({MANIFEST} is missing); name the folder that the recorder wrote"
-            )
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            version = found["format"]
-            self.mode: Mode = found["mode"]
-            self.task: Task | None = found["task"]
-            self.id_column: str = found["id_column"]
-            self.label: str | None = found["label"]
-            self.classes: int | None = found["classes"]
-            self.divergence: bool = found["divergence"]
-            self.facts: dict[str, Any] = found["facts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); record the run again") from error
-        if version != FORMAT:
-            raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT}; install a matching hf_prune")
+        self._manifest = found = Manifest.read(self.folder)
+        self.mode: Mode = found.mode
+        self.task: Task | None = found.task
+        self.id_column: str = found.id_column
+        self.label: str | None = found.label
+        self.classes: int | None = found.classes
+        self.divergence: bool = found.divergence
+        self.facts: dict[str, Any] = dict(found.facts)
+        self._checked: set[tuple[str, ...]] = set()  # digests of the epochs that were compared with their files
 
     def __repr__(self) -> str:
         return f"TrainingLog({str(self.folder)!r}, mode={self.mode!r}, epochs={self.epochs})"
 
     @property
     def epochs(self) -> int:
-        """Finished epochs."""
-        epoch = 0
-        while read_report(self.folder, epoch) is not None:
-            epoch += 1
-        return epoch
+        """Finished epochs, damaged ones too."""
+        return files.finished(self.folder)
+
+    def damaged(self) -> dict[int, str]:
+        """Finished epochs that cannot be read, and what is wrong with them; what their parts hold is not looked at.
+
+        The other epochs can be read, and scored by `from_log(epochs=...)`.
+        """
+        found = {}
+        for epoch in range(self.epochs):
+            try:
+                files.read_report(self.folder, epoch, len(self.keys))
+            except DamagedFileError as error:
+                found[epoch] = str(error)
+        return found
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """`rows.digests` of the ids, (n,), ascending: the order of everything that is read."""
-        column = pq.read_table(self.folder / ROWS, columns=["key"]).column("key")
-        keys: NDArray[np.uint64] = column.to_numpy()
-        return keys
+        files.check_rows(self.folder, self._manifest)
+        return files.read_keys(self.folder, self._manifest)
 
     @property
     def ids(self) -> pa.ChunkedArray:
         """The ids, (n,), in the order of `keys`."""
-        return pq.read_table(self.folder / ROWS, columns=["id"]).column("id")
+        files.check_rows(self.folder, self._manifest)
+        return files.read_rows(self.folder, "id")
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels, (n,), in the order of `keys`; None where the recorder did not know them."""
+        files.check_rows(self.folder, self._manifest)
+        found: NDArray[np.int64] = files.read_rows(self.folder, "label").to_numpy()
+        return found if len(found) else None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -137,13 +115,12 @@ class TrainingLog:
 
         Raises:
             IndexError: no such finished epoch.
+            DamagedFileError: the epoch was finished, and is damaged.
         """
-        found = read_report(self.folder, epoch) if epoch >= 0 else None
-        if found is None:
-            raise IndexError(
-                f"epoch {epoch} is not in the log; {self.folder} has {self.epochs} finished epochs, from 0"
-            )
-        return found
+        epochs = self.epochs
+        if not 0 <= epoch < epochs:
+            raise IndexError(f"epoch {epoch} is not in the log; {self.folder} has {epochs} finished epochs, from 0")
+        return files.read_report(self.folder, epoch, len(self.keys))
 
     def read(self, column: str, epoch: int) -> NDArray[Any]:
         """One column of one epoch, (n,), in the order of `keys`; float32, `correct` bool, `tokens` int32.
@@ -151,6 +128,7 @@ class TrainingLog:
         Raises:
             KeyError: no such column; the message lists those there are.
             IndexError: no such finished epoch.
+            DamagedFileError: the epoch was finished, and is damaged.
         """
         return self._read((column,), epoch)[0]
 
@@ -160,6 +138,7 @@ class TrainingLog:
         Raises:
             KeyError: no such column.
             ValueError: no epoch was finished.
+            DamagedFileError: an epoch is damaged.
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -178,19 +157,12 @@ class TrainingLog:
             if column not in self.columns:
                 raise KeyError(f"the log has no column {column!r}; its columns are {list(self.columns)}")
         report = self.report(epoch)
-        parts = [
-            pq.read_table(epoch_folder(self.folder, epoch) / name, columns=["row", *columns])
-            for name in sorted(report.parts)
-        ]
-        table = pa.concat_tables(parts)
-        rows = table.column("row").to_numpy()
-        out = []
-        for column in columns:
-            values = table.column(column).to_numpy()
-            ordered = np.empty_like(values)
-            ordered[rows] = values
-            out.append(ordered)
-        return tuple(out)
+        known = tuple(report.digests.values())
+        if known not in self._checked:
+            files.check_parts(self.folder, report)
+            self._checked.add(known)
+        found = files.read_parts(self.folder, report, columns)
+        return tuple(found[column] for column in columns)
 
     @staticmethod
     def create(
@@ -223,13 +195,15 @@ class TrainingLog:
             divergence: record the column `divergence` too; keeps the probabilities of two epochs, (n, classes)
                 float32 each, in files of the folder.
             facts: of the run, for the provenance.
-            resume: go on after the last finished epoch of the log that is there, if one is. Without it, a log that has
-                no finished epoch is begun anew, with a warning.
+            resume: go on after the last finished epoch of the log that is there, if one is; if one is damaged, with
+                that one (the writer's `epoch`): it and those after it are moved aside when it is recorded again.
+                Without it, a log that has no finished epoch is begun anew, with a warning.
             world: the processes; by default those of `accelerate launch`.
 
         Raises:
             ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset or other
                 labels; no rows; ids that are null or repeated; one class.
+            DamagedFileError: the log that is there has a damaged manifest or list of rows.
             TypeError: labels that are not integers.
             OSError: the folder cannot be written.
 
@@ -279,31 +253,8 @@ class TrainingLog:
             raise ValueError(f"logits of shape {tuple(logits.shape)} have no epoch; give (epochs, rows, classes)")
         known = labels if np.ndim(labels) == 1 and "labels" not in options else options.pop("labels", None)
         writer = cls.create(folder, ids=ids, labels=known, mode=mode, **options)
-        for epoch in logits:
-            writer.record(ids, epoch, labels)
-            writer.end_epoch()
+        with writer.leaving_nothing():
+            for epoch in logits:
+                writer.record(ids, epoch, labels)
+                writer.end_epoch()
         return cls(folder)
-
-
-def columns_of(task: Task | None, divergence: bool) -> tuple[str, ...]:
-    """Columns of a task; none while the task is not known."""
-    if task is None:
-        return ()
-    own = ("accuracy", "tokens") if task == "language_model" else ("correct",)
-    return (*FLOATS, *own, *(("divergence",) if divergence else ()))
-
-
-def epoch_folder(folder: Path, epoch: int) -> Path:
-    """Where the parts of an epoch are."""
-    return folder / f"epoch-{epoch:05d}"
-
-
-def read_report(folder: Path, epoch: int) -> EpochReport | None:
-    """The report of an epoch whose parts are all there; None of one that is not finished."""
-    at = epoch_folder(folder, epoch)
-    try:
-        report = EpochReport(**json.loads((at / REPORT).read_text(encoding="utf-8")))
-        sound = all((at / name).stat().st_size == size for name, size in report.parts.items())
-    except (OSError, ValueError, TypeError):
-        return None
-    return report if sound else None

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
-from hf_prune.dynamics.inputs import Inputs, Reader, as_list
+from hf_prune.dynamics.inputs import Inputs, Reader
+from hf_prune.labels import check_classes, is_text
 from hf_prune.models import Model, cached, device_for
 
 if TYPE_CHECKING:
@@ -126,23 +126,10 @@ class Classifier(Reader):
         Raises:
             ValueError: a label that is null, negative, or a name that the model does not know.
         """
-        values = batch.arrow(label)
-        if batch.n == 0:
-            return np.empty(0, np.int64)
-        if values.null_count:
-            row = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(f"column {label!r} is null in row {row} of this batch; label it, or drop such rows first")
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = check_classes(batch.arrow(label), label, of=" of this batch", meant="")
+        if is_text(values.type):
             return self._named(values.to_pylist(), label)
-        if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
-            raise TypeError(f"column {label!r} holds {values.type}, not classes; name a ClassLabel or integer column")
-        classes = np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.int64)
-        if len(classes) and classes.min() < 0:
-            row = int(classes.argmin())
-            raise ValueError(
-                f"column {label!r}: row {row} of this batch has class {int(classes.min())}; classes count from 0"
-            )
-        return classes
+        return np.asarray(values.to_numpy(zero_copy_only=False)).astype(np.int64)
 
     def check_classes(self, classes: NDArray[np.int64], rows: NDArray[np.int64], label: str | None, known: int) -> None:
         """Refuse classes that the model has no logit for.
@@ -159,6 +146,7 @@ class Classifier(Reader):
 
     def flops(self, batch: Batch) -> float:
         """Operations of the forward passes: counted on one row of middle size, scaled by tokens or rows."""
+        from hf_prune._embed.image import read_pictures
         from hf_prune._embed.torch_passes import count_flops
 
         if batch.n == 0:
@@ -171,7 +159,7 @@ class Classifier(Reader):
         if kind == "text":
             encoder, texts, rendered = self.read_texts(batch, column)
             return encoder.flops(texts, special=not rendered)
-        return self.image_encoder().flops(as_list(batch, column))
+        return self.image_encoder().flops(read_pictures(batch, column))
 
     def _named(self, names: Sequence[str], label: str) -> NDArray[np.int64]:
         from hf_prune._embed.plan import config_of

@@ -6,24 +6,29 @@ made, and carries the number of a row beside it through the data loader, so no c
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_prune._arrow import column_array
+from hf_prune._lock import Lock, locked
 from hf_prune._run.world import World
-from hf_prune.dynamics.log import Mode, TrainingLog
-from hf_prune.dynamics.writer import LogWriter
+from hf_prune.dynamics.format import MANIFEST, Mode, finished
+from hf_prune.dynamics.log import TrainingLog
+from hf_prune.dynamics.recorder import state_of
+from hf_prune.dynamics.trainer_inputs import check, labels_of, logits_of, stored_labels
+from hf_prune.dynamics.writer import CHECKPOINT, LogWriter, explained
 
 NUMBER = "hf_prune_row"  # key of a batch: where in the log its rows are
 KEPT = "training_log-{}.parquet"  # beside a checkpoint: what a process has of the epoch so far
@@ -80,37 +85,106 @@ class RecordingMixin(_Base):
         self.train_dataset: Any
         self.data_collator: Any
         self._writer: LogWriter | None = None
+        self._lock: Lock
+        self._positions: np.ndarray  # in the log, of the rows of the dataset
         self._numbers: torch.Tensor | None = None  # of the micro-batch that is being trained on
         self._checkpoint: Path | None = None
-        _check(self)
+        check(self)
         self.add_callback(_Epochs(self))
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`, with the log begun or gone on with.
 
+        `resume_from_checkpoint=True` takes the last checkpoint that was written to its end and that the log reaches:
+        if an epoch of the log is damaged, an earlier one. If there is none, since the run was killed before its first
+        was whole, the run begins anew, with a warning, and what it had recorded is kept aside until it is recorded
+        again. Of two runs that record into one folder the second waits.
+
         Raises:
             ValueError: there is a log in the folder and no checkpoint to go on from, or it is of another dataset or
                 other labels; ids that are null or repeated.
+            DamagedFileError: an epoch before the checkpoint is damaged; the message has the choice.
         """
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        ids = column_array(self.train_dataset, self.id_column)
-        self._writer = TrainingLog.create(
-            self.log_folder,
-            ids=ids,
-            labels=_stored_labels(self),
-            mode=self.record,
-            id_column=self.id_column,
-            label=next(iter(self.label_names or ["labels"])),
-            divergence=self.divergence,
-            facts=_facts(self),
-            resume=self._checkpoint is not None,
-            world=World(),
-        )
-        self._positions = self._writer.positions(ids)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        wanted = resume_from_checkpoint or None
+        folder, world = self.log_folder.expanduser().absolute(), World()
+        there = world.from_main(lambda: (folder / MANIFEST).exists())
+        if wanted is True and not there and not self._checkpoints():
+            return super().train(wanted, *args, **kwargs)  # which says that there is none
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(locked(folder, "recorded", world, explained))
+            goes_on = world.from_main(lambda: self._goes_on(wanted))
+            ids = column_array(self.train_dataset, self.id_column)
+            self._writer = writer = TrainingLog.create(
+                folder,
+                ids=ids,
+                labels=stored_labels(self),
+                mode=self.record,
+                id_column=self.id_column,
+                label=next(iter(self.label_names or ["labels"])),
+                divergence=self.divergence,
+                facts=_facts(self),
+                resume=goes_on,
+                world=world,
+            )
+            stack.enter_context(writer.leaving_nothing())
+            self._lock = lock
+            self._positions = writer.positions(ids)
+            checkpoint = world.from_main(lambda: self._last_checkpoint(writer.epoch)) if wanted is True else wanted
+            self._checkpoint = None if checkpoint is None else Path(checkpoint)
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _checkpoints(self) -> list[Path]:
+        """Folders of checkpoints, whole or not, from the first to the last."""
+        found = Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        return sorted((p for p in found if CHECKPOINT.fullmatch(p.name)), key=lambda p: int(p.name.rpartition("-")[2]))
+
+    def _goes_on(self, wanted: Any) -> bool:
+        """Whether the log that is there is gone on with: from a checkpoint, or from the start if the first was cut."""
+        if wanted is not None and wanted is not True:
+            return True
+        found, epochs = self._checkpoints(), finished(self.log_folder.expanduser())
+        whole = any(_share_done(checkpoint) is not None for checkpoint in found)
+        if whole and wanted:
+            return True
+        if whole or (epochs and not wanted and not found):
+            if epochs:
+                way = (
+                    "go on with it by train(resume_from_checkpoint=True)"
+                    if whole
+                    else "it has no checkpoint to go on from"
+                )
+                raise ValueError(
+                    f"{self.log_folder} holds a training log already; name another folder, or remove it first; {way}"
+                )
+            return False
+        if epochs:
+            words = "its first checkpoint was cut off" if found else "there is no checkpoint"
+            warnings.warn(
+                f"the run recorded in {self.log_folder} cannot be gone on with ({words}): it begins anew; what it had "
+                "recorded is kept aside until it is recorded again",
+                stacklevel=3,
+            )
+        return epochs > 0
+
+    def _last_checkpoint(self, reach: int) -> str | None:
+        """The last whole checkpoint that a log of so many sound epochs can follow; the last one if none is.
+
+        A cut-off one is passed over.
+        """
+        found = [(path, share) for path in self._checkpoints() if (share := _share_done(path)) is not None]
+        if not found:
+            return None
+        for path, share in reversed(found):
+            again = share == reach + 1 and (self.record == "eval" or _kept_epoch(path) == reach)
+            if share < reach + 1 or again:
+                if path != found[-1][0]:
+                    warnings.warn(
+                        f"the log in {self.log_folder} reaches to epoch {reach} without damage: the run goes on from "
+                        f"{path.name}, not from {found[-1][0].name}",
+                        stacklevel=3,
+                    )
+                return str(path)
+        return str(found[-1][0])  # and the writer says why not
 
     def get_train_dataloader(self) -> Any:
         if self._writer is None:
@@ -141,13 +215,13 @@ class RecordingMixin(_Base):
         kwargs["num_items_in_batch"] = num_items_in_batch
         if self._numbers is None:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        labels = _labels_of(inputs, self.label_names)
+        labels = labels_of(inputs, self.label_names)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         self._record(self._numbers, outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _record(self, numbers: torch.Tensor, outputs: Any, labels: torch.Tensor) -> None:
-        logits = _logits_of(outputs)
+        logits = logits_of(outputs)
         if logits.ndim == 3 and self._shifts():
             logits, labels = logits[:, :-1], labels[:, 1:]
         assert self._writer is not None
@@ -175,8 +249,12 @@ class RecordingMixin(_Base):
         if within and not self.args.ignore_data_skip and self.record == "train":
             writer.go_to(epoch, partial=True)
             writer.load_state(self._kept())
-        elif writer.epoch == epoch - 1 and not within:  # killed between the last checkpoint of an epoch and its end
-            if self.record == "train":
+        elif (
+            writer.epoch == epoch - 1
+            and not within
+            and (self.record == "eval" or _kept_epoch(self._checkpoint) == writer.epoch)
+        ):
+            if self.record == "train":  # killed between the last checkpoint of an epoch and its end, or that is damaged
                 writer.load_state(self._kept())
             self._finish_epoch()
         else:
@@ -216,13 +294,18 @@ class RecordingMixin(_Base):
         assert self._writer is not None
         if self.record == "eval":
             self._clean_pass()
+        self._writer.world.from_main(self._lock.check)
         self._writer.end_epoch()
 
-    def _checkpoint_saved(self) -> None:
-        assert self._writer is not None
-        folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer.save_state(folder / KEPT.format(self._writer.world.index))
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """What is recorded of the epoch so far comes first: what the Trainer writes last says that all is there."""
+        if self._writer is not None:
+            folder = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._writer.world.main:  # of an earlier try
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            self._writer.save_state(folder / KEPT.format(self._writer.world.index))
+        super()._save_checkpoint(*args, **kwargs)
 
     def _clean_pass(self) -> None:
         """Record all rows in eval mode; no random number of the training is drawn."""
@@ -253,7 +336,7 @@ class RecordingMixin(_Base):
                 with self.compute_loss_context_manager():
                     outputs = model(**inputs)
                 if len(part):
-                    self._record(numbers, outputs, _labels_of(inputs, self.label_names))
+                    self._record(numbers, outputs, labels_of(inputs, self.label_names))
 
 
 class RecordingTrainer(RecordingMixin, Trainer):
@@ -276,9 +359,6 @@ class _Epochs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         self.trainer._epoch_ends(len(train_dataloader))
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer._checkpoint_saved()
 
 
 class _Numbered(torch.utils.data.Dataset[Any]):
@@ -307,76 +387,19 @@ class _NumberedCollator:
         return batch
 
 
-def _check(trainer: Any) -> None:
-    from datasets import Dataset
-
-    ds = trainer.train_dataset
-    if not isinstance(ds, Dataset):
-        raise TypeError(
-            f"train_dataset is a {type(ds).__name__}; recording needs a datasets.Dataset, whose rows are known before "
-            "training: load it without streaming"
-        )
-    for rows in (ds, *([] if trainer.clean_dataset is None else [trainer.clean_dataset])):
-        if trainer.id_column not in rows.column_names:
-            raise KeyError(
-                f"no column {trainer.id_column!r} in the dataset; its columns are {rows.column_names}: add ids with "
-                "with_row_id(ds), or name yours as id_column"
-            )
-    if trainer.clean_dataset is not None:
-        ids = [column_array(rows, trainer.id_column).to_pylist() for rows in (ds, trainer.clean_dataset)]
-        if ids[0] != ids[1]:
-            raise ValueError("clean_dataset has other ids than train_dataset, or another order; give the same rows")
-    if trainer.args.dataloader_drop_last:
-        raise ValueError("dataloader_drop_last=True leaves rows out of each epoch; set it to False to record all")
-    width = getattr(getattr(trainer.model, "config", None), "num_labels", 0)
-    name = next((n for n in ("label", "labels") if n in ds.column_names), None)
-    single = type(trainer.model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
-    if single and {"label", "labels"} <= set(ds.column_names):
-        warnings.warn(
-            "the dataset has columns 'label' and 'labels', and the collators of transformers train on 'label'; rename "
-            "or drop the one that is not meant",
-            stacklevel=3,
-        )
-    if name and single and width > 1 and ds.features[name].dtype.startswith(("int", "uint")):
-        values = np.asarray(column_array(ds, name).to_numpy())
-        wrong = np.flatnonzero((values < 0) | (values >= width))
-        if len(wrong):
-            ids = [ds[trainer.id_column][int(i)] for i in wrong[:5]]
-            raise ValueError(
-                f"column {name!r} has {len(wrong)} labels that are not in 0..{width - 1}: {values[wrong[:5]].tolist()} "
-                f"of {ids}; give the model num_labels={int(values.max()) + 1}, or drop such rows"
-            )
-
-
-def _stored_labels(trainer: Any) -> np.ndarray | None:
-    """The classes (n,) in the dataset's column of labels; None of a language model, or without such a column."""
-    ds = trainer.train_dataset
-    names = [n for n in ("label", *(trainer.label_names or ()), "labels") if n in ds.column_names]
-    column = column_array(ds, names[0]) if names and not trainer._shifts() else None
-    if column is None or column.null_count or not pa.types.is_integer(column.type):
+def _share_done(checkpoint: Path) -> float | None:
+    """How many epochs a checkpoint was written after; None where it is cut off: the Trainer's state comes last."""
+    try:
+        found = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        return float(found["epoch"] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    values: np.ndarray = column.to_numpy()
-    return values
 
 
-def _labels_of(inputs: Mapping[str, Any], names: Any) -> torch.Tensor:
-    name = next((n for n in (*(names or ()), "labels", "label") if inputs.get(n) is not None), None)
-    if name is None:
-        raise ValueError(f"the batch has no labels, only {sorted(inputs)}; a log is of rows with labels")
-    labels: torch.Tensor = inputs[name]
-    return labels
-
-
-def _logits_of(outputs: Any) -> torch.Tensor:
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if logits is None and isinstance(outputs, tuple):
-        logits = next((x for x in outputs if isinstance(x, torch.Tensor) and x.ndim > 1), None)
-    if not isinstance(logits, torch.Tensor):
-        raise ValueError(
-            f"the model gives no logits while it trains (a {type(outputs).__name__}); turn fused losses off "
-            "(use_liger_kernel=False), or record with a model that returns them"
-        )
-    return logits
+def _kept_epoch(checkpoint: Path) -> int:
+    """The epoch that was recorded when a checkpoint was written."""
+    found = sorted(checkpoint.glob(KEPT.format("*")))
+    return int(state_of(found[0])["epoch"]) if found else -1
 
 
 def _facts(trainer: Any) -> dict[str, Any]:
@@ -390,7 +413,7 @@ def _facts(trainer: Any) -> dict[str, Any]:
     }
 
 
-@contextmanager
+@contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     was = model.training
     model.eval()
@@ -400,7 +423,7 @@ def _evaluating(model: Any) -> Iterator[None]:
         model.train(was)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _same_randomness() -> Iterator[None]:
     """Leave the generators of Python, NumPy and torch as they were."""
     python, numpy = random.getstate(), np.random.get_state()

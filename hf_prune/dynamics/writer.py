@@ -1,53 +1,57 @@
-"""`LogWriter`: takes what forward passes give, and writes the parts of a `TrainingLog`, an epoch at a time."""
+"""`LogWriter`: writes the parts of a `TrainingLog`, an epoch at a time, and knows where a run goes on.
+
+Nothing sound is removed: an epoch that is recorded again is moved aside first, and goes when its successor is finished.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import shutil
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
 from hf_prune import rows as row_ids
-from hf_prune._files import write_parquet, write_text
+from hf_prune._files import DamagedFileError, file_digest, remove, sweep, write_parquet, write_text
 from hf_prune._run.world import World
-from hf_prune.dynamics import statistics
-from hf_prune.dynamics.log import (
-    FORMAT,
+from hf_prune.checks import check_choice
+from hf_prune.dynamics import format as files
+from hf_prune.dynamics.format import (
     MANIFEST,
+    MODES,
     REPORT,
     ROWS,
     SHOWN,
+    TASKS,
     EpochReport,
+    Manifest,
     Mode,
     Task,
-    TrainingLog,
-    columns_of,
     epoch_folder,
-    read_report,
+    finished,
+    probabilities_path,
 )
+from hf_prune.dynamics.recorder import EpochRecorder
 from hf_prune.lookup import find
 
-BLOCK = 1 << 22  # logits that wait for their statistics, which are worked out together, off the path of training
-TYPES = {"correct": np.bool_, "tokens": np.int32}
-UNITS: dict[str | None, str] = {"classification": "classes", "language_model": "tokens of the vocabulary"}
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class LogWriter:
     """Records the forward passes of a run; `TrainingLog.create` makes one.
 
     What it holds grows with the rows of one epoch (52 bytes a row of this process), not with epochs or classes.
+
+    Attributes:
+        epoch: the one that is recorded next: the number of finished ones, or the first damaged one.
     """
 
     def __init__(
@@ -66,29 +70,41 @@ class LogWriter:
         resume: bool,
         world: World | None,
     ) -> None:
-        if mode not in ("train", "eval"):
-            raise ValueError(f"mode={mode!r} is not a way to record; give 'train' or 'eval'")
-        if task not in (None, *UNITS):
-            raise ValueError(f"task={task!r} is not known; give 'classification' or 'language_model'")
-        self.folder, self.mode, self.task, self.divergence = folder, mode, task, divergence
-        self.id_column, self.label, self.facts = id_column, label, dict(facts or {})
+        check_choice("mode", mode, MODES)
+        check_choice("task", task, (None, *TASKS))
+        self.folder, self.id_column = folder, id_column
         self.world = world or World()
         self.ids = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else _arrow(ids)
         self.keys, self.order = _sorted_keys(self.ids, id_column)
-        self.labels = None if labels is None else _integers(labels, len(self.ids))[self.order]
-        self.classes: int | None = None
+        self.recorder = EpochRecorder(folder, len(self.keys), self._id, divergence, self.world, explained)
         if classes is not None:
-            self._settle(task, classes)
-        self._waiting: list[tuple[Any, dict[str, Any]]] = []  # rows, and tensors on their device
-        self._parts: list[dict[str, NDArray[Any]]] = []
-        self._size, self._steps = 0, 0
-        self._maps: dict[int, np.memmap[Any, np.dtype[np.float32]]] = {}
-        self.run: str | None = uuid.uuid4().hex  # tells the runs that begin in one folder apart
-        self.epoch: int  # finished so far: the one that is recorded
-        self.epoch, self.task, self.classes, self.run = self.world.from_main(
-            lambda: (self._open(resume), self.task, self.classes, self.run)
+            self.recorder.settle(task, classes)
+        known = {"rows": len(self.keys), "ids": xxhash.xxh3_128_hexdigest(self.keys.tobytes()), "mode": mode}
+        self._manifest = Manifest(
+            mode,
+            task,
+            id_column,
+            label,
+            self.recorder.classes,
+            divergence,
+            {**known, **(facts or {})},
+            uuid.uuid4().hex,
         )
-        self.labels = None  # they lie in the folder now
+        self._facts = self._manifest.facts
+        self._damaged: dict[int, str] = {}
+        self._begun: list[Path] | None = None  # folders that were made for this log, if it began here
+        self._kept = False  # whether there is a checkpoint that needs it
+        given = None if labels is None else _integers(labels, len(self.ids))[self.order]
+        self.epoch, self._manifest = self.world.from_main(lambda: (self._open(given, resume), self._manifest))
+        self.recorder.task, self.recorder.classes = self._manifest.task, self._manifest.classes
+
+    @property
+    def epoch(self) -> int:
+        return self.recorder.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.recorder.epoch = epoch
 
     def positions(self, ids: Any) -> NDArray[np.int64]:
         """Rows of the log (m,) that have these ids.
@@ -124,28 +140,7 @@ class LogWriter:
 
     def record_rows(self, rows: Any, logits: Any, labels: Any, mask: Any = None) -> None:
         """`record` for callers that know the rows of the log, (b,) integers; nothing waits for a GPU here."""
-        import torch
-
-        with torch.no_grad():
-            rows, logits, labels = (torch.as_tensor(x).detach() for x in (rows, logits, labels))
-            self._check(rows, logits, labels)
-            if mask is not None:
-                labels = labels.masked_fill(~torch.as_tensor(mask).to(labels.device, torch.bool), statistics.IGNORE)
-            if self.task == "language_model":  # their logits are too many to keep
-                width = self.classes or 0
-                worst = torch.where(labels == statistics.IGNORE, 0, labels)
-                outside = ((worst < 0) | (worst >= width)).any(1)
-                kept = torch.where(outside[:, None], statistics.IGNORE, labels)
-                stats = statistics.of_tokens(logits, kept)
-                at = worst.max(1).values if labels.shape[1] else worst.new_zeros(len(labels))
-                self._waiting.append((rows, {**stats, "outside": outside, "worst": at}))
-                self._size += len(rows) * 64
-            else:  # a copy: what runs after this may write into its outputs
-                self._waiting.append((rows, {"logits": logits.clone(), "labels": labels.clone()}))
-                self._size += logits.numel()
-        self._steps += 1
-        if self._size >= BLOCK:
-            self._work_out()
+        self.recorder.record(rows, logits, labels, mask)
 
     def end_epoch(self) -> EpochReport:
         """Check that each id was seen once, write the epoch, and begin the next. All processes call it.
@@ -154,16 +149,18 @@ class LogWriter:
         presentation stays.
 
         Raises:
-            ValueError: ids that were not seen, or more than once; the message lists the first.
+            ValueError: ids that were not seen, or more than once; the message lists the first. Or another run has
+                recorded here since this one began.
             OSError: the folder cannot be written.
         """
-        self.world.each(self._work_out)
-        padding = self._drop_padding()
-        self.world.each(self._write_part)
         try:
+            self.world.each(self.recorder.work_out)
+            padding = self.recorder.drop_padding()
+            self.world.from_main(self._make_room)
+            self.world.each(self._write_part)
             facts = self.world.from_main(lambda: self._finish(padding))
         finally:
-            self._clear()
+            self.recorder.clear()
         self.epoch += 1
         report = EpochReport(**facts)
         if report.nan and self.world.main:
@@ -177,12 +174,14 @@ class LogWriter:
 
     def discard(self) -> int:
         """Forget what was recorded of an epoch that will not be finished; returns how many rows it were."""
-        seen = sum(len(part["row"]) for part in self._parts) + sum(len(rows) for rows, _ in self._waiting)
-        self._clear()
+        seen = self.recorder.seen
+        self.recorder.clear()
         return seen
 
     def go_to(self, epoch: int, *, partial: bool = False) -> None:
         """Make `epoch` the one that is recorded next: for a run that goes on from a checkpoint. All processes call it.
+
+        Finished epochs from there on are moved aside, and removed when they are finished again.
 
         Args:
             epoch: from 0.
@@ -190,61 +189,50 @@ class LogWriter:
 
         Raises:
             ValueError: the log does not reach so far, or the probabilities that `divergence` needs are gone.
+            DamagedFileError: an epoch before this one is damaged, or the probabilities are.
         """
-        if epoch > self.epoch:
-            raise ValueError(
-                f"the run goes on with epoch {epoch}, but the log in {self.folder} has {self.epoch} finished epochs; "
-                "go on from an earlier checkpoint, or begin a log in a new folder"
-            )
-        if self.divergence and epoch and not _probabilities_path(self.folder, epoch - 1).exists():
-            raise ValueError(
-                f"the probabilities of epoch {epoch - 1}, with which epoch {epoch} is compared, are gone: they are "
-                "kept for the last two finished epochs; go on from a later checkpoint, or begin a log in a new folder"
-            )
-        self._clear()
-        self._maps.clear()
-        self.world.from_main(lambda: self._remove(epoch, partial))
+        self.world.from_main(lambda: self._check_reach(epoch))
+        self.recorder.clear()
+        self.recorder.forget_maps()
+        self.world.from_main(lambda: self._remove_from(epoch, partial))
         self.epoch = epoch
 
     def save_state(self, path: Path) -> None:
         """Keep what this process has of the epoch so far, beside a checkpoint."""
-        self._work_out()
-        for array in self._maps.values():
-            array.flush()
-        table = self._table().append_column("step", pa.array(self._column("step")))
-        of = json.dumps({"epoch": self.epoch, "task": self.task, "classes": self.classes, "run": self.run})
-        write_parquet(path, table.replace_schema_metadata({"hf_prune": of}), _explained)
+        self._kept = True
+        self.recorder.save(path, self._manifest.run)
 
     def load_state(self, paths: list[Path]) -> None:
         """Go on in the middle of an epoch, with what `save_state` kept.
 
         Raises:
             ValueError: it is of another epoch, or the probabilities that `divergence` needs are gone.
+            DamagedFileError: a file has changed since it was written.
         """
-        self._clear()
+        self.recorder.clear()
         for path in paths:
-            table = pq.read_table(path)
-            of = json.loads(table.schema.metadata[b"hf_prune"])
-            if of["epoch"] != self.epoch:
-                raise ValueError(f"{path} is not of epoch {self.epoch}; go on from a checkpoint of the run of this log")
-            theirs = of.get("run", self.run) == self.run and _probabilities_path(self.folder, self.epoch).exists()
-            if self.divergence and table.num_rows and not theirs:
-                raise ValueError(
-                    f"the probabilities that belong to {path} are gone: the log in {self.folder} was begun anew; go on "
-                    "from a checkpoint of the run of this log, or begin a log in a new folder"
-                )
-            self.task, self.classes = of["task"], of["classes"]
-            self._parts.append({name: table.column(name).to_numpy() for name in table.column_names})
-            self._steps = max(self._steps, int(self._parts[-1]["step"].max(initial=-1)) + 1)
+            self.recorder.load(path, self._manifest.run)
+
+    @contextlib.contextmanager
+    def leaving_nothing(self) -> Iterator[None]:
+        """What is refused while a new log has no epoch, and no checkpoint that needs it, leaves no folder behind."""
+        try:
+            yield
+        except BaseException:
+            if self._begun is not None and not self.epoch and not self._kept:
+                self._take_back()
+            raise
 
     # what follows is one process's work, in the order in which it happens
 
-    def _open(self, resume: bool) -> int:
-        """Make the folder on the main process; returns the number of finished epochs."""
+    def _open(self, labels: NDArray[np.int64] | None, resume: bool) -> int:
+        """Make the folder on the main process, or look at the one that is there; returns the epoch to go on with."""
         if (self.folder / MANIFEST).exists():
             if resume:
-                return self._continue(TrainingLog(self.folder))
-            if any(self.folder.glob(f"epoch-*/{REPORT}")) or any(self.folder.glob("checkpoint-*[0-9]")):
+                return self._continue(labels)
+            if finished(self.folder) or any(
+                CHECKPOINT.fullmatch(path.name) for path in self.folder.glob("checkpoint-*")
+            ):
                 raise ValueError(
                     f"{self.folder} holds a training log already; name another folder, go on with it (resume), or "
                     "remove it first"
@@ -254,228 +242,174 @@ class LogWriter:
                 "is of it is removed, and the log begins anew",
                 stacklevel=2,
             )
-            self._remove(0)
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        columns = {"key": self.keys, "id": pa.chunked_array(self.ids.take(pa.array(self.order)))}
-        if self.labels is not None:
-            columns["label"] = self.labels
-        write_parquet(self.folder / ROWS, pa.table(columns), _explained)
-        self._write_manifest()
+            with explained(self.folder):
+                (self.folder / MANIFEST).unlink()  # first: what is left is no log
+        elif there := finished(self.folder):
+            raise FileNotFoundError(
+                f"{self.folder} holds {there} recorded epochs, and their {MANIFEST} is missing; put it back from a "
+                "copy, or name another folder"
+            )
+        self._sweep()
+        self._remove_from(0)
+        self._begun = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+        try:
+            with explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            columns = {"key": self.keys, "id": pa.chunked_array(self.ids.take(pa.array(self.order)))}
+            if labels is not None:
+                columns["label"] = labels
+            write_parquet(self.folder / ROWS, pa.table(columns), explained)
+            self._manifest = self._manifest.write(self.folder, explained)
+        except BaseException:
+            self._take_back()
+            raise
         return 0
 
-    def _continue(self, found: TrainingLog) -> int:
-        if not np.array_equal(found.keys, self.keys):
-            new = int(np.isin(self.keys, found.keys, invert=True).sum())
+    def _take_back(self) -> None:
+        for path in (self.folder / MANIFEST, self.folder / ROWS, *self.folder.glob("probabilities-*")):
+            remove(path)
+        for path in files.epoch_folders(self.folder).values():
+            remove(path)
+        self._sweep()
+        for path in self._begun or ():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._begun = None
+
+    def _continue(self, labels: NDArray[np.int64] | None) -> int:
+        found = Manifest.read(self.folder)
+        files.check_rows(self.folder, found)
+        keys = files.read_keys(self.folder, found)
+        if not np.array_equal(keys, self.keys):
+            new = int(np.isin(self.keys, keys, invert=True).sum())
             raise ValueError(
-                f"the log in {self.folder} is of another dataset: it has {len(found.keys)} rows, this one "
+                f"the log in {self.folder} is of another dataset: it has {len(keys)} rows, this one "
                 f"{len(self.keys)}, of which {new} are not in it; name another folder"
             )
         differ = []
         for name in ("mode", "id_column", "label", "divergence", "task", "classes"):
-            there, wanted = getattr(found, name), getattr(self, name)
+            there, wanted = getattr(found, name), getattr(self._manifest, name)
             settled = name not in ("task", "classes") or None not in (there, wanted)  # or the first logits will tell
             if settled and there != wanted:
                 differ.append(f"{name}={there!r}, not {wanted!r}")
         if differ:
             raise ValueError(f"the log in {self.folder} has {', '.join(differ)}; go on as it began, or elsewhere")
-        if found.task != "language_model":  # whose labels are no column
-            self._same_labels()
-        self.task, self.classes, self.run = found.task or self.task, found.classes or self.classes, self._run_there()
-        epochs = found.epochs
-        self._remove(epochs, partial=True)
-        return epochs
+        if labels is not None and found.task != "language_model":  # whose labels are no column
+            self._same_labels(labels)
+        mine = self._manifest
+        self._manifest = replace(found, task=found.task or mine.task, classes=found.classes or mine.classes)
+        self._sweep()
+        end = finished(self.folder)
+        for epoch in range(end):
+            try:
+                files.check_parts(self.folder, files.read_report(self.folder, epoch, len(keys)))
+            except DamagedFileError as error:
+                self._damaged[epoch] = str(error)
+        for epoch, path in files.epoch_folders(self.folder).items():
+            if epoch >= end:  # cut off
+                remove(path)
+        for epoch, why, path in files.moved_aside(self.folder):
+            if why == "replaced" and epoch < end and epoch not in self._damaged:
+                remove(path)
+        return min(self._damaged, default=end)
 
-    def _same_labels(self) -> None:
+    def _same_labels(self, labels: NDArray[np.int64]) -> None:
         """Refuse labels that are not those that the log began with, where it knows them."""
-        if self.labels is None or "label" not in pq.read_schema(self.folder / ROWS).names:
-            return
-        there = pq.read_table(self.folder / ROWS, columns=["label"]).column("label").to_numpy()
-        changed = np.flatnonzero(there != self.labels)
+        there = files.read_rows(self.folder, "label").to_numpy()
+        changed = np.flatnonzero(there != labels) if len(there) else np.empty(0, np.int64)
         if len(changed):
-            shown = [f"{self._id(i)!r} has {self.labels[i]}, not {there[i]}" for i in changed[:SHOWN]]
+            shown = [f"{self._id(i)!r} has {labels[i]}, not {there[i]}" for i in changed[:SHOWN]]
             raise ValueError(
                 f"the labels are not those of the log in {self.folder}: {', '.join(shown)}"
                 f"{', ...' if len(changed) > SHOWN else ''} ({len(changed)} of {len(there)} rows); go on with the "
                 "labels that it began with, or begin a log in another folder"
             )
 
-    def _run_there(self) -> str | None:
-        """The run that the log in the folder is of; None of one written before runs had names."""
-        found: str | None = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("run")
-        return found
+    def _sweep(self) -> None:
+        """Remove the temporary files of killed writers, on whatever host they were."""
+        for folder in (self.folder, *files.epoch_folders(self.folder).values()):
+            sweep(folder, others=0)
 
-    def _remove(self, epoch: int, partial: bool = False) -> None:
-        """Remove this epoch and later ones, the last first, so that a crash leaves no gap; and what was cut off.
+    def _check_reach(self, epoch: int) -> None:
+        """Refuse to go on where the log cannot follow."""
+        damaged = min(self._damaged, default=epoch)
+        if damaged < epoch:
+            raise DamagedFileError(
+                f"the run goes on with epoch {epoch}, and epoch {damaged} of its log is damaged; nothing was changed. "
+                f"Put {epoch_folder(self.folder, damaged)} back from a copy, go on from a checkpoint of epoch "
+                f"{damaged} or before, or begin a log in another folder; scores can leave the epoch out (epochs=...). "
+                f"What is wrong: {self._damaged[damaged]}"
+            )
+        if epoch > self.epoch:
+            raise ValueError(
+                f"the run goes on with epoch {epoch}, but the log in {self.folder} has {self.epoch} finished epochs; "
+                "go on from an earlier checkpoint, or begin a log in a new folder"
+            )
+        if self._manifest.divergence and epoch:
+            path = probabilities_path(self.folder, epoch - 1)
+            if not path.exists():
+                raise ValueError(
+                    f"the probabilities of epoch {epoch - 1}, with which epoch {epoch} is compared, are gone: they are "
+                    "kept for the last two finished epochs; go on from a later checkpoint, or begin a log in a new "
+                    "folder"
+                )
+            digest = files.read_report(self.folder, epoch - 1, len(self.keys)).probabilities
+            files.open_probabilities(path, len(self.keys), self.recorder.classes, digest)
+
+    def _remove_from(self, epoch: int, partial: bool = False) -> None:
+        """Move this epoch and later ones aside, the last first, so that a crash leaves no gap; drop what was cut off.
 
         With `partial` the probabilities of this epoch stay: those of the rows before a checkpoint are nowhere else.
         """
-        with _explained(self.folder):
-            for path in list(self.folder.rglob("*.hf_prune_tmp")):
-                if path.is_dir():  # a checkpoint
-                    shutil.rmtree(path)
+        with explained(self.folder):
+            later = {number: path for number, path in files.epoch_folders(self.folder).items() if number >= epoch}
+            for number, path in sorted(later.items(), reverse=True):
+                if number in self._damaged:
+                    at = files.aside(path, "damaged")
+                    path.rename(at)
+                    warnings.warn(
+                        f"epoch {number} of the log in {self.folder} is damaged; it was moved to {at.name}, and is "
+                        f"recorded again. What is wrong: {self._damaged[number]}",
+                        stacklevel=2,
+                    )
+                elif (path / REPORT).exists():
+                    path.rename(files.aside(path, "replaced"))
                 else:
-                    path.unlink(missing_ok=True)
-            later = [p for p in self.folder.glob("epoch-*") if int(p.name[6:]) >= epoch]
-            for path in sorted(later, reverse=True):
-                (path / REPORT).unlink(missing_ok=True)
-                shutil.rmtree(path)
+                    remove(path)
+            self._damaged = {number: why for number, why in self._damaged.items() if number < epoch}
             for path in self.folder.glob("probabilities-*.npy"):
                 if int(path.stem[14:]) >= epoch + partial:
                     path.unlink()
 
-    def _write_manifest(self) -> None:
-        facts = {
-            "format": FORMAT,
-            "run": self.run,
-            "mode": self.mode,
-            "task": self.task,
-            "id_column": self.id_column,
-            "label": self.label,
-            "classes": self.classes,
-            "divergence": self.divergence,
-            "columns": columns_of(self.task, self.divergence),
-            "facts": {
-                "rows": len(self.keys),
-                "ids": xxhash.xxh3_128_hexdigest(self.keys.tobytes()),
-                "mode": self.mode,
-                **self.facts,
-            },
-        }
-        write_text(self.folder / MANIFEST, json.dumps(facts, indent=1), _explained, sync=True)
-
-    def _clear(self) -> None:
-        self._waiting, self._parts = [], []
-        self._size, self._steps = 0, 0
-
-    def _settle(self, task: Task | None, width: int) -> None:
-        """Fix what the log is of, from what was told or from the first logits."""
-        if width < 2:
-            raise ValueError(
-                f"logits of {width} class have nothing to tell apart: every margin is infinite, every loss 0; "
-                "give the network an output for each class"
-            )
-        if self.divergence and task == "language_model":
-            raise ValueError("divergence=True keeps all probabilities of an epoch: not for a language model")
-        self.task, self.classes = task, width
-
-    def _check(self, rows: Any, logits: Any, labels: Any) -> None:
-        axes = {None: (2, 3), "classification": (2,), "language_model": (3,)}[self.task]
-        if logits.ndim not in axes or logits.shape[:-1] != labels.shape or len(rows) != len(logits):
-            raise ValueError(
-                f"{tuple(rows.shape)} ids, logits of shape {tuple(logits.shape)} and labels of shape "
-                f"{tuple(labels.shape)} are not of one pass; give (b,), (b, C) and (b,), or for a language model (b,), "
-                "(b, t, V) and (b, t)"
-            )
-        if labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"labels of type {labels.dtype} are no classes; a log is of hard labels, given as integers")
-        if self.task is None or self.classes is None:
-            self._settle("classification" if logits.ndim == 2 else "language_model", logits.shape[-1])
-        if logits.shape[-1] != self.classes:
-            raise ValueError(
-                f"logits are {logits.shape[-1]} wide, the log is of {self.classes} {UNITS[self.task]}; record one "
-                "network in one log"
-            )
-
-    def _work_out(self) -> None:
-        """Turn what waits into statistics on the host."""
-        if not self._waiting:
-            return
-        import torch
-
-        waiting, self._waiting, self._size = self._waiting, [], 0
-        first = self._steps - len(waiting)
-        sizes = [len(rows) for rows, _ in waiting]
-        rows = torch.cat([rows for rows, _ in waiting]).cpu().numpy().astype(np.int64, copy=False)
-        joined = {name: torch.cat([part[name] for _, part in waiting]) for name in waiting[0][1]}
-        with torch.no_grad():
-            if self.task == "classification":
-                labels = joined["labels"]
-                outside = (labels < 0) | (labels >= (self.classes or 0))
-                _refuse(outside, labels, lambda i: self._id(rows[i]), self.classes)
-                stats = statistics.of_rows(joined["logits"], labels)
-                if self.divergence:
-                    stats["divergence"] = self._divergence(rows, joined["logits"])
-            else:
-                worst, outside = joined.pop("worst"), joined.pop("outside")
-                _refuse(outside, worst, lambda i: self._id(rows[i]), self.classes)
-                stats = joined
-            part = {name: value.cpu().numpy() for name, value in stats.items()}
-        self._parts.append({"row": rows, "step": np.repeat(np.arange(first, first + len(sizes)), sizes), **part})
-
-    def _divergence(self, rows: NDArray[np.int64], logits: Any) -> Any:
-        """Compare with the probabilities of the epoch before, which lie in one of two files, and keep the new ones."""
-        import torch
-
-        new = logits.float().softmax(1).cpu()
-        out = torch.full((len(rows),), torch.nan)
-        if self.epoch:
-            old = torch.from_numpy(self._probabilities(self.epoch - 1)[rows])
-            out = statistics.divergence(new, old)
-        self._probabilities(self.epoch)[rows] = new.numpy()
-        return out
-
-    def _probabilities(self, epoch: int) -> np.memmap[Any, np.dtype[np.float32]]:
-        """All probabilities (n, C) of an epoch, in a file that the processes share; made by whoever comes first."""
-        if epoch not in self._maps:
-            path = _probabilities_path(self.folder, epoch)
-            if not path.exists():
-                shape = (len(self.keys), self.classes or 0)
-                temporary = path.with_name(f"{path.name}.{self.world.index}.hf_prune_tmp")
-                with _explained(self.folder):
-                    np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-                    with contextlib.suppress(FileExistsError):
-                        os.link(temporary, path)
-                    temporary.unlink()
-            self._maps = {k: v for k, v in self._maps.items() if k >= epoch - 1}
-            self._maps[epoch] = np.lib.format.open_memmap(path, mode="r+")
-        return self._maps[epoch]
-
-    def _column(self, name: str) -> NDArray[Any]:
-        dtype = np.int64 if name in ("row", "step") else TYPES.get(name, np.float32)
-        parts = [part[name] for part in self._parts]
-        return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
-
-    def _table(self) -> pa.Table:
-        return pa.table({name: self._column(name) for name in ("row", *columns_of(self.task, self.divergence))})
-
-    def _drop_padding(self) -> int:
-        """Leave out repeats in the last step of several processes; returns how many all of them left out."""
-        if self.world.size == 1:
-            return 0
-        row, step = self._column("row"), self._column("step")
-        last = step == self._steps - 1
-        ends = self.world.gather(row[last])
-        before = np.concatenate(self.world.gather(np.intersect1d(row[~last], np.concatenate(ends))))
-        seen = np.concatenate([before, *ends[: self.world.index]])
-        mine = row[last]
-        again = np.isin(mine, seen) | (row_ids.occurrence(mine.astype(np.uint64)) > 0)
-        keep = np.ones(len(row), bool)
-        keep[last] = ~again
-        joined = {name: self._column(name)[keep] for name in (self._parts[0] if self._parts else ())}
-        self._parts = [joined] if joined else []
-        return sum(self.world.gather(int(again.sum())))
-
-    def _write_part(self) -> None:
-        for array in self._maps.values():
-            array.flush()
-        at = epoch_folder(self.folder, self.epoch)
-        with _explained(at):
-            at.mkdir(exist_ok=True)
-        order = np.argsort(self._column("row"), kind="stable")
-        table = pa.table({name: self._column(name)[order] for name in self._table().column_names})
-        write_parquet(at / f"part-{self.world.index:05d}.parquet", table, _explained)
-
-    def _finish(self, padding: int) -> dict[str, Any]:
-        """Check the union of the parts, and say that the epoch is finished."""
-        at = epoch_folder(self.folder, self.epoch)
-        if self._run_there() != self.run:
+    def _make_room(self) -> None:
+        """See that nobody else records here, before anything is written."""
+        if Manifest.read(self.folder).run != self._manifest.run:
             raise ValueError(
                 f"another run has begun a log in {self.folder} since this one did; give each run a folder of its own"
             )
+        if self._damaged:
+            self._remove_from(self.epoch, partial=True)
+        elif finished(self.folder) > self.epoch:
+            raise ValueError(
+                f"another run has recorded epoch {self.epoch} in {self.folder} since this one began; give each run a "
+                "folder of its own"
+            )
+
+    def _write_part(self) -> None:
+        self.recorder.flush()
+        at = epoch_folder(self.folder, self.epoch)
+        with explained(at):
+            at.mkdir(exist_ok=True)
+        write_parquet(at / f"part-{self.world.index:05d}.parquet", self.recorder.part(), explained)
+
+    def _finish(self, padding: int) -> dict[str, Any]:
+        """Check the union of the parts, and say that the epoch is finished."""
+        at, manifest = epoch_folder(self.folder, self.epoch), self._manifest
         names = [f"part-{i:05d}.parquet" for i in range(self.world.size)]
-        tables = pa.concat_tables([pq.read_table(at / name) for name in names])
-        seen = np.bincount(tables.column("row").to_numpy(), minlength=len(self.keys))
+        wanted = ("row", "loss", *(["tokens"] if self.recorder.task == "language_model" else []))
+        tables = [files.read_table(at / name, wanted) for name in names]
+        rows, loss = (np.concatenate([table[name] for table in tables]) for name in ("row", "loss"))
+        seen = np.bincount(rows, minlength=len(self.keys))
         for wrong, words in ((seen == 0, "not seen"), (seen > 1, "seen more than once")):
             if wrong.any():
                 which, n = np.flatnonzero(wrong), int(wrong.sum())
@@ -487,11 +421,11 @@ class LogWriter:
         for path in at.glob("part-*"):
             if path.name not in names:
                 path.unlink()
-        nan = np.isnan(tables.column("loss").to_numpy())
-        empty = tables.column("tokens").to_numpy() == 0 if "tokens" in tables.column_names else np.zeros(len(nan), bool)
-        bad = np.sort(tables.column("row").to_numpy()[nan & ~empty])
+        nan = np.isnan(loss)
+        empty = np.concatenate([table["tokens"] for table in tables]) == 0 if "tokens" in wanted else np.zeros_like(nan)
+        bad = np.sort(rows[nan & ~empty])
         if self.epoch > 1:  # a run may go on from the middle of the epoch just finished
-            _probabilities_path(self.folder, self.epoch - 2).unlink(missing_ok=True)
+            probabilities_path(self.folder, self.epoch - 2).unlink(missing_ok=True)
         report = EpochReport(
             epoch=self.epoch,
             rows=len(seen),
@@ -500,21 +434,28 @@ class LogWriter:
             empty=int(empty.sum()),
             padding=padding,
             parts={name: (at / name).stat().st_size for name in names},
+            digests={name: file_digest(at / name) for name in names},
+            probabilities=file_digest(probabilities_path(self.folder, self.epoch)) if manifest.divergence else None,
         )
-        if self.epoch == 0:
-            self._write_manifest()  # task and classes are known by now
+        known = replace(manifest, task=self.recorder.task, classes=self.recorder.classes)
+        known = replace(known, facts=self._facts) if self.epoch == 0 else known
+        if known != manifest or known.rows is None:
+            self._manifest = known.write(self.folder, explained)  # task and classes are known by now
         facts = asdict(report)
-        write_text(at / REPORT, json.dumps(facts), _explained, sync=True)
-        if read_report(self.folder, self.epoch) is None:
-            raise OSError(f"the parts in {at} changed while the epoch was finished; do two runs write there?")
+        write_text(at / REPORT, files.sealed(facts), explained)
+        try:
+            files.read_report(self.folder, self.epoch, len(seen))
+        except DamagedFileError as error:
+            raise OSError(
+                f"the parts in {at} changed while the epoch was finished; do two runs write there?"
+            ) from error
+        for epoch, why, path in files.moved_aside(self.folder):
+            if why == "replaced" and epoch == self.epoch:
+                remove(path)
         return facts
 
     def _id(self, row: Any) -> Any:
         return self.ids[int(self.order[int(row)])].as_py()
-
-
-def _probabilities_path(folder: Path, epoch: int) -> Path:
-    return folder / f"probabilities-{epoch:05d}.npy"
 
 
 def _sorted_keys(ids: Any, column: str) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -546,17 +487,6 @@ def _integers(labels: Any, count: int) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def _refuse(outside: Any, labels: Any, id_of: Any, classes: int | None) -> None:
-    if not bool(outside.any()):
-        return
-    which = outside.nonzero()[:, 0].tolist()
-    shown = [f"{int(labels[i])} of {id_of(i)!r}" for i in which[:SHOWN]]
-    raise ValueError(
-        f"{_count(len(which), 'label')} not in 0..{(classes or 0) - 1}: {', '.join(shown)}"
-        f"{', ...' if len(which) > SHOWN else ''}; give the network an output for each class, or drop such rows"
-    )
-
-
 def _listed(ids: list[Any], count: int) -> str:
     return ", ".join(repr(i) for i in ids) + (", ..." if count > len(ids) else "")
 
@@ -570,7 +500,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
+    """Say of errors of the disk what is kept, and what to do."""
     try:
         yield
     except OSError as error:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import rows as rows_of
+from hf_prune._formats import unformatted
 from hf_prune.batch import Batch
+from hf_prune.checks import check_dataset
 from hf_prune.fisher.embedding import batches_of, task2vec
 from hf_prune.fisher.probe import FEW, Probe
 
@@ -137,12 +139,7 @@ def _embed_groups(
 
 def _plain(ds: Any, probe: Probe) -> Any:
     """The columns that matter, of a dataset that can be chosen from."""
-    if hasattr(ds, "keys"):
-        raise TypeError(f"got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
-    if not hasattr(ds, "data"):
-        raise TypeError(
-            "batches are drawn from a Dataset; take rows of a stream first: Dataset.from_list(list(ds.take(n)))"
-        )
+    check_dataset(ds, "a coefficient")
     if not len(ds):
         raise ValueError("there are no rows in the dataset")
     wanted = {_column(ds, probe), "row_id"}
@@ -154,7 +151,7 @@ def _plain(ds: Any, probe: Probe) -> Any:
 def _column(ds: Any, probe: Probe) -> str:
     if "input_ids" in ds.column_names and probe.column is None and "text" not in ds.column_names:
         return "input_ids"
-    return probe.reader().reads(Batch(ds[:1], "this coefficient"))[0]
+    return probe.reader().reads(Batch(unformatted(ds)[:1], "this coefficient"))[0]
 
 
 def _order(ds: Any, probe: Probe, seed: int) -> NDArray[np.int64]:

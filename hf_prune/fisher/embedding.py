@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune._formats import unformatted
 from hf_prune._progress import shown
 from hf_prune.batch import Batch
+from hf_prune.checks import check_dataset
 from hf_prune.fisher.distance import as_vector
 from hf_prune.fisher.probe import Probe
 from hf_prune.values import Value
@@ -145,7 +147,6 @@ def batches_of(ds: Any, size: int = ROWS) -> Iterator[Batch]:
     Raises:
         TypeError: a `DatasetDict`.
     """
-    if hasattr(ds, "keys"):
-        raise TypeError(f"task2vec got a {type(ds).__name__}; choose a split, as in ds[{next(iter(ds), 'train')!r}]")
-    blocks = (Batch(rows, "task2vec") for rows in ds.iter(size))
+    check_dataset(ds, "task2vec", streams=True)
+    blocks = (Batch(rows, "task2vec") for rows in unformatted(ds).iter(size))
     yield from shown(blocks, ds, "Squared gradients", lambda batch: batch.n)

@@ -20,6 +20,7 @@ from hf_prune.dynamics.logits import Classifier, next_tokens
 from hf_prune.dynamics.statistics import IGNORE
 from hf_prune.fisher.probe import FEW, Probe
 from hf_prune.fisher.squares import Squares, position_layers
+from hf_prune.labels import check_classes, places_among
 from hf_prune.rows import digests, seeded
 
 IDS = "input_ids"  # column of token ids, read as they are
@@ -187,15 +188,7 @@ class Runner:
         """Labels of the data as places in the head."""
         if self.probe.classes is None:
             return self.reader.labels(batch, self.probe.label)
-        known = {value: place for place, value in enumerate(self.probe.classes)}
-        values = batch.arrow(self.probe.label).to_pylist()
-        for row, value in enumerate(values):
-            if value not in known:
-                raise ValueError(
-                    f"column {self.probe.label!r}: {value!r} in row {row} of this batch is none of the "
-                    f"{len(known)} classes that the head was fitted to"
-                )
-        return np.array([known[value] for value in values], np.int64)
+        return places_among(batch.arrow(self.probe.label), self.probe.classes, self.probe.label)
 
     def _autocast(self, given: Inputs) -> Any:
         device = next(self.network.parameters()).device.type
@@ -344,7 +337,7 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
 
     Raises:
         KeyError: no column of labels.
-        ValueError: one class only, null labels, a head that reads no single vector a row.
+        ValueError: one class only, a label that is null or negative (none), a head that reads no single vector a row.
     """
     from hf_prune.fisher.embedding import batches_of
 
@@ -354,14 +347,15 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     features: list[Tensor] = []
     labels: list[Any] = []
     start: Tensor | None = None
-    name = ""
+    name, read = "", 0
     for batch in batches_of(ds):
         if not language and probe.label not in batch:
             raise MissingColumnError(
                 f"a head is fitted to column {probe.label!r}, the rows have {sorted(batch)}; name it as label=..., or "
                 "keep the model's own head: head='keep'; or say task='language_model' where it is one"
             )
-        values = None if language else batch.arrow(probe.label).to_pylist()
+        values = None if language else check_classes(batch.arrow(probe.label), probe.label, read).to_pylist()
+        read += batch.n
         for places, inputs in reader.passes(batch):
             given = inputs(np.arange(len(places)))
             name = name or head_name(reader, network, given)
@@ -389,8 +383,6 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
         start = head.weight.detach().float().cpu()
         weight, bias = fit_softmax(x, torch.tensor(labels), len(start), probe.l2, start, steps=20)
         return weight.numpy(), None, None
-    if None in labels:
-        raise ValueError(f"column {probe.label!r} has null labels; label these rows, or drop them first")
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
         raise ValueError(

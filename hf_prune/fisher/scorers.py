@@ -65,7 +65,7 @@ class _OfRows(Scorer):
             return 0.0
         runner = self._runner(None)
         if not runner.ready:
-            next(runner.parts(Batch({name: view[name][:1] for name in view}, view.who), [self.probe.seed]))
+            next(runner.parts(view.first(1), [self.probe.seed]))
         return runner.reader.flops(view) * (1 + 2 * runner.backward_share() * runner.passes())
 
     def describe(self) -> ScoreColumn:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune import _arrow, kmeans
+from hf_prune.checks import check_dataset
 
 
 def select_diverse(
@@ -31,13 +32,14 @@ def select_diverse(
         score: column, high = keep.
         embedding: column of vectors.
         diversity: 0: by score alone; 1: by distance alone.
-        pool: look at this many rows of the highest score only; None: at all.
+        pool: look at this many rows of the highest score only (k or more; ranks stay those among all); None: at all.
 
     Returns:
         (k,) row numbers in the order of choice: a prefix is the choice of fewer rows. `ds.select(sorted(...))`.
 
     Raises:
-        ValueError: more rows asked for than have a score, `diversity` not from 0 to 1.
+        ValueError: more rows asked for than have a score or are in the pool, `diversity` not from 0 to 1, a vector that
+            is not finite.
 
     Reference: Carbonell and Goldstein, 1998.
 
@@ -48,14 +50,34 @@ def select_diverse(
     """
     if not 0 <= diversity <= 1:
         raise ValueError(f"diversity={diversity} is no share; give 0 (score alone) to 1 (distance alone)")
+    check_dataset(ds, "select_diverse")
+    for name, value in (("k", k), ("pool", pool)):
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+            raise ValueError(f"{name}={value!r} is no number of rows; give 1 or more")
+    if pool is not None and pool < k:
+        raise ValueError(f"pool={pool} rows are looked at, fewer than the k={k} to choose; give a pool of k or more")
     scores = _arrow.floats_column(ds, score)
     there = np.flatnonzero(~np.isnan(scores))
-    limit = len(there) if pool is None else min(pool, len(there))
-    if isinstance(k, bool) or not 0 < k <= limit:
-        raise ValueError(f"k={k}, but {limit} rows can be chosen from (NaN scores are never kept)")
-    order = there[np.argsort(-scores[there], kind="stable")][:limit]
-    x = kmeans.unit_rows(np.asarray(_arrow.matrix_column(ds, embedding, order), np.float32))
-    return order[greedy(_ranks(scores[order]), x, k, diversity)]
+    if k > len(there):
+        raise ValueError(f"k={k}, but {len(there)} rows can be chosen from (NaN scores are never kept)")
+    ranks = _ranks(scores[there])
+    best = np.argsort(-ranks, kind="stable")[:pool]
+    order = there[best]
+    x = _arrow.matrix_column(ds, embedding, order)
+    bad = ~np.isfinite(x).all(1)
+    if bad.any():
+        raise ValueError(
+            f"column {embedding!r} has numbers that are not finite in row {order[bad].min()}, of {bad.sum()} such rows "
+            f"that have a {score!r}; embed them again, or drop such rows first"
+        )
+    return order[greedy(ranks[best], kmeans.unit_rows(_near_one(x)), int(k), diversity)]
+
+
+def _near_one(x: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows (n, d) times powers of two that make their largest number 0.5 to 1: exact, whatever their size."""
+    wide = np.asarray(x, np.float64)
+    exponents = np.frexp(np.abs(wide).max(1, initial=0))[1]
+    return np.asarray(np.ldexp(wide, -exponents[:, None]), np.float32)
 
 
 def greedy(values: NDArray[np.float64], x: NDArray[np.float32], k: int, diversity: float) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from hf_prune._embed.prefix import shortened
 from hf_prune._lm import causal
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
@@ -206,8 +207,9 @@ class AskLLM(Scorer):
     def _rows(self, batch: Batch) -> tuple[list[list[int]], dict[int, str], _Prompt]:
         columns = [self.text] if isinstance(self.text, str) else list(self.text)
         texts, bad, _ = read_texts(batch, columns, self.join)
-        ask = self._prompt()
-        return [ids[: ask.room] + ask.after for ids in causal.token_ids(self._tokenizer(), texts)], bad, ask
+        ask, tokenizer = self._prompt(), self._tokenizer()
+        texts = shortened(tokenizer, texts, ask.room)
+        return [ids[: ask.room] + ask.after for ids in causal.token_ids(tokenizer, texts)], bad, ask
 
     def _prompt(self) -> _Prompt:
         tokenizer, label = self._tokenizer(), self.model.label

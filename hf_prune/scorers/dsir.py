@@ -19,6 +19,7 @@ from hf_prune._prune.draw import METHODS
 from hf_prune._prune.inputs import draw_keys
 from hf_prune._prune.rule import make_rule
 from hf_prune.batch import Batch
+from hf_prune.checks import check_dataset
 from hf_prune.models import memo
 from hf_prune.sample import columns as read_columns
 from hf_prune.scorer import Scorer
@@ -450,6 +451,7 @@ def sample_by_targets(
     >>> sample_by_targets(ds, {"dsir_p": 0.5, "dsir_q": 0.5}, rows=2)["x"][:]
     ['a', 'c']
     """
+    check_dataset(ds, "sample_by_targets")
     shares = np.array(list(proportions.values()), np.float64)
     if not len(shares) or not (shares >= 0).all() or not shares.sum() > 0:
         raise ValueError(f"proportions={dict(proportions)!r}; give columns with shares >= 0, not all 0")

@@ -10,9 +10,10 @@ import numpy as np
 
 from hf_prune import rows
 from hf_prune.batch import Batch
+from hf_prune.labels import check_classes, places_among
 from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
-from hf_prune.scorers.supervised_prototypes import check_labels, class_codes, mean_distance
+from hf_prune.scorers.supervised_prototypes import mean_distance
 
 CENTRES = ("median", "mean")
 
@@ -54,7 +55,8 @@ class Moderate(Scorer):
         fitted_on: what it was fitted on.
 
     Raises:
-        ValueError: a label that was not there when fitting, or is null; another width than the centres.
+        ValueError: a label that was not there when fitting, is null or negative (no label); another width than the
+            centres.
 
     Reference: Xia et al., Moderate coreset, ICLR 2023.
 
@@ -111,14 +113,14 @@ class Moderate(Scorer):
             centre, name: of the scorer.
 
         Raises:
-            ValueError: an empty dataset, a null label, non-finite rows.
+            ValueError: an empty dataset, a label that is null or negative (no label), non-finite rows.
         """
         if centre not in CENTRES:
             raise ValueError(f"centre={centre!r} is not one of {CENTRES}")
         parts: dict[Any, list[np.ndarray]] = {}
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
-            labels = check_labels(block.beside, label, block.start)
+            labels = check_classes(block.beside, label, block.start)
             encoded = labels.dictionary_encode()
             codes = encoded.indices.to_numpy()
             for code, value in enumerate(encoded.dictionary.to_pylist()):
@@ -153,6 +155,6 @@ class Moderate(Scorer):
                 f"column {self.embedding!r} has width {x.shape[1]}, the class centres {self.class_centres.shape[1]}; "
                 "fit on embeddings of the same model"
             )
-        own = class_codes(batch.arrow(self.label), self.classes, self.label)
+        own = places_among(batch.arrow(self.label), self.classes, self.label)
         distance = mean_distance(x, self.class_centres, own)
         return {self.name: middle_rank(distance, self.distances), f"{self.name}_distance": distance}

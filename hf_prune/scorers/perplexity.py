@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from hf_prune._embed.prefix import shortened
 from hf_prune._lm import causal
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
@@ -235,6 +236,7 @@ class Perplexity(Scorer):
         columns = [self.text] if isinstance(self.text, str) else list(self.text)
         texts, bad, _ = read_texts(batch, columns, self.join, self._renderer())
         tokenizer, bos = self._tokenizer(), self._bos()
+        texts = shortened(tokenizer, texts, self.max_tokens)
         sequences = causal.token_ids(tokenizer, texts)
         n_bytes = np.zeros(len(texts), np.int64)
         for row, (text, ids) in enumerate(zip(texts, sequences, strict=True)):

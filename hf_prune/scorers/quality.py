@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from hf_prune import _arrow, rows
 from hf_prune.batch import Batch
+from hf_prune.labels import check_classes
 from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
 
@@ -18,18 +19,52 @@ HEADS = ("ridge", "logistic")
 BITS = 22  # of a number: products of two have 44, and 2**9 of these still add up exactly in float64
 ROWS = 1 << 9
 HALF = 31
+ROOM = 6  # bits that the largest number may be above the typical one before it costs them precision
+MOST = 4  # parts of a column
+FEW = 1024  # rows that tell what is typical
 SAMPLE = 100_000
 ROUNDS = 100
+
+
+class Grid(NamedTuple):
+    """How each of (d + 1,) columns, the features and the target, is rounded to whole numbers.
+
+    Attributes:
+        largest: absolute numbers, after `center` is taken off.
+        center: what is taken off first: 0, or the middle of a column whose numbers differ by little of their size.
+        typical: distance of a column's numbers from their middle. Where the largest is far above it, the column is
+            split into several of 22 bits, the next one holding what the one before rounded off.
+    """
+
+    largest: np.ndarray
+    center: np.ndarray
+    typical: np.ndarray
+
+    @classmethod
+    def of(cls, low: np.ndarray, high: np.ndarray, some: np.ndarray) -> Grid:
+        """The grid of columns with these (d + 1,) least and largest numbers; `some` (m, d + 1) are rows of them."""
+        middle = np.median(some, axis=0)
+        typical = _median_of_others(np.abs(some - middle))
+        typical = np.where(typical > 0, typical, np.maximum(high - middle, middle - low))
+        center = np.where((typical > 0) & (np.abs(middle) > 2.0**ROOM * typical), middle, 0.0)
+        return cls(np.maximum(high - center, center - low), center, typical)
+
+
+def _median_of_others(x: np.ndarray) -> np.ndarray:
+    """Median (d,) of the numbers (m, d) >= 0 that are not 0; 0 where all are."""
+    ordered = np.sort(x, axis=0)
+    zeros = (ordered == 0).sum(0)
+    return np.asarray(ordered[np.minimum((zeros + len(x)) // 2, len(x) - 1), np.arange(x.shape[1])])
 
 
 class RidgeSums:
     """Sums of products of features and target that do not depend on the order of the rows, nor on how they were split.
 
-    Each column is rounded to 2**-22 of a power of two above its largest number; sums of the products are whole
-    numbers then, added up exactly in (d + 2)**2 pairs of int64.
+    Each column is rounded to 2**-22 of a power of two above its largest number, or finer (see `Grid`); sums of the
+    products are whole numbers then, added up exactly in (d + 2)**2 pairs of int64.
 
     Args:
-        largest: (d + 1,) largest absolute numbers of the features and of the target; the same for all that are merged.
+        grid: the same for all that are merged; or the (d + 1,) largest absolute numbers of the features and the target.
 
     >>> x, y = np.array([[0.0], [1.0], [2.0]]), np.array([1.0, 3.0, 5.0])
     >>> sums = RidgeSums(np.array([2.0, 5.0])).add(x[:2], y[:2])
@@ -38,11 +73,21 @@ class RidgeSums:
     ([2.0], 1.0)
     """
 
-    def __init__(self, largest: np.ndarray) -> None:
-        with np.errstate(divide="ignore"):
-            exponents = np.where(largest > 0, np.ceil(np.log2(largest)), 0.0)
-        self.scale = np.append(2.0**exponents, 1.0)  # the last column is the constant
-        width = len(self.scale)
+    def __init__(self, grid: Grid | np.ndarray) -> None:
+        if not isinstance(grid, Grid):
+            grid = Grid(grid, np.zeros(len(grid)), grid)
+        self.center = np.append(grid.center, 0.0)  # the last column is the constant
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exponents = np.where(grid.largest > 0, np.ceil(np.log2(grid.largest)), 0.0)
+            above = np.nan_to_num(exponents - np.log2(grid.typical) - ROOM, nan=0.0, posinf=0.0)
+        self.scale = np.append(2.0**exponents, 1.0)
+        parts = np.append(1 + np.ceil(np.clip(above / BITS, 0, MOST - 1)).astype(int), 1)
+        # first parts of all columns come first, then second ones of those that have some
+        self.columns = [np.flatnonzero(parts > part) for part in range(parts.max())]
+        self.of = np.concatenate(self.columns)
+        units = [self.scale[columns] * 2.0 ** (-BITS * (i + 1)) for i, columns in enumerate(self.columns)]
+        self.unit = np.concatenate(units)
+        width = len(self.unit)
         self.high = np.zeros((width, width), np.int64)
         self.low = np.zeros((width, width), np.int64)
 
@@ -50,26 +95,42 @@ class RidgeSums:
         """Add (b, d) features with their (b,) targets."""
         for start in range(0, len(x), ROWS):
             some = slice(start, start + ROWS)
-            whole = np.column_stack([x[some].astype(np.float64), y[some], np.ones(len(y[some]))])
-            fixed = np.rint(whole * (2.0**BITS / self.scale))
+            left = np.column_stack([x[some].astype(np.float64), y[some], np.ones(len(y[some]))]) - self.center
+            left = left * (2.0**BITS / self.scale)
+            fixed = np.rint(left)
+            if len(self.columns) > 1:
+                fixed = self._split(left)
             products = (fixed.T @ fixed).astype(np.int64)
             self.high += products >> HALF
             self.low += products & ((1 << HALF) - 1)
         return self
 
+    def _split(self, left: np.ndarray) -> np.ndarray:
+        """Columns (b, d + 2) in units of their first part, as whole numbers of all parts, (b, w)."""
+        found = []
+        for part, columns in enumerate(self.columns):
+            left = left[:, np.isin(self.columns[part - 1], columns)] if part else left
+            found.append(np.rint(left))
+            left = (left - found[-1]) * 2.0**BITS
+        return np.concatenate(found, axis=1)
+
     def merge(self, other: RidgeSums) -> Self:
         """Add what another shard has summed."""
-        if not np.array_equal(self.scale, other.scale):
-            raise ValueError("the shards have other scales; give all of them the largest numbers of the whole")
+        if not all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("unit", "of", "center")):
+            raise ValueError("the shards have other scales; give all of them the grid of the whole")
         self.high += other.high
         self.low += other.low
         return self
 
     def products(self) -> np.ndarray:
-        """The (d + 2, d + 2) sums of products of features, target and a constant 1."""
+        """The (d + 2, d + 2) sums of products of features, target and a constant 1; without the center."""
         high, low = self.high + (self.low >> HALF), self.low & ((1 << HALF) - 1)
-        unit = self.scale / 2.0**BITS
-        return np.asarray((high * 2.0**HALF + low) * unit[:, None] * unit)
+        parts = np.asarray((high * 2.0**HALF + low) * self.unit[:, None] * self.unit)
+        if len(self.columns) == 1:
+            return parts
+        sums = np.zeros((len(self.scale), len(self.scale)))
+        np.add.at(sums, (self.of[:, None], self.of), parts)
+        return sums
 
     def solve(self, l2: float) -> tuple[np.ndarray, float]:
         """Weights (d,) and intercept that minimise `sum (y - w x - b)**2 + l2 * |w|**2`.
@@ -83,10 +144,11 @@ class RidgeSums:
             weights = np.linalg.solve(gram, centred[:-1, -1])
         except np.linalg.LinAlgError as error:
             raise ValueError("the features depend on each other, so that no weights are best; pass l2 > 0") from error
+        mean = mean + self.center[:-1]
         return weights, float(mean[-1] - mean[:-1] @ weights)
 
     def centred(self) -> tuple[float, np.ndarray, np.ndarray]:
-        """Rows, (d + 1,) means, and (d + 1, d + 1) sums of products of what is left after the means."""
+        """Rows, (d + 1,) means without the center, (d + 1, d + 1) sums of products of what is left after the means."""
         products = self.products()
         n = float(products[-1, -1])
         mean = products[-1, :-1] / n
@@ -218,7 +280,8 @@ class QualityClassifier(Scorer):
 
         Args:
             annotated: `Dataset` or `IterableDataset` with both columns.
-            label: column of annotations: numbers, such as 0 to 5. A ClassLabel counts by its index.
+            label: column of annotations: numbers, such as 0 to 5. A ClassLabel counts by its index; of
+                whole numbers, negative ones are rows without a label.
             embedding: column of rows of floats.
             head: "ridge" or "logistic".
             l2: penalty on the squared weights (not on the intercept).
@@ -227,7 +290,8 @@ class QualityClassifier(Scorer):
             int_score, name: of the scorer.
 
         Raises:
-            ValueError: no rows, a null or non-finite annotation, one level only, more than two without a threshold.
+            ValueError: no rows, an annotation that is null, non-finite or no label, one level only, more than two
+                without a threshold.
             TypeError: annotations that are not numbers.
         """
         if head not in HEADS:
@@ -235,15 +299,20 @@ class QualityClassifier(Scorer):
         if not l2 >= 0:
             raise ValueError(f"l2={l2!r} is no penalty; give 0 or more")
         who = cls.__name__
-        total, content, largest, seen = 0, np.zeros((), np.uint64), np.zeros(0), np.zeros(0)
+        total, content, seen = 0, np.zeros((), np.uint64), np.zeros(0)
+        least, most, few = np.zeros(0), np.zeros(0), _Lowest(FEW)
         for block in blocks(annotated, embedding, who, label):
             y = _annotations(block.beside, label, block.start)
-            tops = np.append(np.abs(block.x).max(0), np.abs(y).max())
-            largest = tops if total == 0 else np.maximum(largest, tops)
+            ends = [np.append(end(block.x, axis=0), end(y)).astype(np.float64) for end in (np.min, np.max)]
+            least = ends[0] if total == 0 else np.minimum(least, ends[0])
+            most = ends[1] if total == 0 else np.maximum(most, ends[1])
             seen = np.unique(np.concatenate([seen, y]))
             seen = seen if len(seen) <= 4 else seen[[0, 1, -2, -1]]
-            content += _keys(block.x, y, 0).sum(dtype=np.uint64)
+            keys = _keys(block.x, y, 0)
+            few.add(keys, block.x, y)
+            content += keys.sum(dtype=np.uint64)
             total += len(y)
+        grid = Grid.of(least, most, np.column_stack([few.x.astype(np.float64), few.y]))
         low, high = float(seen[0]), float(seen[-1])
         if low == high:
             raise ValueError(f"column {label!r} is {low:g} in all {total} rows; annotate good and bad ones")
@@ -251,7 +320,7 @@ class QualityClassifier(Scorer):
         if head == "ridge":
             if threshold is not None:
                 raise ValueError("threshold is for head='logistic'; the ridge head learns all levels")
-            sums = RidgeSums(largest)
+            sums = RidgeSums(grid)
             for block in blocks(annotated, embedding, who, label):
                 sums.add(block.x, _annotations(block.beside, label, block.start))
             weights, intercept = sums.solve(l2)
@@ -265,9 +334,11 @@ class QualityClassifier(Scorer):
                 raise ValueError(
                     f"threshold={threshold} leaves one side empty: annotations go from {low:g} to {high:g}"
                 )
-            x, y = _sample(annotated, embedding, label, who, sample, seed)
+            center = grid.center[:-1]
+            x, y = _sample(annotated, embedding, label, who, sample, seed, center)
             known |= {"threshold": high if threshold is None else threshold, "sampled": len(y)}
             weights, intercept = fit_logistic(x, (y >= known["threshold"]).astype(np.float64), l2)
+            intercept -= float(center @ weights)
         return cls(weights, intercept, head, (low, high), embedding, int_score, name, known)
 
     def columns(self) -> dict[str, str]:
@@ -310,6 +381,8 @@ def _annotations(values: pa.Array | None, name: str, start: int) -> np.ndarray:
         raise ValueError(
             f"column {name!r} is {values[row].as_py()} in row {start + row}; annotate it, or drop such rows"
         )
+    if pa.types.is_integer(values.type):
+        check_classes(values, name, start, meant="float32")
     return found
 
 
@@ -318,18 +391,33 @@ def _keys(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
     return rows.seeded(both, seed)
 
 
+class _Lowest:
+    """Rows with the lowest keys, in the order of these: a sample that no order of the rows changes."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+        self.keys, self.x, self.y = np.zeros(0, np.uint64), np.zeros((0, 0), np.float32), np.zeros(0)
+
+    def add(self, keys: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        """Offer (b,) keys with their (b, d) features and (b,) targets."""
+        if self.size is not None and len(self.keys) == self.size:
+            some = keys < self.keys[-1]
+            keys, x, y = keys[some], x[some], y[some]
+        keys = np.concatenate([self.keys, keys])
+        order = np.argsort(keys, kind="stable")[: self.size]
+        self.x = np.concatenate([self.x.reshape(-1, x.shape[1]), x])[order]
+        self.keys, self.y = keys[order], np.concatenate([self.y, y])[order]
+
+
 def _sample(
-    ds: Any, embedding: str, label: str, who: str, size: int | None, seed: int
+    ds: Any, embedding: str, label: str, who: str, size: int | None, seed: int, center: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with the lowest hashes of their content, in the order of these."""
-    keys, x, y = np.zeros(0, np.uint64), np.zeros((0, 0), np.float32), np.zeros(0)
+    """Rows with the lowest hashes of their content, in the order of these, without the center."""
+    lowest = _Lowest(size)
     for block in blocks(ds, embedding, who, label):
         own = _annotations(block.beside, label, block.start)
-        keys = np.concatenate([keys, _keys(block.x, own, seed)])
-        order = np.argsort(keys, kind="stable")[:size]
-        x = np.concatenate([x.reshape(-1, block.x.shape[1]), block.x.astype(np.float32)])[order]
-        keys, y = keys[order], np.concatenate([y, own])[order]
-    return x, y
+        lowest.add(_keys(block.x, own, seed), (block.x - center).astype(np.float32), own)
+    return lowest.x, lowest.y
 
 
 def _explained(sums: RidgeSums, weights: np.ndarray) -> float:

@@ -135,7 +135,8 @@ class SSLPrototypes(Scorer):
 
         Args:
             ds: `Dataset` or `IterableDataset` with the embedding column.
-            k: number of centres, best within a factor of ten of the number of kinds; None: the root of the rows.
+            k: number of centres, best within a factor of ten of the number of kinds; None: the root of the rows, at
+                most half of those that are distinct.
             embedding: column of rows of floats.
             seed: of the sample and the start; with equal content the centres do not depend on row order.
             prototype: "centroids" of k-means; "batch": one, the mean of all rows learned on, as a large batch has it.
@@ -168,19 +169,30 @@ class SSLPrototypes(Scorer):
             if metric == "cosine" and not centre.any():
                 raise ValueError(f"the rows of {embedding!r} add up to zero, so no row has an angle to their mean")
             return cls(centre, embedding, metric, normalize, cluster, name, {**facts, "prototype": prototype})
-        if k is None:
-            k = max(1, min(round(facts["rows"] ** 0.5), len(x) // 2 or 1))
-        if k > len(x):
+        least = 2 if metric == "margin" else 1
+        chosen = k or max(least, min(round(facts["rows"] ** 0.5), len(x) // 2))
+        if chosen > len(x) and k is not None:
             raise ValueError(
                 f"k={k} centres, but {len(x)} rows to learn on"
                 + (f" (sample={sample})" if sample is not None and sample < facts["rows"] else "")
                 + f"; use k={len(x)} or less"
             )
-        found = kmeans.kmeans(
-            kmeans.unit_rows(x) if normalize else x, k, seed=seed, spherical=spherical, niter=niter, engine=engine
-        )
+        x = kmeans.unit_rows(x) if normalize else x
+        how: dict[str, Any] = {"seed": seed, "spherical": spherical, "niter": niter, "engine": engine}
+        try:
+            found = kmeans.kmeans(x, chosen, **how)
+        except kmeans.FewRowsError as few:
+            if k is not None:
+                raise
+            if few.distinct < least:
+                raise ValueError(
+                    f"metric='margin' compares two centroids, but the rows of {embedding!r} are one and the same; use "
+                    "another metric"
+                ) from few
+            chosen = max(least, few.distinct // 2)  # as of few rows: with a centre for each, all would score 0
+            found = kmeans.kmeans(x, chosen, **how)
         facts |= {
-            "k": k,
+            "k": chosen,
             "seed": seed,
             "spherical": spherical,
             "engine": found.engine,
@@ -196,7 +208,11 @@ class SSLPrototypes(Scorer):
         return {f"{self.name}_cluster": "nearest centre, -1 for a zero vector"} if self.cluster else {}
 
     def flops(self, batch: Mapping[str, Any]) -> float:
-        return 2.0 * self.centroids.size * Batch(batch).n
+        """One product with all centres a row, and the row's share of the fit, as one of those it was fitted on."""
+        facts, (k, width), fit = self.fitted_on or {}, self.centroids.shape, 0.0
+        if "iterations" in facts:
+            fit = kmeans.fit_flops(k, width, facts["sampled"], facts["iterations"]) / float(facts["rows"])
+        return (2.0 * self.centroids.size + fit) * Batch(batch).n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hf_prune import kmeans, rows
 from hf_prune.batch import Batch
+from hf_prune.labels import check_classes, places_among
 from hf_prune.models import memo
 from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
@@ -24,12 +24,18 @@ BITS = 32  # of the fraction; 2**30 rows of numbers up to 1 still fit an int64
 class ClassSums:
     """Sums of vectors by class that do not depend on the order of the rows: fixed point in int64.
 
-    Each number is rounded to 2**-32 of `scale`, a power of two above the largest of them, which costs at most
-    1.2e-10 of it, less on average over many rows.
+    Each number is rounded to 2**-32 of a power of two above the largest of them, which costs at most 1.2e-10 of it,
+    less on average over many rows. With `largest` every coordinate has a power of its own, and what was rounded off is
+    summed as well: 64 bits below the largest, so that one outlier takes nothing from the others.
+
+    Args:
+        largest: (d,) largest absolute numbers of each coordinate; None: 1.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
+    def __init__(self, largest: np.ndarray | None = None) -> None:
+        self.parts = 1 if largest is None else 2
+        largest = np.ones(1) if largest is None else np.asarray(largest, np.float64)
+        self.unit = 2.0**BITS / 2.0 ** np.clip(np.ceil(np.log2(np.where(largest > 0, largest, 1))), -900, 1023)
         self.sums: dict[Any, np.ndarray] = {}
         self.counts: dict[Any, int] = {}
 
@@ -38,9 +44,18 @@ class ClassSums:
         encoded = labels.dictionary_encode()
         codes = encoded.indices.to_numpy()
         order = np.argsort(codes, kind="stable")
-        fixed = np.rint(np.asarray(x[order], np.float64) * (2.0**BITS / self.scale)).astype(np.int64)
         edges = np.flatnonzero(np.diff(codes[order], prepend=-1))
-        totals, counts = np.add.reduceat(fixed, edges, axis=0), np.diff(edges, append=len(codes))
+        counts = np.diff(edges, append=len(codes))
+        left = x[order].astype(np.float64, copy=False)
+        left *= self.unit
+        totals = np.empty((len(counts), self.parts, left.shape[1]), np.int64)
+        for part in range(self.parts):
+            last = part == self.parts - 1
+            whole = np.rint(left, out=left if last else None)
+            totals[:, part] = np.add.reduceat(whole.astype(np.int64), edges, axis=0)
+            if not last:
+                left -= whole
+                left *= 2.0**BITS
         for value, total, count in zip(encoded.dictionary.to_pylist(), totals, counts, strict=True):
             self.sums[value] = self.sums[value] + total if value in self.sums else total
             self.counts[value] = self.counts.get(value, 0) + int(count)
@@ -48,7 +63,8 @@ class ClassSums:
     def means(self) -> tuple[list[Any], np.ndarray]:
         """Classes in sorted order, and their (C, d) float64 means."""
         classes = sorted(self.sums)
-        means = [self.sums[c] / self.counts[c] * (self.scale / 2.0**BITS) for c in classes]
+        weights = 2.0 ** (-BITS * np.arange(self.parts))
+        means = [weights @ self.sums[c] / self.counts[c] / self.unit for c in classes]
         return classes, np.stack(means)
 
 
@@ -74,9 +90,26 @@ def class_margin(cosines: np.ndarray, own: np.ndarray) -> np.ndarray:
 def mean_distance(x: np.ndarray, means: np.ndarray, own: np.ndarray | None) -> np.ndarray:
     """Euclidean distance of (n, d) rows to the mean of their class, or to the nearest if `own` is None, (n,)."""
     x = np.asarray(x, np.float64)
-    if own is None:
-        own = (x @ means.T - np.einsum("cd,cd->c", means, means) / 2).argmax(1)
+    own = nearest_mean(x, means) if own is None else own
     return np.asarray(np.linalg.norm(x - means[own], axis=1))
+
+
+def nearest_mean(x: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Which of (C, d) means is nearest to each of (n, d) float64 rows, (n,); the first of equals.
+
+    Products find, differences tell: they are taken where two means are as near as products can say.
+    """
+    shift = means.mean(0)  # what all have in common costs digits
+    x, means = x - shift, means - shift
+    squares = np.einsum("cd,cd->c", means, means)
+    products = x @ means.T - squares / 2
+    best, longest = products.argmax(1), float(squares.max()) ** 0.5
+    slack = (x.shape[1] + 4) * 2.0**-51 * longest * (np.linalg.norm(x, axis=1) + longest)
+    rivals = products >= (products.max(1) - slack)[:, None]
+    for row in np.flatnonzero(rivals.sum(1) > 1):
+        some = np.flatnonzero(rivals[row])
+        best[row] = some[np.linalg.norm(x[row] - means[some], axis=1).argmin()]
+    return np.asarray(best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +127,8 @@ class SupervisedPrototypes(Scorer):
         metric: "cosine" (the paper's): `1 - cos to the own mean`. "euclidean": distance to the own mean.
             "margin": `max cos to another mean - cos to the own`, in [-2, 2].
         normalize_before_mean: scale rows to length 1 before the mean; under "euclidean" before the distance too.
-        nearest: measure to the nearest class mean instead of the own (it hides mislabelled rows).
+        nearest: measure to the nearest class mean instead of the own (it hides mislabelled rows); not of a
+            margin, which is the own class's.
         margin: write `<name>_margin`, cosine to the own mean minus the largest to another; low = suspicious.
         name: column.
         fitted_on: what the means were learned on.
@@ -102,7 +136,8 @@ class SupervisedPrototypes(Scorer):
     Zero vectors score NaN under cosines.
 
     Raises:
-        ValueError: a label that was not there when fitting, or is null; another width than the means.
+        ValueError: a label that was not there when fitting, is null or negative (no label); another width than the
+            means; `nearest` under metric="margin".
 
     Reference: Sorscher et al., 2022, arXiv 2206.14486 (`normalize_before_mean` is our choice: the text is silent).
 
@@ -135,6 +170,11 @@ class SupervisedPrototypes(Scorer):
             raise ValueError(f"metric={self.metric!r} is not one of {METRICS}")
         if np.ndim(self.class_means) != 2 or len(self.class_means) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes, but means of shape {np.shape(self.class_means)}")
+        if self.nearest and self.metric == "margin":
+            raise ValueError(
+                "nearest=True contradicts metric='margin', which compares the own class with the nearest other; leave "
+                "one out"
+            )
         if len(self.classes) < 2 and (self.metric == "margin" or self.margin):
             raise ValueError(f"a margin compares two classes, there is only {self.classes[0]!r}")
 
@@ -170,15 +210,18 @@ class SupervisedPrototypes(Scorer):
             metric, normalize_before_mean, nearest, margin, name: of the scorer.
 
         Raises:
-            ValueError: an empty dataset, a null label, non-finite rows, a class whose mean is zero.
+            ValueError: an empty dataset, a label that is null or negative (no label), non-finite rows, a class whose
+                mean is zero.
         """
-        sums, facts = ClassSums(), {"column": embedding, "label": label}
+        largest = None
         if not normalize_before_mean:
-            largest = max(float(np.abs(block.x).max(initial=0)) for block in blocks(ds, embedding, cls.__name__))
-            sums.scale = 2.0 ** np.ceil(np.log2(largest)) if largest else 1.0
+            for block in blocks(ds, embedding, cls.__name__):
+                tops = np.abs(block.x).max(0)
+                largest = tops if largest is None else np.maximum(largest, tops)
+        sums, facts = ClassSums(largest), {"column": embedding, "label": label}
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
-            labels = check_labels(block.beside, label, block.start)
+            labels = check_classes(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
             content += rows.seeded(both, 0).sum(dtype=np.uint64)
@@ -225,7 +268,7 @@ class SupervisedPrototypes(Scorer):
                 f"column {self.embedding!r} has width {x.shape[1]}, the class means {self.class_means.shape[1]}; "
                 "fit on embeddings of the same model"
             )
-        own = class_codes(batch.arrow(self.label), self.classes, self.label)
+        own = places_among(batch.arrow(self.label), self.classes, self.label)
         means = memo(self, "unit", lambda: kmeans.unit_rows(np.asarray(self.class_means, np.float64)))
         similarity = class_cosines(x, means)
         if self.metric == "cosine":
@@ -237,35 +280,3 @@ class SupervisedPrototypes(Scorer):
             vectors = kmeans.unit_rows(np.asarray(x, np.float64)) if self.normalize_before_mean else x
             score = mean_distance(vectors, self.class_means, None if self.nearest else own)
         return {self.name: score} | ({f"{self.name}_margin": class_margin(similarity, own)} if self.margin else {})
-
-
-def class_codes(labels: pa.Array, classes: tuple[Any, ...], column: str) -> np.ndarray:
-    """Place (n,) of each label among the classes that were fitted.
-
-    Raises:
-        TypeError: the labels are no classes.
-        ValueError: a label is null, or was not there when fitting.
-    """
-    check_labels(labels, column, 0)
-    table = pa.array(classes)
-    codes = pc.index_in(labels.cast(table.type), value_set=table)
-    if codes.null_count:
-        row = int(np.flatnonzero(codes.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(
-            f"column {column!r}: {labels[row].as_py()!r} in row {row} of this batch is no class that was "
-            f"fitted (there are {len(classes)}); fit on data with all classes"
-        )
-    return np.asarray(codes.to_numpy())
-
-
-def check_labels(labels: pa.Array | None, name: str, start: int) -> pa.Array:
-    """The labels of rows from `start` on, if they are classes; else the error that says so."""
-    assert labels is not None
-    if not (pa.types.is_integer(labels.type) or pa.types.is_string(labels.type) or pa.types.is_boolean(labels.type)):
-        raise TypeError(
-            f"column {name!r} holds {labels.type}, not classes; name a ClassLabel, integer or string column"
-        )
-    if labels.null_count:
-        row = start + int(np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"column {name!r} is null in row {row}; label it, or drop such rows first")
-    return labels

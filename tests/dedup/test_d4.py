@@ -79,5 +79,5 @@ def test_bad_input(rows):
         warnings.simplefilter("ignore", prune.TieWarning)
         with pytest.raises(ValueError, match=r"k=80 centres, but 51 rows"):
             hp.d4(rows, 0.5, 0.5, k=80)
-    with pytest.raises(TypeError, match="d4 got a DatasetDict; give a Dataset"):
+    with pytest.raises(TypeError, match=r"d4 got a DatasetDict; choose a split, as in ds\['train'\]"):
         hp.d4(datasets.DatasetDict(train=rows))

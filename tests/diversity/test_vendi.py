@@ -163,6 +163,23 @@ def test_rows_told_apart_by_little_are_not_lost_in_float32():
     assert hp.vendi_score(x) == pytest.approx(hp.vendi_score(x.astype(float)), rel=1e-9)
 
 
+@pytest.mark.parametrize("q", [1, 1.5, 2, 2.001, 3, 40, INF])
+def test_many_small_eigenvalues_count_by_their_sum(q):
+    """A thousandth of the length in each of 40 directions: none is above the rounding, together they are."""
+    rng = np.random.default_rng(6)
+    x = (np.array([5.0] + [0] * 39) + 0.01 * rng.standard_normal((3000, 40))).astype(np.float32)
+    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    p = np.linalg.eigvalsh(unit.T @ unit / 3000)
+    assert (p < 8e-6).sum() == 39
+    want = {1: np.exp(-(p * np.log(p)).sum()), INF: 1 / p.max()}.get(q) or (p**q).sum() ** (1 / (1 - q))
+    assert hp.vendi_score(x, q) - 1 == pytest.approx(want - 1, rel=1e-6)
+    assert hp.vendi_score(dataset(x), q) == hp.vendi_score(dataset(x).to_iterable_dataset(), q)
+    gram = Gram("float32")
+    gram.add(x)
+    if q > 2:
+        assert gram.score(q) - 1 == pytest.approx(want - 1, rel=1e-2)
+
+
 def test_merged_copies_and_blocks(rows):
     twice = hp.vendi_score(np.concatenate([rows[:50], rows[:1]]))
     weights = np.full(50, 1 / 51)

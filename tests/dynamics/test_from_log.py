@@ -203,6 +203,21 @@ def test_rules_for_the_never_learned(tmp_path):
     assert hp.Forgetting.from_log([log, log], never="inf")(rows)["forgetting"].tolist() == [0, 4, np.inf, 0]
     assert hp.Forgetting.from_log(log, never=0)(rows)["forgetting"].tolist() == [0, 2, 0, 0]
     assert hp.Forgetting.from_log([log, log])(rows)["forgetting"].tolist() == [0, 4, 12, 0]
+    once = TrainingLog.from_logits(tmp_path / "once", list("abcd"), np.stack([z[0], z[1]]), [0] * 4)
+    for never, want in ((2.5, [0, 2, 5, 2.5]), (np.float32(0.25), [0, 2, 0.5, 0.25]), (np.int64(7), [0, 2, 14, 7])):
+        both = hp.Forgetting.from_log([log, once], never=never)
+        assert both(rows)["forgetting"].tolist() == want, never
+        assert hp.Forgetting.from_log(log, never=never)(rows)["forgetting"].tolist() == [0, 2, never, 0]
+        assert type(both.never) in (int, float) and str(both.never) in both.raw
+    assert hp.Forgetting.from_log(log, never=float("inf"))(rows)["forgetting"].tolist() == [0, 2, np.inf, 0]
+    assert sorted(hp.Forgetting.from_log(log)(rows)) == [
+        f"forgetting{x}" for x in ("", "_first_learned", "_never_learned")
+    ]
+    for never in (float("nan"), -0.5, True, None):
+        with pytest.raises(ValueError, match="is none of 'epochs', 'inf' or a number"):
+            hp.Forgetting.from_log(log, never=never)
+    with pytest.raises(ValueError, match="never=2.5 with tie_break='el2n': .* give never=2, or no tie_break"):
+        hp.Forgetting.from_log(log, never=2.5, tie_break="el2n")
     for tie_break in ("first_learned", "el2n"):
         fine = hp.Forgetting.from_log([log, log], tie_break=tie_break)(rows)["forgetting"]
         assert np.floor(fine).tolist() == [0, 4, 12, 0] and fine.dtype == np.float64
@@ -274,6 +289,54 @@ def test_threshold_samples_find_planted_errors(tmp_path):
     np.testing.assert_allclose(found["aum"], np.nanmean(in_run, axis=0), atol=1e-5)
     with pytest.raises(ValueError, match="threshold samples need two runs or more"):
         hp.AUM.from_log(logs[0], threshold_seed=0)
+
+
+def test_threshold_samples_are_those_of_the_labels(tmp_path):
+    """Three runs; what does not go with the order, the seed or the width of the output is refused, and said."""
+    rng = np.random.default_rng(5)
+    n, classes = 90, 3
+    ds = Dataset.from_dict({"row_id": [f"id{i}" for i in range(n)], "label": rng.integers(0, classes, n).tolist()})
+    z = rng.normal(size=(2, n, classes + 1))
+
+    def log(name, labels, width=0, **options):
+        wide = np.concatenate([z, rng.normal(size=(2, n, width))], axis=2)
+        return TrainingLog.from_logits(tmp_path / name, ds["row_id"][:], wide, np.array(labels), **options)
+
+    runs = [log(f"run{run}", hp.with_threshold_samples(ds, run=run, seed=9)["label"][:]) for run in range(3)]
+
+    def score(*logs, seed=9):
+        return hp.AUM.from_log(list(logs), threshold_seed=seed)
+
+    assert "aum_flagged" in score(*runs).columns() and "aum_flagged" in score(*runs[:2]).columns()
+    words = r"log 0 has .* run 1, log 1 has .* run 2, log 2 has .* run 0; .*: \[logs\[2\], logs\[0\], logs\[1\]\]"
+    with pytest.raises(ValueError, match=words):
+        score(runs[1], runs[2], runs[0])
+    with pytest.raises(ValueError, match="log 1 has those of run 0; give the logs of runs 0 to 1, in this order"):
+        score(runs[0], runs[0])
+    with pytest.raises(ValueError, match="log 1 has those of run 2; give the logs of runs 0 to 1"):
+        score(runs[0], runs[2])
+    with pytest.raises(ValueError, match="drawn with seed 8, log 0 has none of them, .* the seed they were drawn with"):
+        score(*runs, seed=8)
+    plain = log("plain", ds["label"][:])
+    with pytest.raises(ValueError, match="log 0 has those of run 0, log 1 has none of them"):
+        score(runs[0], plain)
+    with pytest.raises(ValueError, match="networks have 4 outputs, .* go to 2: .* or these are no runs with threshold"):
+        score(plain, plain)
+    wide = [log(f"wide{run}", runs[run].labels[np.searchsorted(runs[0].keys, digests(ds["row_id"][:]))], 1)
+            for run in range(2)]  # fmt: skip
+    with pytest.raises(ValueError, match="networks have 5 outputs, .* but the labels go to 3: .* train with 4 outputs"):
+        score(*wide)
+    other = ds.map(lambda row: {"label": (row["label"] + 1) % classes if row["row_id"] == "id7" else row["label"]})
+    changed = log("changed", hp.with_threshold_samples(other, run=1, seed=9)["label"][:])
+    with pytest.raises(ValueError, match="log 1 has other labels than log 0 in 1 of 90 rows .*, first 'id7'"):
+        score(runs[0], changed)
+    silent = TrainingLog.create(tmp_path / "silent", ids=ds["row_id"][:])
+    for epoch in z:
+        silent.record(ds["row_id"][:], epoch, hp.with_threshold_samples(ds, run=1, seed=9)["label"][:])
+        silent.end_epoch()
+    with pytest.warns(UserWarning, match="log 1 does not know the labels it was trained on"):
+        quiet = score(runs[0], tmp_path / "silent")
+    assert (quiet.logged.values["flagged"] == score(*runs[:2]).logged.values["flagged"]).all()
 
 
 def test_flag_is_strictly_more_than_a_percent():

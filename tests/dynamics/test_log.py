@@ -17,7 +17,8 @@ import torch
 
 import hf_prune
 from hf_prune import TrainingLog, rows
-from hf_prune.dynamics import statistics, writer
+from hf_prune._files import DamagedFileError
+from hf_prune.dynamics import recorder, statistics
 
 Z = np.array([[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]])
 Y = np.array([0, 2, 1, 0])
@@ -266,7 +267,7 @@ def test_one_block_or_many(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     logits, labels, ids = rng.normal(size=(2, 50, 6)), rng.integers(0, 6, 50), [str(i) for i in range(50)]
     once = TrainingLog.from_logits(tmp_path / "a", ids, logits, labels, divergence=True)
-    monkeypatch.setattr(writer, "BLOCK", 60)
+    monkeypatch.setattr(recorder, "BLOCK", 60)
     made = TrainingLog.create(tmp_path / "b", ids=ids, divergence=True)
     for epoch in logits:
         for i in range(0, 50, 7):
@@ -444,9 +445,8 @@ def test_labels_are_those_that_the_log_began_with(tmp_path):
         TrainingLog.create(folder, ids=IDS, labels=[0, 1, 1, 0], resume=True)
     TrainingLog.create(folder, ids=IDS[::-1], labels=Y[::-1], resume=True)
     TrainingLog.create(folder, ids=IDS, resume=True)  # not told: not compared
-    full(TrainingLog.create(tmp_path / "old", ids=IDS))  # as logs were before they had labels and names of runs
-    manifest = tmp_path / "old" / "log.json"
-    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "run"}))
+    full(TrainingLog.create(tmp_path / "old", ids=IDS))
+    as_before_digests(tmp_path / "old", run=False)  # nor had logs labels and names of runs then
     made = TrainingLog.create(tmp_path / "old", ids=IDS, labels=1 - Y, resume=True)
     full(made)
     assert TrainingLog(tmp_path / "old").epochs == 2
@@ -498,13 +498,31 @@ def test_what_is_not_there(tmp_path):
         TrainingLog(tmp_path / "log")
 
 
-def test_a_truncated_part_is_not_a_finished_epoch(tmp_path):
-    made = TrainingLog.create(tmp_path / "log", ids=IDS)
+def as_before_digests(folder: Path, run: bool = True) -> None:
+    """Turn a log into one of the first format: without digests, and in its beginnings without names of runs."""
+    for path in [folder / "log.json", *folder.glob("epoch-*/report.json")]:
+        gone = {"digest", "digests", "probabilities", "rows" if path.name == "log.json" else "", "" if run else "run"}
+        facts = {name: value for name, value in json.loads(path.read_text()).items() if name not in gone}
+        path.write_text(json.dumps(facts | {"format": 1} if "format" in facts else facts))
+
+
+def test_a_truncated_part_is_a_damaged_epoch(tmp_path):
+    folder = tmp_path / "log"
+    made = TrainingLog.create(folder, ids=IDS)
     full(made), full(made)
-    part = tmp_path / "log" / "epoch-00001" / "part-00000.parquet"
+    part = folder / "epoch-00001" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-9])
-    assert TrainingLog(tmp_path / "log").epochs == 1
-    assert TrainingLog.create(tmp_path / "log", ids=IDS, resume=True).epoch == 1
+    log = TrainingLog(folder)
+    assert log.epochs == 2 and list(log.damaged()) == [1] and len(log.read("loss", 0)) == 4
+    with pytest.raises(
+        DamagedFileError, match=r"recording of epoch 1 .*part-00000.parquet has .* bytes, not .*leave the"
+    ):
+        log.read("loss", 1)
+    made = TrainingLog.create(folder, ids=IDS, resume=True)
+    assert made.epoch == 1 and log.epochs == 2  # nothing is touched before there is something better
+    with pytest.warns(UserWarning, match=r"epoch 1 of the log .* is damaged; it was moved to epoch-00001.damaged-1"):
+        full(made)
+    assert log.epochs == 2 and not log.damaged() and (folder / "epoch-00001.damaged-1" / part.name).exists()
 
 
 KILLED = """
@@ -550,13 +568,11 @@ def test_memory_does_not_grow_with_epochs_or_classes(tmp_path):
         for epoch in range(3):
             for i in range(0, n, 1000):
                 made.record_rows(np.arange(i, i + 1000), z, torch.zeros(1000, dtype=torch.long))
-            waiting = sum(x.nbytes for _, part in made._waiting for x in part.values())
-            assert waiting <= 4 * writer.BLOCK + z.nbytes + 8 * n
-            made._work_out()
-            held = sum(array.nbytes for part in made._parts for array in part.values())
-            assert held <= 52 * n, epoch
+            assert made.recorder.held_bytes[0] <= 4 * recorder.BLOCK + z.nbytes + 8 * n
+            made.recorder.work_out()
+            assert made.recorder.held_bytes[0] == 0 < made.recorder.held_bytes[1] <= 52 * n, epoch
             made.end_epoch()
-            assert not made._parts and not made._waiting
+            assert made.recorder.held_bytes == (0, 0)
 
 
 def test_importing_the_log_is_light():

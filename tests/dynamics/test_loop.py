@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 import hf_prune
-from hf_prune import TrainingLog, crop_and_flip, rows, train_with_log
+from hf_prune import TrainingLog, _lock, crop_and_flip, rows, train_with_log
 from hf_prune.rows import seeded
 
 ROOT = Path(hf_prune.__file__).parents[1]
@@ -155,10 +157,32 @@ def test_going_on_with_other_labels(ds, tmp_path):
 
 def test_a_run_that_failed_early(ds, alone, tmp_path):
     with pytest.raises(ValueError, match="give the network 3 outputs"):
-        train_with_log(make_net(2), ds, tmp_path / "log", epochs=4, **OPTIONS)
+        train_with_log(make_net(2), ds, tmp_path / "a" / "log", epochs=4, **OPTIONS)
+    assert list(tmp_path.iterdir()) == []  # what is refused leaves nothing
+    TrainingLog.create(tmp_path / "log", ids=ds["row_id"][:])  # and what is killed, this
     with pytest.warns(UserWarning, match="log holds a log without a finished epoch, .* begins anew"):
         log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **OPTIONS)
     np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
+
+
+def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_lock, "PATIENCE", 0.1)
+    order = []
+
+    def hold():
+        with _lock.locked(tmp_path / "log", "recorded"):
+            held.set()
+            time.sleep(0.5)
+            order.append("the first")
+
+    held, first = threading.Event(), threading.Thread(target=hold)
+    first.start()
+    held.wait(20)
+    log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, on_epoch=lambda *_: order.append("s"), **OPTIONS)
+    first.join()
+    assert order == ["the first", *"ssss"] and "is being recorded by process" in caplog.text
+    assert log.read("margin", 3).tobytes() == alone[0].read("margin", 3).tobytes()
+    assert not list((tmp_path / "log").glob(".hf_prune_lock*"))
 
 
 def test_threshold_samples_may_have_a_class_of_their_own(ds, tmp_path):
@@ -250,16 +274,59 @@ def test_bad_input(ds, tmp_path):
         (ValueError, "schedule='steps' is not known", {"schedule": "steps"}),
         (ValueError, "the dataset has no rows", {"data": ds.select([])}),
         (TypeError, "hard labels", {"label": "soft", "data": ds.add_column("soft", [0.5] * N)}),
+        (TypeError, r"several values a row \(List", {"label": "many", "data": ds.add_column("many", [[0, 1]] * N)}),
+        (TypeError, "train_with_log needs a Dataset, .* not a stream", {"data": ds.to_iterable_dataset()}),
+        (TypeError, "train_with_log got a DatasetDict; choose a split", {"data": DatasetDict({"train": ds})}),
         (ValueError, r"1 rows without a class .* first row_id 'r2': -1",
          {"data": ds.map(lambda r, i: {"label": -1 if i == 2 else 0}, with_indices=True)}),
         (ValueError, "1 id occurs more than once: 'r0'", {"data": ds.select([0, 1, 0])}),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
             run(**options)
+        assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"17 labels that are not in 0..1, up to 2; give the network 3 outputs"):
         run(net=make_net(2))
     with pytest.raises(ValueError, match="one class|1 class"):
         train_with_log(make_net(1), ds.map(lambda r: {"label": 0}), tmp_path / "one", epochs=1, **OPTIONS)
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 7])
+def test_steps_accumulate_as_asked(ds, tmp_path, every):
+    """53 rows in passes of 9, six an epoch: a step of an epoch's end is of two, three, two, or six passes."""
+    from accelerate import Accelerator
+
+    net = make_net()
+    accelerator = Accelerator(gradient_accumulation_steps=every)
+    options = {**OPTIONS, "batch_size": 9}
+    log = train_with_log(net, ds, tmp_path / "log", epochs=2, accelerator=accelerator, **options)
+    x, y = torch.tensor(ds["x"][:]), torch.tensor(ds["label"][:])
+    keys = rows.digests(ds["row_id"][:])
+    plain = make_net()
+    opt = sgd(plain.parameters())
+    steps = -(-6 // every)
+    margins = np.zeros((2, N))
+    for epoch in range(2):
+        order = np.argsort(seeded(seeded(keys, 0), epoch))
+        for step in range(steps):
+            of_step = torch.tensor(order[step * every * 9 : (step + 1) * every * 9])
+            opt.param_groups[0]["lr"] = 0.2 * (0.5 + 0.5 * np.cos(np.pi * (epoch * steps + step) / (2 * steps)))
+            opt.zero_grad()
+            for which in of_step.split(9):
+                out = plain(x[which])
+                (torch.nn.functional.cross_entropy(out, y[which], reduction="sum") / len(of_step)).backward()
+                others = out.detach().masked_fill(torch.eye(C, dtype=torch.bool)[y[which]], -torch.inf).max(1).values
+                margins[epoch, which] = out.detach()[torch.arange(len(which)), y[which]] - others
+            opt.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    at = np.searchsorted(log.keys, keys)
+    for epoch in range(2):
+        np.testing.assert_allclose(log.read("margin", epoch)[at], margins[epoch], atol=1e-4)
+    assert log.facts["batch_size"] == 9 * every
+    big = make_net()  # the same steps without parts
+    train_with_log(big, ds, tmp_path / "big", epochs=2, **{**OPTIONS, "batch_size": 9 * every})
+    for a, b in zip(net.parameters(), big.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 SCRIPT = """
@@ -280,7 +347,13 @@ def watch(x, generator):
 net = make_net()
 options = {**OPTIONS, "save_every": 1 if kill else 0}
 log = train_with_log(net, make_data(), sys.argv[1], epochs=4, accelerator=accelerator, augment=watch, **options)
-facts = {"world": accelerator.num_processes, "weights": net.state_dict()["0.weight"].tolist(), "calls": calls}
+parts = make_net()
+if accelerator.num_processes > 1:
+    accelerator = Accelerator(gradient_accumulation_steps=3)
+    options = {**OPTIONS, "batch_size": 6}
+    train_with_log(parts, make_data(), sys.argv[1] + "-parts", epochs=2, accelerator=accelerator, **options)
+facts = {"parts": parts.state_dict()["0.weight"].tolist()}
+facts |= {"world": accelerator.num_processes, "weights": net.state_dict()["0.weight"].tolist(), "calls": calls}
 pathlib.Path(f"{sys.argv[1]}-{accelerator.process_index}.json").write_text(json.dumps(facts))
 """
 
@@ -309,6 +382,10 @@ def test_two_processes(tmp_path, alone):
     assert [f["world"] for f in facts] == [2, 2]
     assert facts[0]["calls"][:4] == [8, 8, 8, 3] and facts[1]["calls"][:4] == [8, 8, 8, 2]
     np.testing.assert_allclose(facts[0]["weights"], alone[1]["0.weight"], atol=1e-5)
+    big = make_net()  # steps of three passes of six rows; the last pass of an epoch has five
+    train_with_log(big, make_data(), tmp_path / "big", epochs=2, **{**OPTIONS, "batch_size": 18})
+    for fact in facts:
+        np.testing.assert_allclose(fact["parts"], big.state_dict()["0.weight"], atol=1e-5)
     log = TrainingLog(tmp_path / "log")
     assert log.epochs == 4
     for epoch in range(4):

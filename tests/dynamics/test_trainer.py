@@ -349,6 +349,123 @@ def test_a_run_that_failed_early(tmp_path):
         run("c")
 
 
+def as_killed_in(folder, step, also=()):
+    """Cut a checkpoint off where the Trainer is about to write its state, which it does last."""
+    (folder / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    for name in also:
+        (folder / f"checkpoint-{step}" / name).unlink()
+
+
+def test_killed_while_the_first_checkpoint_is_written(tmp_path):
+    """The next call begins anew with a word, be it asked to resume or not; a complete run is not begun anew."""
+
+    def run(name, checkpoint=None, epochs=1, **options):
+        options = {"save_strategy": "epoch", "num_train_epochs": epochs, **options}
+        made = RecordingTrainer(
+            classifier(), arguments(tmp_path / name, **options), train_dataset=texts(), data_collator=pad,
+            log=tmp_path / f"{name}-log",
+        )  # fmt: skip
+        made.train(resume_from_checkpoint=checkpoint)
+        return TrainingLog(tmp_path / f"{name}-log")
+
+    want = run("whole", epochs=2)
+    for name, checkpoint in (("a", True), ("b", None)):
+        run(name)
+        as_killed_in(tmp_path / name, 6, also=["model.safetensors"])
+        with pytest.warns(
+            UserWarning, match=f"{name}-log cannot be gone on with .its first checkpoint was cut off.: it beg"
+        ):
+            assert same(run(name, checkpoint, epochs=2), want)
+        assert not list((tmp_path / f"{name}-log").glob("epoch-*.*"))
+    run("c")  # killed before that
+    for path in (tmp_path / "c").glob("checkpoint-*"):
+        path.rename(tmp_path / "c-old")
+    with pytest.raises(ValueError, match=r"c-log holds a training log already; .*; it has no checkpoint to go on from"):
+        run("c", epochs=2)
+    with pytest.warns(UserWarning, match="c-log cannot be gone on with .there is no checkpoint.: it begins anew"):
+        assert same(run("c", True, epochs=2), want)
+    with pytest.raises(ValueError, match=r"holds a training log already; .*by train\(resume_from_checkpoint=True\)"):
+        run("c", epochs=2)
+    run("d")
+    as_killed_in(tmp_path / "d", 6)
+    (tmp_path / "d" / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 1.0, "global')
+    with pytest.warns(UserWarning, match="its first checkpoint was cut off"):
+        assert same(run("d", True, epochs=2), want)
+    with pytest.raises(ValueError, match="No valid checkpoint found"):
+        (tmp_path / "e").mkdir()
+        run("e", True)
+    assert not (tmp_path / "e-log").exists()
+
+
+def test_a_later_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    def run(name, checkpoint=None, epochs=3):
+        made = RecordingTrainer(
+            classifier(), arguments(tmp_path / name, save_strategy="steps", save_steps=4, num_train_epochs=epochs),
+            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log",
+        )  # fmt: skip
+        made.train(resume_from_checkpoint=checkpoint)
+        return TrainingLog(tmp_path / f"{name}-log")
+
+    want = run("whole")
+    run("a")
+    as_killed_in(tmp_path / "a", 18)
+    as_killed_in(tmp_path / "a", 16)
+    assert same(run("a", True), want)
+
+
+@pytest.mark.parametrize("record", ["train", "eval"])
+def test_a_damaged_epoch_is_recorded_again_from_a_checkpoint_before_it(tmp_path, record):
+    def run(name, checkpoint=None):
+        made = RecordingTrainer(
+            classifier(), arguments(tmp_path / name, save_strategy="epoch", num_train_epochs=4),
+            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", record=record,
+        )  # fmt: skip
+        made.train(resume_from_checkpoint=checkpoint)
+        return TrainingLog(tmp_path / f"{name}-log")
+
+    want = run("whole")
+    run("a")
+    report = tmp_path / "a-log" / "epoch-00002" / "report.json"
+    report.write_bytes(report.read_bytes()[:-1])
+    before = sorted((tmp_path / "a-log").iterdir())
+    with pytest.raises(
+        ValueError, match="goes on with epoch 4, and epoch 2 of its log is damaged; nothing was changed"
+    ):
+        run("a", str(tmp_path / "a" / "checkpoint-24"))
+    assert sorted((tmp_path / "a-log").iterdir()) == before
+    with pytest.warns(UserWarning, match="epoch 2 of the log .* is damaged; it was moved to epoch-00002.damaged-1"):
+        with pytest.warns(
+            UserWarning, match=r"reaches to epoch 2 without damage: the run goes on from checkpoint-1[28]"
+        ):
+            assert same(run("a", True), want)
+    left = sorted(path.name for path in (tmp_path / "a-log").glob("epoch-*.*"))
+    assert left == ["epoch-00002.damaged-1"]
+    for path in (tmp_path / "a").glob("checkpoint-*"):
+        if path.name != "checkpoint-24":
+            path.rename(tmp_path / f"old-{path.name}")
+    report.write_bytes(b"")
+    with pytest.raises(ValueError, match="epoch 2 of its log is damaged; nothing was changed"):
+        run("a", True)
+
+
+def test_refused_training_leaves_no_folder(tmp_path):
+    class Refuses(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            raise KeyError("no")
+
+    for collate, callbacks, error in (
+        (pad, [Refuses()], KeyError),
+        (lambda rows_: {"input_ids": pad(rows_)["input_ids"]}, [], ValueError),
+    ):
+        trainer = RecordingTrainer(
+            classifier(), arguments(tmp_path / "out"), train_dataset=texts(), data_collator=collate,
+            log=tmp_path / "logs" / "log", callbacks=callbacks,
+        )  # fmt: skip
+        with pytest.raises(error):
+            trainer.train()
+        assert not (tmp_path / "logs").exists()
+
+
 def same(log, want):
     columns = set(log.columns) & set(want.columns)
     pairs = [(log.read(name, e), want.read(name, e)) for e in range(want.epochs) for name in columns]
@@ -445,6 +562,27 @@ def test_bad_input(tmp_path):
     make().train()
     with pytest.raises(ValueError, match="holds a training log already"):
         make().train()
+    for labels, words, error in (
+        ([[0.0, 1.0, 0.0]] * N, r"column 'label' holds several values a row \(List.*multi-label", TypeError),
+        (
+            [i % 4 - 1 for i in range(N)],
+            r"has 6 rows without a class .*\[-1, -1, -1, -1, -1\] of \['r0', 'r4'",
+            ValueError,
+        ),
+        ([-100] + [1] * (N - 1), r"has 1 rows without a class .*: \[-100\] of \['r0'\]; drop such rows", ValueError),
+        ([None] + [1] * (N - 1), r"has 1 rows without a class .*: \[None\] of \['r0'\]; drop such rows", ValueError),
+        ([0.5] * N, "column 'label' holds double; a log is of hard labels", TypeError),
+    ):
+        with pytest.raises(error, match=words):
+            make(ds.remove_columns("label").add_column("label", labels), log=tmp_path / "none")
+    for problem in ("multi_label_classification", "regression"):
+        model = classifier()
+        model.config.problem_type = problem
+        with pytest.raises(ValueError, match=f"problem_type is '{problem}'; a log is of hard labels, one class a row"):
+            make(model=model)
+    with pytest.raises(ValueError, match="the model has one output .num_labels=1., which is regression"):
+        make(model=classifier(labels=1))
+    assert not (tmp_path / "none").exists()
     soft = ds.map(lambda row: {"label": row["label"] / 2})
     with pytest.raises(TypeError, match="hard labels"):
         make(soft, classifier(labels=1), log=tmp_path / "soft").train()

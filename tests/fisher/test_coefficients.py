@@ -329,3 +329,50 @@ def test_select_diverse_by_brute_force():
         hp.select_diverse(ds, 60)
     with pytest.raises(ValueError, match="diversity=2"):
         hp.select_diverse(ds, 6, diversity=2)
+
+
+def chosen_by_brute_force(x, score, k, diversity, pool=None):
+    there = [i for i in range(len(x)) if not np.isnan(score[i])]
+    values = sorted({score[i] for i in there})
+    rank = {i: values.index(score[i]) / max(len(values) - 1, 1) for i in there}
+    left, chosen = sorted(there, key=lambda i: -score[i])[:pool], []
+    unit = [np.array(v, float) / max(np.abs(v)) for v in x]
+    unit = [v / np.linalg.norm(v) for v in unit]
+    for _ in range(k):
+        gain = [
+            (1 - diversity) * rank[i] - diversity * max((unit[i] @ unit[j] for j in chosen), default=-1) for i in left
+        ]
+        chosen.append(left.pop(int(np.argmax(gain))))
+    return chosen
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e20, 1e30])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_select_diverse_from_a_pool(scale, dtype):
+    rng = np.random.default_rng(8)
+    x, score = rng.normal(size=(40, 4)) * (scale if dtype != "float16" else 2.0), rng.normal(size=40).round(1)
+    score[3] = np.nan
+    features = {"embedding": datasets.List(datasets.Value(dtype)), "s": datasets.Value("float64")}
+    ds = datasets.Dataset.from_dict({"embedding": list(x.astype(dtype)), "s": score}, datasets.Features(features))
+    for pool in (9, 25, 39, 100, None):
+        found = hp.select_diverse(ds, 9, "s", diversity=0.4, pool=pool)
+        assert found.tolist() == chosen_by_brute_force(x.astype(dtype), score, 9, 0.4, pool)
+
+
+def test_bad_rows_and_pools_of_select_diverse():
+    x, score = np.eye(6), np.arange(6.0)
+    x[1, 2], x[4, 0], score[1] = np.nan, np.inf, np.nan
+    ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "s": score})
+    with pytest.raises(ValueError, match="not finite in row 4, of 1 such rows that have a 's'"):
+        hp.select_diverse(ds, 2, "s")
+    assert hp.select_diverse(ds, 1, "s", pool=1).tolist() == [5]  # nobody looks at row 4
+    for options, message in (
+        ({"k": 3, "pool": 2}, "pool=2 rows are looked at, fewer than the k=3"),
+        ({"k": 1, "pool": 0}, "pool=0 is no number of rows"),
+        ({"k": 1, "pool": 2.5}, "pool=2.5 is no number"),
+        ({"k": True}, "k=True is no number"),
+        ({"k": -1}, "k=-1 is no number"),
+        ({"k": 6}, "k=6, but 5 rows can be chosen"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hp.select_diverse(ds, score="s", **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ from datasets.fingerprint import Hasher
 
 import hf_prune as hp
 from hf_prune.scorers.ssl_prototypes import prototype_distance
+from hf_prune.scorers.supervised_prototypes import nearest_mean
 
 X = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8], [3, 4]])
 Y = [0, 0, 1, 1, 0]
@@ -322,3 +324,116 @@ def test_one_large_batch_for_a_prototype(vectors):
         hp.SSLPrototypes.fit(vectors, k=4, prototype="batch")
     with pytest.raises(ValueError, match="prototype='mean'"):
         hp.SSLPrototypes.fit(vectors, prototype="mean")
+
+
+# numbers of every size
+
+SPREADS = {
+    "offset": lambda x: x + np.array([1e2, 1e4, 1e6, 1e8]),
+    "outlier": lambda x: np.concatenate([x, [[1e6, -1e9, 1e12, 3.0]] * 2]),
+    "scales": lambda x: x * np.array([1e-30, 1e-3, 1e5, 1e30]),
+    "tiny": lambda x: x * 1e-30,
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_class_means_are_those_of_exact_sums(spread, dtype):
+    x = spread(np.random.default_rng(2).normal(size=(60, 4))).astype(dtype)
+    labels = [i % 3 for i in range(len(x))]
+    features = {"embedding": datasets.List(datasets.Value(dtype)), "label": datasets.Value("int64")}
+    ds = datasets.Dataset.from_dict({"embedding": list(x), "label": labels}, datasets.Features(features))
+    scorer = hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize_before_mean=False)
+    for label, mean in enumerate(scorer.class_means):
+        own = x[np.array(labels) == label]
+        want = [float(sum(map(Fraction, column.tolist())) / len(own)) for column in own.T]
+        error = 2.0**-60 * np.abs(x.astype(np.float64)).max(0) + 2.0**-51 * np.abs(want)
+        assert (np.abs(mean - want) <= error).all()
+    assert hp.SupervisedPrototypes.fit(ds.shuffle(seed=1), metric="euclidean", normalize_before_mean=False) == scorer
+    wide = x.astype(np.float64)
+    far = np.linalg.norm(wide[:, None] - scorer.class_means, axis=2)
+    assert scorer(ds[:])["supervised_proto"] == pytest.approx(far[np.arange(len(x)), labels], rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e5, 1e8])
+def test_the_nearest_class_mean_far_from_zero(offset):
+    rng = np.random.default_rng(5)
+    means, x = rng.normal(size=(9, 6)) * 1e-3, rng.normal(size=(300, 6)) * 1e-3
+    shift = offset * np.array([1, -1, 0, 0, 1, 0])
+    means, x = means + shift, x + shift
+    means[:, 3] *= 1e-6  # differences that the other coordinates drown
+    means[1, [0, 1, 2, 4, 5]] = means[0, [0, 1, 2, 4, 5]]
+    far = np.linalg.norm(x[:, None] - means, axis=2)
+    assert (nearest_mean(x, means) == far.argmin(1)).all()
+    scorer = hp.SupervisedPrototypes(
+        means, tuple(range(9)), metric="euclidean", normalize_before_mean=False, nearest=True
+    )
+    found = scorer({"embedding": x, "label": [0] * 300})["supervised_proto"]
+    assert found == pytest.approx(far.min(1), rel=1e-6)
+
+
+def test_a_margin_is_of_the_own_class():
+    ds = dataset(X, label=Y)
+    with pytest.raises(ValueError, match="nearest=True contradicts metric='margin'"):
+        hp.SupervisedPrototypes.fit(ds, metric="margin", nearest=True)
+    out = hp.SupervisedPrototypes.fit(ds, metric="cosine", nearest=True, margin=True)(ds[:])
+    assert out["supervised_proto_margin"] == pytest.approx(
+        -hp.SupervisedPrototypes.fit(ds, metric="margin")(ds[:])["supervised_proto"]
+    )
+
+
+# few distinct rows, and what a fit costs
+
+FEW = {
+    "seven of 600": lambda x: x[np.random.default_rng(1).integers(0, 7, 600)],
+    "two of 90": lambda x: x[np.arange(90) % 2],
+    "all equal": lambda x: np.tile(x[:1], (40, 1)),
+    "all equal but for length": lambda x: np.outer(1 + np.arange(40), x[0]),
+    "one": lambda x: x[:1],
+    "two": lambda x: x[:2],
+    "three": lambda x: x[:3],
+    "one beside zeros": lambda x: np.concatenate([x[:1], np.zeros((9, 6))]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*rows tie at the cut")
+@pytest.mark.parametrize("few", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("engine", [None, "torch"])
+def test_a_default_k_is_one_that_the_rows_have(few, engine):
+    x = few(np.random.default_rng(9).normal(size=(7, 6)))
+    ds, distinct = dataset(x), len({tuple((row / max(np.linalg.norm(row), 1e-9)).round(6)) for row in x if row.any()})
+    for options in ({}, {"metric": "euclidean", "spherical": False}):
+        scorer = hp.SSLPrototypes.fit(ds, engine=engine, **options)
+        assert len(scorer.centroids) == scorer.fitted_on["k"] == max(1, min(round(len(x) ** 0.5), distinct // 2))
+        assert len(scorer(ds[:])["ssl_proto"]) == len(x)
+    if distinct > 1:
+        scorer = hp.SSLPrototypes.fit(ds, engine=engine, metric="margin")
+        assert len(scorer.centroids) == max(2, min(round(len(x) ** 0.5), distinct // 2))
+    else:
+        with pytest.raises(
+            ValueError, match="compares two centroids, but the rows of 'embedding' are one and the same"
+        ):
+            hp.SSLPrototypes.fit(ds, engine=engine, metric="margin")
+    assert np.nanmin(hp.SemDeDup.fit(ds, engine=engine)(ds[:])["semdedup"]) >= 0
+    with pytest.raises(ValueError, match=f"k={distinct + 1} c"):  # whoever asks for too many is told
+        hp.SSLPrototypes.fit(ds, k=distinct + 1, engine=engine)
+    if len(x) > 8:
+        d4 = hp.d4(dataset(x).add_column("row_id", [str(i) for i in range(len(x))]), 1.0, 0.5)
+        assert len(d4) == int(0.5 * sum(row.any() for row in x) + 0.5)
+
+
+def test_what_prototypes_cost_holds_the_fit(big):
+    scorer = hp.SSLPrototypes.fit(big, k=20)
+    rounds = scorer.fitted_on["iterations"]
+    # a row meets all centres once in each iteration, once for the start (there are fewer than 4096), once for its score
+    assert scorer.flops(big[:10]) == 10 * 2 * 20 * 24 * (rounds + 2)
+    part = hp.SSLPrototypes.fit(big, k=20, sample=300)
+    assert part.flops(big[:10]) == pytest.approx(10 * 2 * 20 * 24 * (1 + 0.1 * (part.fitted_on["iterations"] + 1)))
+    assert (
+        hp.SSLPrototypes(scorer.centroids).flops(big[:10])
+        == hp.SSLPrototypes.fit(big, prototype="batch").flops(big[:10]) * 20
+    )
+    semdedup = hp.SemDeDup.fit(big, k=20)
+    facts = semdedup.fitted_on
+    want = 2 * 24 * (20 * (facts["iterations"] + 2) + facts["pairs"] / 3000)
+    assert semdedup.flops(big[:1]) == pytest.approx(want, abs=0.1)

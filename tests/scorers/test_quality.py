@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from datasets.fingerprint import Hasher
 
 import hf_prune as hp
-from hf_prune.scorers.quality import RidgeSums, fit_logistic
+from hf_prune.scorers.quality import Grid, RidgeSums, fit_logistic
 
 
 def dataset(x, y, label="label"):
@@ -158,3 +160,84 @@ def test_bad_embeddings(ds):
 def test_separable_classes_without_a_penalty_have_no_optimum():
     x, t = np.array([[-1.0], [1.0]] * 5), np.array([0.0, 1.0] * 5)
     assert fit_logistic(x, t, 1.0)[0][0] > 0
+
+
+def oracle(x, y, l2):
+    """Predictions of the ridge of float64 rows, from columns of length 1 about means that are summed exactly."""
+    means = np.array([math.fsum(column) / len(x) for column in x.T])
+    rest, target = x - means, y - math.fsum(y) / len(y)
+    size = np.sqrt((rest**2).sum(0))
+    size[size == 0] = 1
+    rows = np.concatenate([rest / size, np.diag(np.sqrt(l2) / size)])
+    found = np.linalg.lstsq(rows, np.append(target, np.zeros(x.shape[1])), rcond=1e-15)[0]
+    return rest / size @ found + math.fsum(y) / len(y)
+
+
+def hard(kind, rng, n=400, d=5):
+    x = rng.normal(size=(n, d))
+    if kind.startswith("offset"):
+        x = x + float(kind.split()[1])
+    elif kind.startswith("outlier row"):
+        x[7] = float(kind.split()[2])
+    elif kind.startswith("outlier"):
+        x[7, 2] = x[9, 0] = -float(kind.split()[1])
+    elif kind.startswith("scale"):
+        x = x * float(kind.split()[1])
+    elif kind == "mixed":
+        x = x * np.array([1e-30, 1e-8, 1.0, 1e8, 1e30]) + np.array([0, 1.0, 1e4, 0, 0])
+    elif kind == "both":
+        x = x + 1e5
+        x[7, 2] = 0
+    return x
+
+
+KINDS = [f"offset {v:g}" for v in (1e2, 1e4, 1e6, 1e8)] + [f"outlier {v:g}" for v in (1e3, 1e6, 1e9)]
+KINDS += ["outlier row 1e6", "scale 1e-30", "scale 1e30", "mixed", "both"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_number_of_a_column_takes_nothing_from_the_others(kind, dtype):
+    rng = np.random.default_rng(3)
+    plain = hard("", np.random.default_rng(3))
+    x = hard(kind, rng).astype(dtype)
+    y = (plain @ [1, -2, 0.5, 3, -1] + rng.normal(size=len(x))).astype(np.float32)
+    l2 = (
+        1e-3 * float(np.median((x.astype(np.float64) - np.median(x, axis=0)) ** 2)) or 1.0
+    )  # float32 near 1e8 are equal
+    l2 = 0.0 if kind == "mixed" else l2
+    features = {"embedding": datasets.List(datasets.Value(dtype)), "label": datasets.Value("float32")}
+    ds = datasets.Dataset.from_dict({"embedding": list(x), "label": y}, datasets.Features(features))
+    scorer = hp.QualityClassifier.fit(ds, l2=l2)
+    want = oracle(x.astype(np.float64), y.astype(np.float64), l2)
+    assert np.abs(scorer(ds[:])["quality"] - want).max() < 2e-5 * max(1, np.abs(want).max())
+    again = hp.QualityClassifier.fit(ds.shuffle(seed=5), l2=l2)
+    assert again == scorer and Hasher.hash(again) == Hasher.hash(scorer)
+
+
+def test_split_columns_merge_to_the_same_bits():
+    rng = np.random.default_rng(0)
+    x, y = hard("outlier 1e9", rng), rng.normal(size=400)
+    grid = Grid.of(np.append(x.min(0), y.min()), np.append(x.max(0), y.max()), np.column_stack([x, y])[:200])
+    whole = RidgeSums(grid).add(x, y)
+    assert len(whole.unit) > 7 and len(RidgeSums(grid._replace(typical=grid.largest)).unit) == 7
+    order = rng.permutation(400)
+    merged = RidgeSums(grid)
+    for part in np.array_split(order, 5):
+        merged.merge(RidgeSums(grid).add(x[part], y[part]))
+    assert np.array_equal(merged.products(), whole.products())
+    exact = [[sum(Fraction(a) * Fraction(b) for a, b in zip(u, v, strict=True)) for v in (x[:, 1], y)] for u in x.T]
+    found = whole.products()[:5, [1, 5]]
+    assert np.abs(found - np.array(exact, float)).max() < 1e-6 * np.abs(x).max()
+    assert np.abs(found[1] - np.array(exact[1], float)).max() < 1e-4
+
+
+def test_a_logistic_head_of_rows_far_from_zero():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(300, 3))
+    labels = (x[:, 0] + rng.normal(size=300) > 0).astype(int)
+    want = hp.QualityClassifier.fit(dataset(x.astype(np.float32), labels), head="logistic")
+    features = datasets.Features(embedding=datasets.List(datasets.Value("float64")), label=datasets.Value("int64"))
+    far = datasets.Dataset.from_dict({"embedding": list(x + 1e7), "label": labels}, features)
+    found = hp.QualityClassifier.fit(far, head="logistic")(far[:])["quality"]
+    assert found == pytest.approx(want({"embedding": x})["quality"], abs=1e-5)
