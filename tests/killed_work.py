@@ -20,7 +20,8 @@ from run_scorers import Length, Widen
 import hf_prune._hub.remote as remote_module
 import hf_prune._hub.tables as tables_module
 import hf_prune._run.join as join_module
-from hf_prune import _lock, cli, filter_by_score, load_scores, push_scored, save_scored, score
+from hf_prune import _lock, filter_by_score, load_scores, push_scored, save_scored, score
+from hf_prune.cli import main
 
 datasets.disable_progress_bars()
 CHANGED = (
@@ -109,7 +110,7 @@ def filter_again(folder: Path) -> dict[str, Any]:
 
 def filter_command(folder: Path, name: str, keep: float) -> None:
     command = ["filter", str(folder / "data"), "--by", "q", "--keep", str(keep), "-o", str(folder / "out" / name)]
-    cli.app([*command, "--overwrite", "--report", str(folder / "out" / "report.html")], standalone_mode=False)
+    main.app([*command, "--overwrite", "--report", str(folder / "out" / "report.html")], standalone_mode=False)
 
 
 def filter_to_folder(folder: Path) -> None:

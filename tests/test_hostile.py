@@ -60,10 +60,10 @@ POISON: list[Any] = [
 CLASSES = [
     *("canary_of_hostile:Thing", "os:system", "subprocess:Popen", "builtins:eval", "hf_prune.__main__:main"),
     *(
-        "hf_prune.demo:run",
-        "hf_prune.cli:app",
+        "hf_prune.cli.demo:run",
+        "hf_prune.cli.main:app",
         "hf_prune:SSLPrototypes",
-        "hf_prune.doctor:main",
+        "hf_prune.cli.doctor:main",
         "hf_prune.models:home",
     ),
     *("hf_prune.models:Model", "hf_prune.scorer:Scorer", "hf_prune.values:Value", "transformers:AutoModel", "", ":"),

@@ -17,11 +17,11 @@ import typer
 import typer.core
 
 from hf_prune import __version__
-from hf_prune._cli.scorers import SCORERS
 from hf_prune._shown import printable, without_tokens
+from hf_prune.cli.scorers import SCORERS
 
 if TYPE_CHECKING:
-    from hf_prune._cli.io import Data
+    from hf_prune.cli.io import Data
 
 NAME = "hf-prune"
 ESTIMATE_ROWS = 8
@@ -198,7 +198,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Score, prune and train on 1,797 real pictures, offline, in about a minute."""
-    from hf_prune import demo as story
+    from hf_prune.cli import demo as story
 
     show(story.run(output, seeds=seeds, overwrite=overwrite, say=say))
 
@@ -229,7 +229,7 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Add a column of embeddings."""
-    from hf_prune._cli.io import check_out, open_data
+    from hf_prune.cli.io import check_out, open_data
 
     out = check_out(output, overwrite, data)
     opened = open_data(data, split)
@@ -292,9 +292,9 @@ def score(
 
     Scorers that learn something are fitted on DATA first.
     """
-    from hf_prune._cli.io import check_out, check_replace, open_data, read_provenance
-    from hf_prune._cli.scorers import build, needs_ids
     from hf_prune.checks import check_inside
+    from hf_prune.cli.io import check_out, check_replace, open_data, read_provenance
+    from hf_prune.cli.scorers import build, needs_ids
     from hf_prune.rows import with_row_id
 
     out = check_out(output, overwrite, data)
@@ -325,8 +325,8 @@ def score(
 
 def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, batch_size: int, safe_csv: bool) -> None:
     """Say the cost, score, write, sum up."""
-    from hf_prune._cli.io import WRITERS, check_columns, read_provenance, write_out
-    from hf_prune._cli.show import cost_line, score_summary
+    from hf_prune.cli.io import WRITERS, check_columns, read_provenance, write_out
+    from hf_prune.cli.show import cost_line, score_summary
     from hf_prune.columns import sidecar_text
     from hf_prune.run import score as score_rows
 
@@ -386,7 +386,8 @@ def filter_(
     """
     import numpy as np
 
-    from hf_prune._cli.io import (
+    from hf_prune._layout import take_rows
+    from hf_prune.cli.io import (
         check_columns,
         check_out,
         check_replace,
@@ -395,8 +396,7 @@ def filter_(
         replacing,
         write_out,
     )
-    from hf_prune._cli.show import filter_summary
-    from hf_prune._layout import take_rows
+    from hf_prune.cli.show import filter_summary
     from hf_prune.columns import sidecar_text
     from hf_prune.prune import mask_of, request_of
 
@@ -478,7 +478,7 @@ def push(
 
     Without --scorers, the provenance that `hf-prune score` put into the folder DATA is used.
     """
-    from hf_prune._cli.io import open_data, read_provenance
+    from hf_prune.cli.io import open_data, read_provenance
     from hf_prune.hub import push_scored
     from hf_prune.scorer import Scorer
 
@@ -522,7 +522,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Say what is installed, what is broken, and how to mend it; exit code 1 if something is broken."""
-    from hf_prune.doctor import main as examine
+    from hf_prune.cli.doctor import main as examine
 
     raise typer.Exit(examine(as_json, show))
 

@@ -79,7 +79,7 @@ def run(
         raise ValueError(f"seeds={seeds}: an interval needs two trainings or more")
     if rows is not None and rows < 100:
         raise ValueError(f"rows={rows}: the demo needs 100 pictures or more")
-    from hf_prune._cli.io import check_replace, replacing
+    from hf_prune.cli.io import check_replace, replacing
 
     out = Path(output).expanduser()
     check_replace(out, overwrite, (REPORT,))
@@ -237,7 +237,7 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes
 
     net = train_network(*tensors(train), max(steps // 2, 1), seed=100)[0].eval()
-    embedder = Embedder(net, column="image", kind="image", preprocess="hf_prune.demo:pixels_of", micro_batch=256)
+    embedder = Embedder(net, column="image", kind="image", preprocess="hf_prune.cli.demo:pixels_of", micro_batch=256)
     embedded = _quietly(lambda: score(train, embedder, output_dir=folder / "embedding"))
     scorers = [SSLPrototypes.fit(embedded, k=min(30, len(train) // 4)), SupervisedPrototypes.fit(embedded)]
     return _quietly(lambda: score(embedded, *scorers, output_dir=folder / "prototypes")), scorers
