@@ -66,15 +66,11 @@ if TYPE_CHECKING:
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
     from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
     from hf_prune.fisher.select import select_diverse as select_diverse
-    from hf_prune.hub import load_scores as load_scores
-    from hf_prune.hub import push_scored as push_scored
-    from hf_prune.hub import save_scored as save_scored
     from hf_prune.models import Model as Model
     from hf_prune.prune import filter_by_score as filter_by_score
     from hf_prune.prune import keep_mask as keep_mask
     from hf_prune.prune import sample_by_score as sample_by_score
     from hf_prune.prune import split_by_score as split_by_score
-    from hf_prune.released import read_released_scores as read_released_scores
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run import score as score
     from hf_prune.scorer import Scorer as Scorer
@@ -92,3 +88,7 @@ if TYPE_CHECKING:
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes
+    from hf_prune.share.push import load_scores as load_scores
+    from hf_prune.share.push import push_scored as push_scored
+    from hf_prune.share.push import save_scored as save_scored
+    from hf_prune.share.released import read_released_scores as read_released_scores

@@ -8,8 +8,8 @@ import unicodedata
 import pytest
 
 from hf_prune._shown import printable, without_tokens
-from hf_prune.card import published, scrub
 from hf_prune.columns import ScoreColumn, sidecar_text
+from hf_prune.share.card import published, scrub
 
 TOKENS = [
     "hf_" + "aB3" * 11 + "x",

@@ -95,7 +95,7 @@ def run(
 def _story(train: Any, test: Any, out: Path, folder: Path, seeds: int, steps: int, say: Callable[[str], None]) -> str:
     from hf_prune.columns import sidecar_text
     from hf_prune.prune import filter_by_score
-    from hf_prune.report import Table, report
+    from hf_prune.share.report import Table, report
 
     say(f"{len(train):,} pictures to learn from, {len(test):,} to test on")
     scored, scorers = score_digits(train, folder / "scores", steps)

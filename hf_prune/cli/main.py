@@ -430,7 +430,7 @@ def filter_(
     show(filter_summary(ds, kept, by, group_by or []))
     show(f"{len(left.main):,} rows written to {out}")
     if report is not None:
-        from hf_prune.report import report as render
+        from hf_prune.share.report import report as render
 
         words = f"{len(left.main):,} of {len(ds):,} rows, prefer {prefer}" + (f", offset {offset}" if offset else "")
         text = render(ds, [known.get(by, by)], kept={words: kept}, title=f"Pruned by {by}")
@@ -479,8 +479,8 @@ def push(
     Without --scorers, the provenance that `hf-prune score` put into the folder DATA is used.
     """
     from hf_prune.cli.io import open_data, read_provenance
-    from hf_prune.hub import push_scored
     from hf_prune.scorer import Scorer
+    from hf_prune.share.push import push_scored
 
     opened = open_data(data, split)
     described = [Scorer.load(f, trust_code=trust_code) if (f / "scorer.json").is_file() else f for f in scorers or ()]

@@ -37,7 +37,7 @@ def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
 
 def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
     """Quantiles and a histogram of each score column."""
-    from hf_prune.card import histogram, strange
+    from hf_prune.share.card import histogram, strange
 
     lines = []
     for one in scorers:
@@ -54,7 +54,7 @@ def score_summary(ds: Any, scorers: Sequence[Any]) -> str:
 
 def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) -> str:
     """How many rows stay and go, their scores, and the sizes of the groups."""
-    from hf_prune.card import histogram
+    from hf_prune.share.card import histogram
 
     count = int(kept.sum())
     lines = [f"{printable(by)}: {count:,} rows kept ({count / len(ds):.1%}), {len(ds) - count:,} dropped"]
@@ -68,7 +68,7 @@ def filter_summary(ds: Any, kept: np.ndarray, by: str, groups: Sequence[str]) ->
 
 
 def _group_lines(ds: Any, kept: np.ndarray, group: str) -> list[str]:
-    from hf_prune.report import class_balance
+    from hf_prune.share.report import class_balance
 
     found = class_balance(ds, group, {"kept": kept})
     lines = [f"{printable(name)}: {after} of {before}" for name, before, after in found.table()]

@@ -14,11 +14,11 @@ from datasets.features.features import require_decoding
 
 from hf_prune._arrow import take
 from hf_prune._files import DamagedFileError, file_digest, read_text, reading
-from hf_prune._hub.remote import Remote, retry
-from hf_prune._hub.tables import ids_of, sidecar_path, split_name, split_of, text_of
 from hf_prune._layout import like_format
 from hf_prune.checks import check_config_name, check_split_name
 from hf_prune.columns import SIDECAR
+from hf_prune.share.remote import Remote, retry
+from hf_prune.share.tables import ids_of, sidecar_path, split_name, split_of, text_of
 
 REMEDY = "save_scored or push_scored writes them again"
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features
 
 from hf_prune._files import file_digest
-from hf_prune.card import Balance, balance
 from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, ScoreColumn, read_sidecar
 from hf_prune.prune import keep_mask
+from hf_prune.share.card import Balance, balance
 
 SHARD_BYTES = 500_000_000
 GROUP_ROWS = 100_000

@@ -17,7 +17,7 @@ from hf_prune.columns import ScoreColumn
 if TYPE_CHECKING:
     import jinja2
 
-    from hf_prune.card import Balance
+    from hf_prune.share.card import Balance
 
 BINS = 30
 TEXT = 300  # characters of a row's text
@@ -152,7 +152,7 @@ def _section(
     ds: Any, column: ScoreColumn, masks: Mapping[str, np.ndarray], label: str | None, show: str | None, examples: int
 ) -> Section:
     from hf_prune._arrow import floats_column
-    from hf_prune.card import strange
+    from hf_prune.share.card import strange
 
     values = floats_column(ds, column.name)
     shades = column.name if column.name in masks else next(iter(masks)) if len(masks) == 1 else ""
@@ -211,7 +211,7 @@ def class_balance(ds: Any, label: str, masks: Mapping[str, np.ndarray]) -> Balan
     import pyarrow.compute as pc
 
     from hf_prune._arrow import column_array
-    from hf_prune.card import balance
+    from hf_prune.share.card import balance
 
     column = column_array(ds, label)
     names = getattr(ds.features[label], "names", None)

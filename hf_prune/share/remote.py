@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
 )
 
 from hf_prune._files import DamagedFileError, reading
-from hf_prune._hub.tables import sidecar_path
 from hf_prune.checks import check_inside
 from hf_prune.columns import SIDECAR, parse_sidecar
+from hf_prune.share.tables import sidecar_path
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
