@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from hf_prune.batch import Batch as Batch
     from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
-    from hf_prune.cost import Ledger as Ledger
-    from hf_prune.cost import training_flops as training_flops
     from hf_prune.dedup.d4 import d4 as d4
     from hf_prune.dedup.exact import ExactDedup as ExactDedup
     from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
@@ -72,7 +70,9 @@ if TYPE_CHECKING:
     from hf_prune.prune import sample_by_score as sample_by_score
     from hf_prune.prune import split_by_score as split_by_score
     from hf_prune.rows import with_row_id as with_row_id
-    from hf_prune.run import score as score
+    from hf_prune.run.cost import Ledger as Ledger
+    from hf_prune.run.cost import training_flops as training_flops
+    from hf_prune.run.score import score as score
     from hf_prune.scorer import Scorer as Scorer
     from hf_prune.scorers.ask_llm import AskLLM as AskLLM
     from hf_prune.scorers.dsir import DSIR as DSIR

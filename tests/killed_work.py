@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from run_scorers import Length, Widen
 
-import hf_prune._run.join as join_module
+import hf_prune.run.join as join_module
 import hf_prune.share.remote as remote_module
 import hf_prune.share.tables as tables_module
 from hf_prune import _lock, filter_by_score, load_scores, push_scored, save_scored, score

@@ -230,7 +230,7 @@ def test_facts_of_a_part_are_checked_too(tmp_path, log):
 
 
 def test_a_damaged_layout_is_written_anew(tmp_path, monkeypatch):
-    import hf_prune._run.join as module
+    import hf_prune.run.join as module
 
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
     ds = DS.shuffle(seed=2)

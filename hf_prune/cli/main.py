@@ -328,7 +328,7 @@ def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, bat
     from hf_prune.cli.io import WRITERS, check_columns, read_provenance, write_out
     from hf_prune.cli.show import cost_line, score_summary
     from hf_prune.columns import sidecar_text
-    from hf_prune.run import score as score_rows
+    from hf_prune.run.score import score as score_rows
 
     ds = data.main
     for one in scorers:

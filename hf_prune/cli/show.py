@@ -15,9 +15,9 @@ BARS = 24
 
 def cost_line(ds: Any, scorers: Sequence[Any], sample: int) -> str:
     """Rows, shards and FLOPs of what is about to be done, from `flops` on the first rows."""
-    from hf_prune._run.parts import default_shard_rows
-    from hf_prune._run.shard import Reader, Rows
-    from hf_prune.cost import flop_text
+    from hf_prune.run.cost import flop_text
+    from hf_prune.run.parts import default_shard_rows
+    from hf_prune.run.shard import Reader, Rows
 
     n = len(ds)
     first = min(sample, n)

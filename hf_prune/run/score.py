@@ -14,9 +14,12 @@ import xxhash
 from hf_prune._files import sweep, write_text
 from hf_prune._layout import temporary_cache
 from hf_prune._lock import Lock, locked, tidy
-from hf_prune._run.arguments import check_rows, columns_of, splits_of
-from hf_prune._run.join import join, written_schema
-from hf_prune._run.parts import (
+from hf_prune._run.world import Outcomes, World
+from hf_prune.checks import check_split_name
+from hf_prune.columns import SIDECAR, sidecar_text
+from hf_prune.run.arguments import check_rows, columns_of, splits_of
+from hf_prune.run.join import join, written_schema
+from hf_prune.run.parts import (
     MANIFEST,
     Plan,
     abandon,
@@ -29,10 +32,7 @@ from hf_prune._run.parts import (
     stamp,
     write_facts,
 )
-from hf_prune._run.shard import Reader, Rows, input_digest, score_rows, score_shard
-from hf_prune._run.world import Outcomes, World
-from hf_prune.checks import check_split_name
-from hf_prune.columns import SIDECAR, sidecar_text
+from hf_prune.run.shard import Reader, Rows, input_digest, score_rows, score_shard
 from hf_prune.scorer import Scorer, package_versions
 from hf_prune.values import class_name, former_digest, former_name, pack
 

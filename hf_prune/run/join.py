@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hf_prune._arrow import gather, positions_of
 from hf_prune._files import is_sealed, write_stream
 from hf_prune._layout import IN_MEMORY_BYTES, like_format, merged
-from hf_prune._run.parts import explained
+from hf_prune.run.parts import explained
 from hf_prune.scorer import feature_of
 
 
@@ -46,7 +46,7 @@ def join(
     from datasets.arrow_dataset import update_metadata_with_features
     from datasets.table import ConcatenationTable
 
-    from hf_prune._run.parts_table import PartsTable
+    from hf_prune.run.parts_table import PartsTable
 
     beside = PartsTable.from_files([(str(path), entry["rows"]) for path, entry in zip(parts, facts, strict=True)])
     owner = _owner(ds)

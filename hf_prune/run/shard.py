@@ -14,9 +14,9 @@ import xxhash
 
 from hf_prune._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of, to_arrow
 from hf_prune._layout import merged
-from hf_prune._run.parts import write_part
 from hf_prune.batch import Batch
 from hf_prune.rows import digests
+from hf_prune.run.parts import write_part
 from hf_prune.scorer import feature_of
 
 if TYPE_CHECKING:
