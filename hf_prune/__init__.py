@@ -63,12 +63,12 @@ if TYPE_CHECKING:
     from hf_prune.fisher.probe import Probe as Probe
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
     from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
-    from hf_prune.fisher.select import select_diverse as select_diverse
     from hf_prune.models import Model as Model
-    from hf_prune.prune import filter_by_score as filter_by_score
-    from hf_prune.prune import keep_mask as keep_mask
-    from hf_prune.prune import sample_by_score as sample_by_score
-    from hf_prune.prune import split_by_score as split_by_score
+    from hf_prune.prune.diverse import select_diverse as select_diverse
+    from hf_prune.prune.filter import filter_by_score as filter_by_score
+    from hf_prune.prune.filter import keep_mask as keep_mask
+    from hf_prune.prune.filter import sample_by_score as sample_by_score
+    from hf_prune.prune.filter import split_by_score as split_by_score
     from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run.cost import Ledger as Ledger
     from hf_prune.run.cost import training_flops as training_flops

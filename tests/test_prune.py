@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hf_prune import _files, _layout
-from hf_prune._prune.draw import METHODS, ccs
-from hf_prune.prune import (
+from hf_prune.prune.draw import METHODS, ccs
+from hf_prune.prune.filter import (
     CalibrationWarning,
     ShortWarning,
     TieWarning,
@@ -83,7 +83,7 @@ def test_floor_vector():
 
 def test_floor_is_exact():
     # in floats 22 * (15 / 22) floors to 14, and the last place would go to the other group's better row
-    from hf_prune._prune.select import count_floors
+    from hf_prune.prune.select import count_floors
 
     assert count_floors(15, 22, np.array([22]), Fraction(1)) == [15]
     assert count_floors(100, 1000, np.array([300, 700]), Fraction("0.1")) == [3, 7]
@@ -535,7 +535,7 @@ def test_other_bad_inputs(small):
 DOUBLE = """
 from pathlib import Path
 from datasets import Dataset
-from hf_prune.prune import filter_by_score
+from hf_prune.prune.filter import filter_by_score
 
 def double(batch):
     with Path(__file__).with_name("calls").open("a") as file:

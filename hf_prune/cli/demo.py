@@ -94,7 +94,7 @@ def run(
 
 def _story(train: Any, test: Any, out: Path, folder: Path, seeds: int, steps: int, say: Callable[[str], None]) -> str:
     from hf_prune.columns import sidecar_text
-    from hf_prune.prune import filter_by_score
+    from hf_prune.prune.filter import filter_by_score
     from hf_prune.share.report import Table, report
 
     say(f"{len(train):,} pictures to learn from, {len(test):,} to test on")
@@ -246,7 +246,7 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
 def kept_rows(ds: Any, column: str, *, prefer: str, seed: int) -> np.ndarray:
     """Which rows stay, (n,) bools: 70 %, and of every class at least half of its share."""
     from hf_prune._arrow import floats_column
-    from hf_prune.prune import keep_mask
+    from hf_prune.prune.filter import keep_mask
 
     return keep_mask(
         floats_column(ds, column),

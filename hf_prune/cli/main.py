@@ -398,7 +398,7 @@ def filter_(
     )
     from hf_prune.cli.show import filter_summary
     from hf_prune.columns import sidecar_text
-    from hf_prune.prune import mask_of, request_of
+    from hf_prune.prune.filter import mask_of, request_of
 
     out = check_out(output, overwrite, data)
     if report is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_prune.checks import check_dataset
 from hf_prune.dedup.semdedup import SemDeDup
-from hf_prune.prune import filter_by_score
+from hf_prune.prune.filter import filter_by_score
 from hf_prune.run.score import score
 from hf_prune.scorers.ssl_prototypes import SSLPrototypes
 

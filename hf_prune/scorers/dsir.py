@@ -15,12 +15,12 @@ from hf_prune import rows
 from hf_prune._arrow import floats_column
 from hf_prune._layout import take_rows
 from hf_prune._progress import shown
-from hf_prune._prune.draw import METHODS
-from hf_prune._prune.inputs import draw_keys
-from hf_prune._prune.rule import make_rule
 from hf_prune.batch import Batch
 from hf_prune.checks import check_dataset
 from hf_prune.models import memo
+from hf_prune.prune.draw import METHODS
+from hf_prune.prune.inputs import draw_keys
+from hf_prune.prune.rule import make_rule
 from hf_prune.sample import columns as read_columns
 from hf_prune.scorer import Scorer
 from hf_prune.scorers._ngrams import HASHES, MOST_BUCKETS, MOST_ORDERS, Hashed, hash_texts, utf8

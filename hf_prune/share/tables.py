@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features
 from hf_prune._files import file_digest
 from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, ScoreColumn, read_sidecar
-from hf_prune.prune import keep_mask
+from hf_prune.prune.filter import keep_mask
 from hf_prune.share.card import Balance, balance
 
 SHARD_BYTES = 500_000_000

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._prune.select import Mask, best
+from hf_prune.prune.select import Mask, best
 
 Floats = NDArray[np.float64]
 Method = Callable[[Floats, Floats, int], Mask]

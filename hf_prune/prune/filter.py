@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from hf_prune._arrow import column_array
 from hf_prune._layout import check_layout, take_rows
-from hf_prune._prune.draw import METHODS, Method, ccs
-from hf_prune._prune.inputs import chunked, clusters_of, costs_of, draw_keys, hashes_of, ids_of, scores_of
-from hf_prune._prune.rule import Rule, check_offset, make_rule
-from hf_prune._prune.select import (
+from hf_prune.checks import chosen_splits
+from hf_prune.prune.draw import METHODS, Method, ccs
+from hf_prune.prune.inputs import chunked, clusters_of, costs_of, draw_keys, hashes_of, ids_of, scores_of
+from hf_prune.prune.rule import Rule, check_offset, make_rule
+from hf_prune.prune.select import (
     Index,
     Mask,
     Pick,
@@ -33,8 +34,7 @@ from hf_prune._prune.select import (
     select,
     warn,
 )
-from hf_prune._prune.stream import filter_stream
-from hf_prune.checks import chosen_splits
+from hf_prune.prune.stream import filter_stream
 from hf_prune.rows import check_seed, uniform
 
 __all__ = [
@@ -300,7 +300,7 @@ def sample_by_score(
     Raises:
         ValueError: as there; an unknown method; scores that are no weights; too few rows of positive weight; options
             of another method; beta and keep above 1 together.
-    Reference: `hf_prune._prune.draw` names the source of each method.
+    Reference: `hf_prune.prune.draw` names the source of each method.
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "score": [-900.0, 0.0, -900.0]})

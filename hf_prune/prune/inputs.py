@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune._arrow import column_array, numbers, take
-from hf_prune._prune.select import Hashes, Index, Mask, codes_of
+from hf_prune.prune.select import Hashes, Index, Mask, codes_of
 from hf_prune.rows import check_unique, content_keys, digests, seeded
 
 

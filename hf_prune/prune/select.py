@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_prune._prune.rule import Rule
+from hf_prune.prune.rule import Rule
 
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
