@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
     from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
-    from hf_prune.embed import Embedder as Embedder
     from hf_prune.fisher.coefficients import alignment_coefficient as alignment_coefficient
     from hf_prune.fisher.coefficients import alignment_matrix as alignment_matrix
     from hf_prune.fisher.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
     from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
     from hf_prune.models import Model as Model
+    from hf_prune.networks.embedder import Embedder as Embedder
     from hf_prune.prune.diverse import select_diverse as select_diverse
     from hf_prune.prune.filter import filter_by_score as filter_by_score
     from hf_prune.prune.filter import keep_mask as keep_mask

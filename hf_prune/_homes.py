@@ -11,7 +11,7 @@ PUBLIC = {
     "DSIR": "scorers.dsir",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
     "EL2N": "dynamics.el2n",
-    "Embedder": "embed",
+    "Embedder": "networks.embedder",
     "ExactDedup": "dedup.exact",
     "Forgetting": "dynamics.forgetting",
     "GraNd": "dynamics.grand",

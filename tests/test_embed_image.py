@@ -17,8 +17,8 @@ from datasets import Dataset, Features, Image, List, Value
 from tiny_models import save_image_processor
 
 from hf_prune import Embedder, vendi_score
-from hf_prune._embed.image import decode_image, upright
 from hf_prune.diversity.kernels import pixel_rows
+from hf_prune.networks.image import decode_image, upright
 from hf_prune.share.report import picture_uri
 
 

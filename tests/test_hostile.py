@@ -67,7 +67,13 @@ CLASSES = [
         "hf_prune.models:home",
     ),
     *("hf_prune.models:Model", "hf_prune.scorer:Scorer", "hf_prune.values:Value", "transformers:AutoModel", "", ":"),
-    *("hf_prune.scorers.kenlm:KenLM", "hf_prune.embed:Embedder", "sklearn.svm:SVC", "antigravity:x", "this:s"),
+    *(
+        "hf_prune.scorers.kenlm:KenLM",
+        "hf_prune.networks.embedder:Embedder",
+        "sklearn.svm:SVC",
+        "antigravity:x",
+        "this:s",
+    ),
 ]
 MODELS: list[dict[str, Any]] = [
     {"source": "canary_of_hostile:run", "revision": "0" * 64},

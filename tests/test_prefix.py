@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 import hf_prune as hp
-from hf_prune._embed.prefix import shortened
+from hf_prune.networks.prefix import shortened
 
 ODD = ["1234567", "3.14", "x=1;", "don't", "<s>", "<|end|>", "!!!", "e\u0301\u0302", "👩\u200d👧", "ΣΑΣ", "▁"]
 LETTERS = "aaabcdeeghiilmnoorsttuyéßüжд漢字かé"

@@ -231,7 +231,7 @@ def accuracy(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
     """The training rows with an embedding and two scores, and the scorers."""
-    from hf_prune.embed import Embedder
+    from hf_prune.networks.embedder import Embedder
     from hf_prune.run.score import score
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes

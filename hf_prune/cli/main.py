@@ -233,7 +233,7 @@ def embed(
 
     out = check_out(output, overwrite, data)
     opened = open_data(data, split)
-    from hf_prune.embed import Embedder
+    from hf_prune.networks.embedder import Embedder
 
     columns = column or ["text"]
     missing = [c for c in columns if c.split(".")[0] not in opened.main.column_names]

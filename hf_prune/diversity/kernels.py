@@ -78,7 +78,7 @@ def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
     Raises:
         ValueError: a row that is no readable picture.
     """
-    from hf_prune._embed.image import NULL, decode_image
+    from hf_prune.networks.image import NULL, decode_image
 
     rows = np.empty((len(images), 3 * size * size), np.float32)
     for i, image in enumerate(images):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
 from hf_prune.dynamics.from_models import ModelsOrLog
-from hf_prune.dynamics.inputs import Inputs
-from hf_prune.dynamics.logits import Classifier, networks, next_tokens, warn_if_untrained
 from hf_prune.models import memo
+from hf_prune.networks.classifier import Classifier, networks, next_tokens, warn_if_untrained
+from hf_prune.networks.inputs import Inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -398,7 +398,7 @@ class _Read:
     def __call__(self, batch: dict[str, Any]) -> Any:
         import torch
 
-        from hf_prune._embed.image import decode_image
+        from hf_prune.networks.image import decode_image
 
         values = batch[self.column]
         if isinstance(values, torch.Tensor):

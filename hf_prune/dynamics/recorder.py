@@ -19,8 +19,8 @@ from hf_prune import rows as row_ids
 from hf_prune._files import Explain, reading, remove, temporary_path, write_parquet
 from hf_prune._run.world import World
 from hf_prune.dynamics import format as files
-from hf_prune.dynamics import statistics
 from hf_prune.dynamics.format import SHOWN, Task, columns_of, probabilities_path
+from hf_prune.networks import statistics
 
 BLOCK = 1 << 22  # logits that wait for their statistics, which are worked out together, off the path of training
 PIECE = 1 << 24  # probabilities looked at at once

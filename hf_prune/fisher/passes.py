@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from hf_prune import rows as rows_of
 from hf_prune.batch import Batch, MissingColumnError
 from hf_prune.dynamics.grand import error, last_linear
-from hf_prune.dynamics.inputs import Inputs
-from hf_prune.dynamics.logits import Classifier, next_tokens
-from hf_prune.dynamics.statistics import IGNORE
 from hf_prune.fisher.probe import FEW, Probe
 from hf_prune.fisher.squares import Squares, position_layers
 from hf_prune.labels import check_classes, places_among
+from hf_prune.networks.classifier import Classifier, next_tokens
+from hf_prune.networks.inputs import Inputs
+from hf_prune.networks.statistics import IGNORE
 from hf_prune.rows import digests, seeded
 
 IDS = "input_ids"  # column of token ids, read as they are
@@ -221,8 +221,8 @@ class Ids(Classifier):
         return found  # type: ignore[return-value]
 
     def read_texts(self, batch: Batch, column: str) -> Any:
-        from hf_prune._embed.plan import text_plan
-        from hf_prune._embed.text import TransformerEncoder
+        from hf_prune.networks.plan import text_plan
+        from hf_prune.networks.text import TransformerEncoder
 
         plan = text_plan(self.model, "auto", None, self.max_length, None)
         encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_prune.dynamics.grand import error
-from hf_prune.dynamics.logits import next_tokens
-from hf_prune.dynamics.statistics import IGNORE
 from hf_prune.fisher.embedding import Embedding, batches_of
 from hf_prune.fisher.passes import Ids, has_ids, head_name, row_names, sampled_labels, terms_of, with_head
 from hf_prune.fisher.probe import Probe
 from hf_prune.fisher.squares import check_network
+from hf_prune.networks.classifier import next_tokens
+from hf_prune.networks.statistics import IGNORE
 
 PICTURES, TEXTS = 64, 8  # rows of a mini-batch, as published
 TOGETHER = 1 << 20  # tokens of a pass: mini-batches are not cut

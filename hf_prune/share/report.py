@@ -272,7 +272,7 @@ def _examples(ds: Any, rows: np.ndarray, values: np.ndarray, label: str | None, 
 
 def picture_uri(stored: Any) -> str:
     """A stored picture, made small and written anew as PNG, as a data URI; empty where it cannot be read."""
-    from hf_prune._embed.image import upright
+    from hf_prune.networks.image import upright
 
     if not stored:
         return ""

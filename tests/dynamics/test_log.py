@@ -18,7 +18,8 @@ import torch
 import hf_prune
 from hf_prune import TrainingLog, rows
 from hf_prune._files import DamagedFileError
-from hf_prune.dynamics import recorder, statistics
+from hf_prune.dynamics import recorder
+from hf_prune.networks import statistics
 
 Z = np.array([[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]])
 Y = np.array([0, 2, 1, 0])

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hf_prune import RecordingMixin, RecordingTrainer, TrainingLog, rows
-from hf_prune.dynamics import statistics
+from hf_prune.networks import statistics
 
 N = 22  # batches of 4: the last has two rows; with accumulation over 2 the last step is a short one
 

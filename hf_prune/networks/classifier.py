@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.batch import Batch
-from hf_prune.dynamics.inputs import Inputs, Reader
 from hf_prune.labels import check_classes, is_text
 from hf_prune.models import Model, cached, device_for
+from hf_prune.networks.inputs import Inputs, Reader
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class Classifier(Reader):
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""
-        from hf_prune._embed.torch_passes import first_tensor
+        from hf_prune.networks.torch_passes import first_tensor
 
         output = first_tensor(network(**inputs) if hasattr(inputs, "items") else network(inputs), "logits")
         wanted = ("n", "tokens", "vocabulary") if self.task == "language_model" else ("n", "classes")
@@ -69,7 +69,7 @@ class Classifier(Reader):
             function: of logits (m, ...), the pass's inputs and its rows' places in the batch; gives (m, ...).
             network: if it is held already.
         """
-        from hf_prune._embed.torch_passes import forward
+        from hf_prune.networks.torch_passes import forward
 
         network = self.network() if network is None else network
         out: NDArray[np.float32] | None = None
@@ -105,7 +105,7 @@ class Classifier(Reader):
         """
         import torch
 
-        from hf_prune.dynamics.statistics import of_rows, of_tokens
+        from hf_prune.networks.statistics import of_rows, of_tokens
 
         if self.task == "language_model":
             return self.apply(
@@ -146,8 +146,8 @@ class Classifier(Reader):
 
     def flops(self, batch: Batch) -> float:
         """Operations of the forward passes: counted on one row of middle size, scaled by tokens or rows."""
-        from hf_prune._embed.image import read_pictures
-        from hf_prune._embed.torch_passes import count_flops
+        from hf_prune.networks.image import read_pictures
+        from hf_prune.networks.torch_passes import count_flops
 
         if batch.n == 0:
             return 0.0
@@ -162,7 +162,7 @@ class Classifier(Reader):
         return self.image_encoder().flops(read_pictures(batch, column))
 
     def _named(self, names: Sequence[str], label: str) -> NDArray[np.int64]:
-        from hf_prune._embed.plan import config_of
+        from hf_prune.networks.plan import config_of
 
         known = {} if self.own else {str(k): int(v) for k, v in (config_of(self.model).label2id or {}).items()}
         unknown = [row for row, name in enumerate(names) if name not in known]
@@ -177,7 +177,7 @@ class Classifier(Reader):
 
 def next_tokens(inputs: Inputs) -> Tensor:
     """Labels (m, t - 1) of a language model's positions but the last: the token that follows, -100 in the padding."""
-    from hf_prune.dynamics.statistics import IGNORE
+    from hf_prune.networks.statistics import IGNORE
 
     if not hasattr(inputs, "items") or "input_ids" not in inputs:
         raise ValueError("a language model of your own needs input_ids: let its preprocess return a dict with them")
@@ -219,7 +219,7 @@ def as_models(models: Any) -> tuple[Model, ...]:
 
 def warn_if_untrained(models: Sequence[Model], who: str) -> None:
     """Warn about checkpoints of step 0, where the folder says so (`trainer_state.json` of the Trainer, or its name)."""
-    from hf_prune._embed.plan import read_json
+    from hf_prune.networks.plan import read_json
 
     for model in models:
         if model.kind != "folder":

@@ -139,7 +139,7 @@ def _compiled(
     import torch
 
     from hf_prune._compiled import in_threads
-    from hf_prune.dynamics import _kernels
+    from hf_prune.networks import _kernels
 
     width = logits.shape[2]
     if int(labels.min()) < 0 or int(labels.max()) >= width:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_prune._embed.plan import config_of, has_tokenizer
 from hf_prune.models import Model, cached
+from hf_prune.networks.plan import config_of, has_tokenizer
 
 HEAD = "AutoModelForCausalLM"
 CONTEXT = 2048  # attention grows with the square: what a model could read at once is no good default
@@ -209,7 +209,7 @@ def cost_of(model: Model) -> Cost:
     def count() -> Cost:
         import torch
 
-        from hf_prune._embed.torch_passes import count_flops
+        from hf_prune.networks.torch_passes import count_flops
 
         if model.kind in ("hub", "folder"):
             import transformers

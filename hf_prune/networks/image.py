@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hf_prune._embed.plan import config_of, read_json
 from hf_prune.batch import Batch
 from hf_prune.models import Model, cached, device_for
+from hf_prune.networks.plan import config_of, read_json
 from hf_prune.texts import read_column
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class ImageEncoder:
         """Give (n, width) float32; rows that are no pictures are left NaN and put in `bad`."""
         import torch
 
-        from hf_prune._embed.torch_passes import forward
+        from hf_prune.networks.torch_passes import forward
 
         device = device_for(self.rank)
         network = self.model.load(self.rank)
@@ -125,7 +125,7 @@ class ImageEncoder:
         """What `encode` costs: counted on the first readable picture, times the number of pictures."""
         import torch
 
-        from hf_prune._embed.torch_passes import count_flops
+        from hf_prune.networks.torch_passes import count_flops
 
         network = without_weights(self.model, self.head)
         for value in values:
@@ -180,7 +180,7 @@ class ImageEncoder:
 
     def _pooled(self, network: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
         """Vectors, and how they were pooled."""
-        from hf_prune._embed.torch_passes import first_tensor, flat
+        from hf_prune.networks.torch_passes import first_tensor, flat
 
         if hasattr(network, "get_image_features") and self.pooling == "auto":
             output = network.get_image_features(pixel_values=pixels)
@@ -216,7 +216,7 @@ def image_plan(model: Model, pooling: str) -> tuple[int, str]:
 
 def without_weights(model: Model, head: str = "AutoModel") -> Any:
     """The network's code on torch's meta device: shapes and operations, no memory."""
-    from hf_prune._embed import torch_passes
+    from hf_prune.networks import torch_passes
 
     if not has_image_processor(model.folder()):
         raise ValueError(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._embed.plan import TextPlan, activation_of, config_of, package_model, read_json
-from hf_prune._embed.prefix import shortened
 from hf_prune._files import reading
 from hf_prune.models import Model, cached, device_for
+from hf_prune.networks.plan import TextPlan, activation_of, config_of, package_model, read_json
+from hf_prune.networks.prefix import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class TransformerEncoder(TextEncoder):
 
     def encode(self, texts: list[str], bad: dict[int, str], special: bool = True) -> np.ndarray:
 
-        from hf_prune._embed.torch_passes import first_tensor, forward, micro_batches, pool
+        from hf_prune.networks.torch_passes import first_tensor, forward, micro_batches, pool
 
         model, plan = self.model, self.plan
         device = device_for(self.rank)
@@ -85,7 +85,7 @@ class TransformerEncoder(TextEncoder):
         return out
 
     def flops(self, texts: list[str], special: bool = True) -> float:
-        from hf_prune._embed.torch_passes import micro_batches
+        from hf_prune.networks.torch_passes import micro_batches
 
         device = device_for(self.rank)
         ids, _ = self.tokens(texts, special)
@@ -213,7 +213,7 @@ class PackageEncoder(TextEncoder):
         return out
 
     def flops(self, texts: list[str], special: bool = True) -> float:
-        from hf_prune._embed.torch_passes import count_flops
+        from hf_prune.networks.torch_passes import count_flops
 
         texts = sorted((t for t in texts if t), key=len)
         if not texts:
@@ -297,7 +297,7 @@ def _flops_of(model: Model, plan: TextPlan, head: str) -> tuple[float, float]:
     def count() -> tuple[float, float]:
         import torch
 
-        from hf_prune._embed.torch_passes import count_flops, without_weights
+        from hf_prune.networks.torch_passes import count_flops, without_weights
 
         whole = without_weights(config_of(model, plan.subfolder), model.trust_remote_code, head)
         encodes = head == "AutoModel" and plan.route != "projection"

@@ -14,8 +14,8 @@ from hf_prune.models import Model, device_for
 from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
-    from hf_prune._embed.image import ImageEncoder
-    from hf_prune._embed.text import TransformerEncoder
+    from hf_prune.networks.image import ImageEncoder
+    from hf_prune.networks.text import TransformerEncoder
 
 TASKS = ("auto", "classification", "language_model")
 KINDS = ("auto", "text", "image", "vector")
@@ -77,7 +77,7 @@ class Reader:
         else:
             self.task, self.kind = _head_of(model, task, kind)
             if self.kind == "text" and max_length is not None:
-                from hf_prune._embed.plan import text_plan
+                from hf_prune.networks.plan import text_plan
 
                 text_plan(model, "auto", None, max_length, None)  # a length that is too much is told here, not in a job
 
@@ -94,7 +94,7 @@ class Reader:
 
         None: it knows none, so that it would take padding for the text's end.
         """
-        from hf_prune._embed.plan import config_of
+        from hf_prune.networks.plan import config_of
 
         found = getattr(config_of(self.model).get_text_config(), "pad_token_id", None)
         return None if found is None else int(found)
@@ -133,8 +133,8 @@ class Reader:
         return column, kind
 
     def read_texts(self, batch: Batch, column: str) -> tuple[TransformerEncoder, list[str], bool]:
-        from hf_prune._embed.plan import text_plan
-        from hf_prune._embed.text import TransformerEncoder, chat_template
+        from hf_prune.networks.plan import text_plan
+        from hf_prune.networks.text import TransformerEncoder, chat_template
 
         plan = text_plan(self.model, "auto", None, self.max_length, None)
         encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
@@ -146,8 +146,8 @@ class Reader:
         return encoder, texts, rendered
 
     def _texts(self, batch: Batch, column: str) -> Iterator[Pass]:
-        from hf_prune._embed.plan import config_of
-        from hf_prune._embed.torch_passes import micro_batches
+        from hf_prune.networks.plan import config_of
+        from hf_prune.networks.torch_passes import micro_batches
 
         encoder, texts, rendered = self.read_texts(batch, column)
         ids, types = encoder.tokens(texts, special=not rendered)
@@ -171,7 +171,7 @@ class Reader:
             yield Pass(rows, inputs)
 
     def image_encoder(self) -> ImageEncoder:
-        from hf_prune._embed.image import ImageEncoder
+        from hf_prune.networks.image import ImageEncoder
 
         encoder = ImageEncoder(self.model, "auto", None, self.rank, self.micro_batch)
         encoder.head = self.head
@@ -180,7 +180,7 @@ class Reader:
     def _pictures(self, batch: Batch, column: str) -> Iterator[Pass]:
         import torch
 
-        from hf_prune._embed.image import read_pictures, same_shape
+        from hf_prune.networks.image import read_pictures, same_shape
 
         device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
         bad: dict[int, str] = {}
@@ -199,8 +199,8 @@ class Reader:
         """Rows for a module of your own, through its preprocessing function."""
         import torch
 
-        from hf_prune._embed.image import decode_image, read_pictures
-        from hf_prune._embed.torch_passes import moved
+        from hf_prune.networks.image import decode_image, read_pictures
+        from hf_prune.networks.torch_passes import moved
 
         device, dtype = device_for(self.rank), getattr(torch, self.model.dtype)
         matrix = batch.matrix(column) if kind == "vector" else None
@@ -222,8 +222,8 @@ class Reader:
 
 def _head_of(model: Model, task: str, kind: str) -> tuple[str, str]:
     """Task and kind of a transformers folder, by the head it was saved with and what it can read."""
-    from hf_prune._embed.image import has_image_processor
-    from hf_prune._embed.plan import config_of, has_tokenizer
+    from hf_prune.networks.image import has_image_processor
+    from hf_prune.networks.plan import config_of, has_tokenizer
 
     heads = " ".join(getattr(config_of(model), "architectures", None) or [])
     if task == "auto":
@@ -239,7 +239,7 @@ def _head_of(model: Model, task: str, kind: str) -> tuple[str, str]:
 
 def _kind_of(batch: Batch, column: str) -> str:
     """Text, image or vector, by what the column holds."""
-    from hf_prune.embed import held
+    from hf_prune.networks.embedder import held
 
     values = read_column(batch, column)
     if isinstance(values, pa.Array):
@@ -257,7 +257,7 @@ def _kind_of(batch: Batch, column: str) -> str:
 
 
 def _decoded(items: Sequence[Any], start: int, column: str, decode: Callable[[Any], Any]) -> list[Any]:
-    from hf_prune._embed.image import NULL
+    from hf_prune.networks.image import NULL
 
     out, bad = [], {}
     for row, item in enumerate(items, start):

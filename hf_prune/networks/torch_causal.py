@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_prune._embed.torch_passes import first_tensor, forward, micro_batches
-from hf_prune._lm.causal import HEAD, Span
 from hf_prune.models import Model, cached
+from hf_prune.networks.causal import HEAD, Span
+from hf_prune.networks.torch_passes import first_tensor, forward, micro_batches
 
 NUMBERS = {"cpu": 1 << 22}  # logits held at once, in float32: 16 MB stay near the cache of a processor
 PROBE = 8

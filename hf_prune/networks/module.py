@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._embed.image import NULL, decode_image
 from hf_prune.models import Model, cached, device_for
+from hf_prune.networks.image import NULL, decode_image
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class ModuleEncoder:
 
     def encode(self, values: list[Any], bad: dict[int, str]) -> np.ndarray:
         """Give (n, width) float32; rows in `bad` are left NaN, and unreadable pictures are put there."""
-        from hf_prune._embed.torch_passes import forward
+        from hf_prune.networks.torch_passes import forward
 
         size = self.budget or (32 if device_for(self.rank).type == "cpu" else 128)
         out = np.full((len(values), self.width), np.nan, np.float32)
@@ -65,7 +65,7 @@ class ModuleEncoder:
 
     def flops(self, values: list[Any]) -> float:
         """What `encode` costs: counted on the middle row by size, times the number of rows."""
-        from hf_prune._embed.torch_passes import count_flops
+        from hf_prune.networks.torch_passes import count_flops
 
         good = [v for v in values if v is not None]
         if self.kind == "text":
@@ -86,7 +86,7 @@ class ModuleEncoder:
     def _vectors(self, items: list[Any], where: str | None = None) -> torch.Tensor:
         import torch
 
-        from hf_prune._embed.torch_passes import first_tensor, flat, moved
+        from hf_prune.networks.torch_passes import first_tensor, flat, moved
 
         device = device_for(self.rank) if where is None else torch.device(where)
         network, dtype = self.model.load(device=device), getattr(torch, self.model.dtype)

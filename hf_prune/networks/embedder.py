@@ -17,7 +17,7 @@ from hf_prune.scorer import Scorer
 from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
-    from hf_prune._embed.plan import TextPlan
+    from hf_prune.networks.plan import TextPlan
 
 _KINDS = ("auto", "text", "image")
 _POOLINGS = ("auto", "mean", "cls", "pooler", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -211,8 +211,8 @@ class Embedder(Scorer):
         if kind == "auto" and not isinstance(self.column, str):
             kind = "text"
         if kind == "auto" and self.model.kind in ("hub", "folder"):
-            from hf_prune._embed.image import has_image_processor
-            from hf_prune._embed.plan import has_tokenizer
+            from hf_prune.networks.image import has_image_processor
+            from hf_prune.networks.plan import has_tokenizer
 
             folder = self.model.folder()
             readers = (has_tokenizer(folder), has_image_processor(folder))
@@ -241,21 +241,21 @@ class Embedder(Scorer):
         return kind == "text" and self.model.kind in ("hub", "folder")
 
     def _plan(self) -> TextPlan:
-        from hf_prune._embed.plan import text_plan
+        from hf_prune.networks.plan import text_plan
 
         return text_plan(self.model, self.pooling, self.normalize, self.max_length, self.prompt_name)
 
     def _text_encoder(self, rank: int | None) -> Any:
-        from hf_prune._embed.text import text_encoder
+        from hf_prune.networks.text import text_encoder
 
         return text_encoder(self.model, self._plan(), rank, self.micro_batch)
 
     def _encoder(self, kind: str, rank: int | None) -> Any:
         if self.model.kind in ("hub", "folder"):
-            from hf_prune._embed.image import ImageEncoder
+            from hf_prune.networks.image import ImageEncoder
 
             return ImageEncoder(self.model, self.pooling, self.normalize, rank, self.micro_batch)
-        from hf_prune._embed.module import ModuleEncoder
+        from hf_prune.networks.module import ModuleEncoder
 
         return ModuleEncoder(self.model, kind, self.pooling, self.normalize, rank, self.micro_batch)
 
@@ -267,12 +267,12 @@ class Embedder(Scorer):
         """Renders a chat by the tokenizer's template, if there is one."""
         if self.model.kind not in ("hub", "folder") or self._plan().route in ("static", "package"):
             return None
-        from hf_prune._embed.text import chat_template
+        from hf_prune.networks.text import chat_template
 
         return chat_template(self.model, self._plan())
 
     def _pictures(self, batch: Batch) -> list[Any]:
-        from hf_prune._embed.image import read_pictures
+        from hf_prune.networks.image import read_pictures
 
         return read_pictures(batch, str(self.column))
 
