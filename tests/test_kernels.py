@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune import _kernels
 from hf_prune.networks import _kernels as token_kernels
+from hf_prune.numerics import _kernels
 
 floats = st.floats(-1e3, 1e3, width=32)
 tables = st.integers(1, 6).flatmap(lambda k: st.lists(st.lists(floats, min_size=k, max_size=k), min_size=1, max_size=6))

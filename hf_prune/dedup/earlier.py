@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import ROUNDING, _each, _tensor, precision, tiles
+from hf_prune.numerics.search import ROUNDING, _each, _tensor, precision, tiles
 
 TILE = 256  # rows of a product
 WIDE = 2048  # columns of a product at most: together they stay in the cache

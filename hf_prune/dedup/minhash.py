@@ -74,8 +74,8 @@ class Sketch(Value):
         self, array: pa.Array, signatures: bool = False
     ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
         """Band keys (n, bands), numbers of n-grams (n,) and, on request, signatures (n, bands * rows) of texts."""
-        from hf_prune._compiled import in_threads
         from hf_prune.dedup import _kernels
+        from hf_prune.numerics.compiled import in_threads
 
         data, offsets = buffers(array)
         n, (a, b) = len(array), self.permutations()
@@ -223,8 +223,8 @@ class Reference(Value):
             Similarity to the nearest (0 if there is none), its place (-1; the first of several), and how many rows
             of the reference are counted; (n,) each.
         """
-        from hf_prune._compiled import in_threads, thread_count
         from hf_prune.dedup import _link_kernels
+        from hf_prune.numerics.compiled import in_threads, thread_count
 
         n = len(keys)
         nearest, whose, count = np.zeros(n), np.full(n, -1, np.int64), np.zeros(n, np.int64)

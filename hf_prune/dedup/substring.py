@@ -135,8 +135,8 @@ def tokens_of(
     texts: Texts, chosen: NDArray[np.int64], unit: str, lower: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """Hashed tokens of some rows, one after the other, and where each row's begin and end."""
-    from hf_prune._compiled import in_threads
     from hf_prune.dedup import _kernels
+    from hf_prune.numerics.compiled import in_threads
 
     if not (pa.types.is_string(texts.array.type) or pa.types.is_large_string(texts.array.type)):
         array = texts.array.take(pa.array(chosen))

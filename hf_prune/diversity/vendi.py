@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune import search
 from hf_prune.diversity import kernels
 from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabilities, to_rows
+from hf_prune.numerics import search
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
@@ -344,7 +344,7 @@ def _unit(
 
 def _compiled_unit(x: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Fill `out` with the rows at length 1; the squares (n,) float64 of their lengths."""
-    from hf_prune import _kernels
+    from hf_prune.numerics import _kernels
 
     squares = np.empty(len(x), np.float32)
     _kernels.unit(np.ascontiguousarray(x), out, squares)

@@ -298,7 +298,7 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
 
     Clusters are of logarithms: the symmetric distance looks at ratios, coordinate by coordinate.
     """
-    from hf_prune import kmeans
+    from hf_prune.numerics import kmeans
     from hf_prune.rows import digests, seeded
 
     squares, terms, rows = [], [], 0

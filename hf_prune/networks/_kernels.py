@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from hf_prune._compiled import kernel, sums
+from hf_prune.numerics.compiled import kernel, sums
 
 PART = 1024  # logits whose largest is remembered, and that are summed in float32
 LN2 = 0.6931471805599453

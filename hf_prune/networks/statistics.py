@@ -138,8 +138,8 @@ def _compiled(
     """`_block` of the logits (n, t, V) at some places, which are read where they lie."""
     import torch
 
-    from hf_prune._compiled import in_threads
     from hf_prune.networks import _kernels
+    from hf_prune.numerics.compiled import in_threads
 
     width = logits.shape[2]
     if int(labels.min()) < 0 or int(labels.max()) >= width:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import _arrow, kmeans
+from hf_prune import _arrow
 from hf_prune.checks import check_dataset
+from hf_prune.numerics import kmeans
 
 
 def select_diverse(

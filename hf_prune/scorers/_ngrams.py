@@ -113,7 +113,7 @@ def hash_texts(
     Raises:
         ValueError: a row is no UTF-8.
     """
-    from hf_prune._compiled import in_threads
+    from hf_prune.numerics.compiled import in_threads
     from hf_prune.scorers import _kernels
 
     texts = _sigmas_lowered(texts)

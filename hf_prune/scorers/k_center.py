@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from hf_prune import kmeans
 from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
 from hf_prune.distinct import read_whole
 from hf_prune.lookup import find_rows
+from hf_prune.numerics import kmeans
+from hf_prune.numerics.search import _each, _tensor, power_of_two, precision
 from hf_prune.scorer import Scorer
-from hf_prune.search import _each, _tensor, power_of_two, precision
 
 METRICS = ("euclidean", "cosine")
 CANDIDATES = 384  # farthest rows among which the next centres are looked for

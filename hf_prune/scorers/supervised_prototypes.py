@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import kmeans, rows
+from hf_prune import rows
 from hf_prune.batch import Batch
 from hf_prune.labels import check_classes, places_among
 from hf_prune.models import memo
+from hf_prune.numerics import kmeans
 from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
 

@@ -264,7 +264,8 @@ def crowd():
 
 def centres_of(ds):
     """The centres as the fit learns them: k-means on the rows in canonical order."""
-    from hf_prune import kmeans, rows
+    from hf_prune import rows
+    from hf_prune.numerics import kmeans
 
     x = np.asarray(ds["embedding"], np.float32)
     order = np.argsort(rows.seeded(rows.digests(ds["row_id"][:]), 0))

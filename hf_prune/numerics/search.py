@@ -130,7 +130,7 @@ def _nearest(moved: np.ndarray, lengths: np.ndarray, points: Points) -> np.ndarr
     if not len(moved):
         return found[:, 0]
     if lengths.max() < 1e15:  # else products leave the range of float32, as rows so far from all points do
-        from hf_prune import _kernels
+        from hf_prune.numerics import _kernels
 
         rows = np.column_stack([moved, np.ones(len(moved))]).astype(np.float32)
         longest = float(np.sqrt(2 * points.halves.max()))
@@ -201,7 +201,7 @@ def _each(parts: Sequence[P], search: Callable[[P], None]) -> None:
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
-    from hf_prune import _kernels
+    from hf_prune.numerics import _kernels
 
     x = np.ascontiguousarray(x if x.dtype in (np.float32, np.float64) else x.astype(np.float32))
     narrow = x if x.dtype == np.float32 else None
@@ -244,7 +244,7 @@ def largest_products(
         exact: (b, d) the rows in the precision they came in.
         lengths: (b,) of the rows; of length 1 by default.
     """
-    from hf_prune import _kernels
+    from hf_prune.numerics import _kernels
 
     exact = x if exact is None else exact
     found = np.empty((len(x), count), np.int64)
@@ -286,7 +286,7 @@ def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Di
     """
     import torch
 
-    from hf_prune import _kernels
+    from hf_prune.numerics import _kernels
 
     n, k = len(x), directions.across.shape[1]
     tile, product = _tile(BLOCK if n > BLOCK // 2 else BLOCK // 2, x.shape[1], k)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import SCREENED, Directions, nearest_directions, power_of_two, tiles
+from hf_prune.numerics.search import SCREENED, Directions, nearest_directions, power_of_two, tiles
 
 BLOCK = 1 << 12
 STEP = 1 << 11
@@ -238,8 +238,8 @@ def _move(
 
 def _add(sums: np.ndarray, counts: np.ndarray, x: np.ndarray, labels: np.ndarray, rows: np.ndarray, sign: int) -> None:
     """Add rows to the sums of their clusters; each thread has some of the columns, so the order is that of the rows."""
-    from hf_prune import _kernels
-    from hf_prune._compiled import in_threads, thread_count
+    from hf_prune.numerics import _kernels
+    from hf_prune.numerics.compiled import in_threads, thread_count
 
     edges = np.linspace(0, x.shape[1], 1 + min(thread_count(), -(-x.shape[1] // 64))).astype(int)
     in_threads(

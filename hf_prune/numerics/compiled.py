@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from hf_prune import _fork
+from hf_prune.numerics import fork
 
 F = TypeVar("F", bound=Callable[..., object])
 P = TypeVar("P")
@@ -39,7 +39,7 @@ def _compile(function: F, options: dict[str, Any]) -> F:
 
 def thread_count() -> int:
     """Threads this process may use: one in a forked worker, else `OMP_NUM_THREADS` or the processors it may run on."""
-    if _fork.in_child:
+    if fork.in_child:
         return 1
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hf_prune._compiled import kernel, sums
-from hf_prune.search import ROUNDING
+from hf_prune.numerics.compiled import kernel, sums
+from hf_prune.numerics.search import ROUNDING
 
 PART = 64  # products whose largest is remembered
 _ROUNDING = np.float32(ROUNDING)
