@@ -24,9 +24,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from hf_prune.batch import Batch as Batch
-    from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
+    from hf_prune.data.batch import Batch as Batch
+    from hf_prune.data.chunk import chunk_texts as chunk_texts
+    from hf_prune.data.identity import with_row_id as with_row_id
     from hf_prune.dedup.d4 import d4 as d4
     from hf_prune.dedup.exact import ExactDedup as ExactDedup
     from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
     from hf_prune.prune.filter import keep_mask as keep_mask
     from hf_prune.prune.filter import sample_by_score as sample_by_score
     from hf_prune.prune.filter import split_by_score as split_by_score
-    from hf_prune.rows import with_row_id as with_row_id
     from hf_prune.run.cost import Ledger as Ledger
     from hf_prune.run.cost import training_flops as training_flops
     from hf_prune.run.score import score as score

@@ -6,7 +6,7 @@ from __future__ import annotations
 PUBLIC = {
     "AUM": "dynamics.aum",
     "AskLLM": "scorers.ask_llm",
-    "Batch": "batch",
+    "Batch": "data.batch",
     "Cartography": "dynamics.cartography",
     "DSIR": "scorers.dsir",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
@@ -45,7 +45,7 @@ PUBLIC = {
     "VendiContribution": "diversity.vendi_contribution",
     "alignment_coefficient": "fisher.coefficients",
     "alignment_matrix": "fisher.coefficients",
-    "chunk_texts": "chunk",
+    "chunk_texts": "data.chunk",
     "crop_and_flip": "dynamics.loop",
     "cross_diversity_coefficient": "fisher.coefficients",
     "d4": "dedup.d4",
@@ -70,7 +70,7 @@ PUBLIC = {
     "train_with_log": "dynamics.loop",
     "training_flops": "run.cost",
     "vendi_score": "diversity.vendi",
-    "with_row_id": "rows",
+    "with_row_id": "data.identity",
     "with_threshold_samples": "dynamics.aum",
 }
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from hf_prune import _files
 from hf_prune.checks import check_digest
+from hf_prune.data import files
 from hf_prune.values import Value, check_version, class_name, code_of, find_class, pack, packed_digest, rebuild
 
 DOCUMENT = "scorer.json"
@@ -44,7 +44,7 @@ def save(value: Value, folder: str | Path) -> None:
         raise ValueError(f"{type(value).__name__} would not load again: {error}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _files.sweep(folder)
+    files.sweep(folder)
     arrays = xxhash.xxh3_128_hexdigest(blob) if blob else None
     document = {
         "format": FORMAT,
@@ -55,10 +55,10 @@ def save(value: Value, folder: str | Path) -> None:
     }
     before, now = None, _arrays_of(document)
     with contextlib.suppress(OSError, ValueError, KeyError):
-        before = _arrays_of(_files.read_json(folder / DOCUMENT, _WHAT, _REMEDY))
+        before = _arrays_of(files.read_json(folder / DOCUMENT, _WHAT, _REMEDY))
     if now is not None:
-        _files.write_bytes(folder / now, packed({"blob": np.frombuffer(blob, np.uint8)}))
-    _files.write_text(folder / DOCUMENT, json.dumps(document, indent=2, sort_keys=True))
+        files.write_bytes(folder / now, packed({"blob": np.frombuffer(blob, np.uint8)}))
+    files.write_text(folder / DOCUMENT, json.dumps(document, indent=2, sort_keys=True))
     _remove_arrays(folder, before, now)
 
 
@@ -77,13 +77,13 @@ def load(folder: str | Path, cls: type[Value], trust_code: bool) -> Any:
     folder = Path(folder)
     path = folder / DOCUMENT
     try:
-        document = _files.read_json(path, _WHAT, _REMEDY)
+        document = files.read_json(path, _WHAT, _REMEDY)
     except FileNotFoundError as error:
-        raise _files.DamagedFileError(f"{folder} holds no saved scorer: {path} is missing") from error
+        raise files.DamagedFileError(f"{folder} holds no saved scorer: {path} is missing") from error
     number = document.get("format")
     if type(number) is int and number > FORMAT:
         raise ValueError(f"{folder} has format {number}, this version reads up to {FORMAT}; upgrade hf_prune")
-    with _files.reading(path, _WHAT, _REMEDY):
+    with files.reading(path, _WHAT, _REMEDY):
         if number not in _KEYS or set(document) != _KEYS[number]:
             raise ValueError(f"format {number!r} with the keys {', '.join(map(repr, sorted(document)))[:200]}")
         names = document["classes"]
@@ -91,14 +91,14 @@ def load(folder: str | Path, cls: type[Value], trust_code: bool) -> Any:
             raise ValueError("it names no classes")
     known = {class_name(cls): cls}
     classes = tuple(known.get(name) or find_class(name) for name in names)
-    with _files.reading(path, _WHAT, _REMEDY):
+    with files.reading(path, _WHAT, _REMEDY):
         arrays = _arrays_of(document)
         blob = b"" if arrays is None else _read_arrays(folder / arrays)
         text = json.dumps(document["value"], sort_keys=True)
         if number > 1 and packed_digest(names, text, blob) != document["digest"]:
             raise ValueError("it is not what its digest says")
     _check_versions(document["value"], classes)
-    with _files.reading(path, _WHAT, _REMEDY):
+    with files.reading(path, _WHAT, _REMEDY):
         found = rebuild(classes, document["value"], blob)
     called = sorted(set(code_of(found)))
     if called and not trust_code:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from hf_prune import _files
 from hf_prune.checks import check_choice, check_digest
+from hf_prune.data import files
 from hf_prune.store import home
 from hf_prune.values import Value, import_name, names_code
 
@@ -493,7 +493,7 @@ def _store_live(module: torch.nn.Module) -> str:
         with _explained(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _files.whole(target, _explained, folder=True) as temporary:
+            with files.whole(target, _explained, folder=True) as temporary:
                 with open(temporary / _PICKLE, "wb") as stream:
                     on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
                     # a copy: `module.cpu()` would take the caller's network off its GPU
@@ -531,7 +531,7 @@ def _load_live(digest: str) -> torch.nn.Module:
 
     folder = _live_folder(digest)
     what, remedy = "stored network", "make the scorer anew from the network, or share HF_PRUNE_HOME with its machine"
-    with _files.reading(folder, what, remedy):
+    with files.reading(folder, what, remedy):
         if (folder / _PICKLE_DIGEST).exists() and not _is_sound(folder):  # earlier versions wrote none
             raise ValueError("its file has changed")
         with open(folder / _PICKLE, "rb") as stream:
@@ -549,21 +549,21 @@ def _point(digest: str, path: Path, name: str, stamp: str | None = None) -> None
     folder = _note(digest).parent
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _files.sweep(folder)
-    _files.write_text(_note(digest), json.dumps(note), _explained)
+        files.sweep(folder)
+    files.write_text(_note(digest), json.dumps(note), _explained)
 
 
 def _pointer(digest: str, careful: bool = True) -> dict[str, str]:
     """The note that `_point` made; empty if there is none."""
     note, what = _note(digest), "note of a model's place"
     try:
-        found = _files.read_json(note, what, remedy := "delete it, and make the scorer anew from the model")
-        with _files.reading(note, what, remedy):
+        found = files.read_json(note, what, remedy := "delete it, and make the scorer anew from the model")
+        with files.reading(note, what, remedy):
             if not all(isinstance(text, str) for text in found.values()) or not {"path", "name"} <= set(found):
                 raise ValueError("it names no place")
     except FileNotFoundError:
         return {}
-    except _files.DamagedFileError:
+    except files.DamagedFileError:
         if careful:
             raise
         return {}

@@ -20,14 +20,15 @@ from run_scorers import Length, Widen
 import hf_prune.run.join as join_module
 import hf_prune.share.remote as remote_module
 import hf_prune.share.tables as tables_module
-from hf_prune import _lock, filter_by_score, load_scores, push_scored, save_scored, score
+from hf_prune import filter_by_score, load_scores, push_scored, save_scored, score
 from hf_prune.cli import main
+from hf_prune.data import lock
 
 datasets.disable_progress_bars()
 CHANGED = (
     (join_module, "IN_MEMORY_BYTES"),
-    (_lock, "PATIENCE"),
-    (_lock, "UNWRITTEN"),
+    (lock, "PATIENCE"),
+    (lock, "UNWRITTEN"),
     (tables_module, "SHARD_BYTES"),
 )  # where tests that call these functions themselves put things back
 TEXTS = ["a", "bb", "ccc", "dddd", "eeeee"]
@@ -55,7 +56,7 @@ def texts() -> Dataset:
 
 def score_all(folder: Path, **options: Any) -> dict[str, Any]:
     join_module.IN_MEMORY_BYTES = 1  # so that the layout is a file
-    _lock.PATIENCE, _lock.UNWRITTEN = 0.02, 0.05  # what the dead held is taken over sooner
+    lock.PATIENCE, lock.UNWRITTEN = 0.02, 0.05  # what the dead held is taken over sooner
     out = score(texts(), Length(), Widen(), output_dir=folder / "a" / "scores", shard_rows=3, batch_size=2, **options)
     return {"length": out["length"][:], "wide": out["wide"][:]}
 
@@ -66,20 +67,20 @@ def run_score(folder: Path) -> None:
 
 def score_again(folder: Path) -> dict[str, Any]:
     """What the next call gives, and what it leaves."""
-    if (folder / "a" / "scores" / _lock.NAME).exists():
+    if (folder / "a" / "scores" / lock.NAME).exists():
         time.sleep(0.05)
     return {**score_all(folder), "files": files_of(folder)}
 
 
 def few_scores(folder: Path) -> dict[str, Any]:
     """One scorer, two parts, no layout: as small as it can be."""
-    _lock.PATIENCE, _lock.UNWRITTEN = 0.02, 0.05
+    lock.PATIENCE, lock.UNWRITTEN = 0.02, 0.05
     ds = Dataset.from_dict({"text": TEXTS[:3]})
     return {"length": score(ds, Length(), output_dir=folder / "scores", shard_rows=2)["length"][:]}
 
 
 def few_again(folder: Path) -> dict[str, Any]:
-    if (folder / "scores" / _lock.NAME).exists():
+    if (folder / "scores" / lock.NAME).exists():
         time.sleep(0.05)
     return {**few_scores(folder), "files": files_of(folder)}
 

@@ -14,7 +14,7 @@ from hub_server import IGNORED, HubServer
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
-from hf_prune.rows import with_row_id
+from hf_prune.data.identity import with_row_id
 from hf_prune.share import remote
 from hf_prune.share.push import load_scores, push_scored
 
@@ -558,7 +558,7 @@ import datasets
 from datasets import load_dataset
 from hf_prune.columns import ScoreColumn
 from hf_prune.share.push import load_scores, push_scored
-from hf_prune.rows import with_row_id
+from hf_prune.data.identity import with_row_id
 
 datasets.disable_progress_bars()
 ds = with_row_id(datasets.Dataset.from_dict({"x": [1, 2, 3], "label": [0, 1, 0]}))

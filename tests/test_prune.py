@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_prune import _files, _layout
+from hf_prune.data import files
+from hf_prune.data import layout as _layout
+from hf_prune.data.identity import digests, seeded, uniform, with_row_id
 from hf_prune.prune.draw import METHODS, ccs
 from hf_prune.prune.filter import (
     CalibrationWarning,
@@ -27,7 +29,6 @@ from hf_prune.prune.filter import (
     sample_by_score,
     split_by_score,
 )
-from hf_prune.rows import digests, seeded, uniform, with_row_id
 
 quiet = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -593,7 +594,7 @@ def test_full_disk(disk, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_files, "_sync", full)
+    monkeypatch.setattr(files, "_sync", full)
     with pytest.raises(OSError, match='no space left in .*layout="indices"') as caught:
         filter_by_score(disk, "score", keep=0.5)
     assert caught.value.errno == errno.ENOSPC
@@ -605,7 +606,7 @@ def test_no_permission(disk, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(_files.pa, "OSFile", refused)
+    monkeypatch.setattr(files.pa, "OSFile", refused)
     with pytest.raises(PermissionError, match='is not writable; make it so, or pass layout="indices"'):
         filter_by_score(disk, "score", keep=0.5)
 

@@ -609,7 +609,7 @@ def test_a_plan_reads_itself():
 def test_one_of_several_that_accelerate_takes_for_alone(monkeypatch):
     from accelerate.state import PartialState
 
-    from hf_prune._run.world import World
+    from hf_prune.data.world import World
 
     monkeypatch.setattr(PartialState, "_shared_state", {})
     PartialState(cpu=True)

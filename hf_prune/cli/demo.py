@@ -154,7 +154,7 @@ def digits(rows: int | None = None) -> tuple[Any, Any]:
     import PIL.Image
     from datasets import ClassLabel, Dataset, Features, Image
 
-    from hf_prune.rows import with_row_id
+    from hf_prune.data.identity import with_row_id
 
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))[:rows]
@@ -245,7 +245,7 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
 
 def kept_rows(ds: Any, column: str, *, prefer: str, seed: int) -> np.ndarray:
     """Which rows stay, (n,) bools: 70 %, and of every class at least half of its share."""
-    from hf_prune._arrow import floats_column
+    from hf_prune.data.arrow import floats_column
     from hf_prune.prune.filter import keep_mask
 
     return keep_mask(

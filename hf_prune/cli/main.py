@@ -295,7 +295,7 @@ def score(
     from hf_prune.checks import check_inside
     from hf_prune.cli.io import check_out, check_replace, open_data, read_provenance
     from hf_prune.cli.scorers import build, needs_ids
-    from hf_prune.rows import with_row_id
+    from hf_prune.data.identity import with_row_id
 
     out = check_out(output, overwrite, data)
     opened = open_data(data, split)
@@ -386,7 +386,6 @@ def filter_(
     """
     import numpy as np
 
-    from hf_prune._layout import take_rows
     from hf_prune.cli.io import (
         check_columns,
         check_out,
@@ -398,6 +397,7 @@ def filter_(
     )
     from hf_prune.cli.show import filter_summary
     from hf_prune.columns import sidecar_text
+    from hf_prune.data.layout import take_rows
     from hf_prune.prune.filter import mask_of, request_of
 
     out = check_out(output, overwrite, data)

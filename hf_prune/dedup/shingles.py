@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.words import UNITS as UNITS
-from hf_prune.words import character_table as character_table
-from hf_prune.words import tokens as tokens
+from hf_prune.data.words import UNITS as UNITS
+from hf_prune.data.words import character_table as character_table
+from hf_prune.data.words import tokens as tokens
 
 _MASK = 2**64 - 1
 _STEP, _BASE, _LAST = 0xBF58_476D_1CE4_E5B9, 0x9E37_79B9_7F4A_7C15, 0x94D0_49BB_1331_11EB

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune.data.lookup import find
 from hf_prune.dedup import crowds
 from hf_prune.dedup._reading import blocks, emptied
 from hf_prune.dedup.bands import permutations
 from hf_prune.dedup.shingles import Sets, similarities
-from hf_prune.lookup import find
 
 if TYPE_CHECKING:
     from hf_prune.dedup.minhash import Sketch

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.words import tokens as tokens_of
+from hf_prune.data.words import tokens as tokens_of
 
 
 def words(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.from_models import ModelsOrLog
 from hf_prune.models import memo
 from hf_prune.networks.classifier import Classifier, networks, next_tokens, warn_if_untrained

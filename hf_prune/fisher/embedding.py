@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._formats import unformatted
-from hf_prune._progress import shown
-from hf_prune.batch import Batch
 from hf_prune.checks import check_dataset
+from hf_prune.data.batch import Batch
+from hf_prune.data.formats import unformatted
+from hf_prune.data.progress import shown
 from hf_prune.fisher.distance import as_vector
 from hf_prune.fisher.probe import Probe
 from hf_prune.values import Value

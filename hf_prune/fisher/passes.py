@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hf_prune import rows as rows_of
-from hf_prune.batch import Batch, MissingColumnError
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch, MissingColumnError
+from hf_prune.data.identity import digests, seeded
+from hf_prune.data.labels import check_classes, places_among
 from hf_prune.dynamics.grand import error, last_linear
 from hf_prune.fisher.probe import FEW, Probe
 from hf_prune.fisher.squares import Squares, position_layers
-from hf_prune.labels import check_classes, places_among
 from hf_prune.networks.classifier import Classifier, next_tokens
 from hf_prune.networks.inputs import Inputs
 from hf_prune.networks.statistics import IGNORE
-from hf_prune.rows import digests, seeded
 
 IDS = "input_ids"  # column of token ids, read as they are
 BLOCK = 1 << 22  # probabilities whose running sums are held at once
@@ -258,7 +258,7 @@ def sampled_labels(logits: Tensor, targets: Tensor, names: NDArray[np.uint64], s
     """
     flat = targets.reshape(len(targets), -1)
     keys = np.asarray(seeded(names, seed)[:, None] + np.arange(flat.shape[1], dtype=np.uint64), np.uint64)
-    uniform = torch.from_numpy(rows_of.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
+    uniform = torch.from_numpy(identity.uniform(keys.reshape(-1), draw).reshape(keys.shape)).to(logits.device)
     there = flat >= 0
     labels = torch.full_like(flat, IGNORE)
     labels[there] = draw_labels(logits.reshape(*flat.shape, -1)[there], uniform[there])

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from hf_prune.data.identity import check_seed
 from hf_prune.models import Model
 from hf_prune.networks.classifier import Classifier
-from hf_prune.rows import check_seed
 from hf_prune.values import Value
 
 LENGTH = 128  # tokens, as published: attention and logits of more cost more than they tell

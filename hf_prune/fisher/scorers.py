@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
 from hf_prune.fisher.distance import as_vector
 from hf_prune.fisher.embedding import as_embedding, batches_of
 from hf_prune.fisher.probe import Probe
@@ -298,8 +298,8 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
 
     Clusters are of logarithms: the symmetric distance looks at ratios, coordinate by coordinate.
     """
+    from hf_prune.data.identity import digests, seeded
     from hf_prune.numerics import kmeans
-    from hf_prune.rows import digests, seeded
 
     squares, terms, rows = [], [], 0
     for batch in batches_of(target):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
-from hf_prune.labels import check_classes, is_text
+from hf_prune.data.batch import Batch
+from hf_prune.data.labels import check_classes, is_text
 from hf_prune.models import Model, cached, device_for
 from hf_prune.networks.inputs import Inputs, Reader
 

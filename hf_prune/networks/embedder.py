@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_column, read_texts
 from hf_prune.models import Model
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
     from hf_prune.networks.plan import TextPlan

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_column
 from hf_prune.models import Model, cached, device_for
 from hf_prune.networks.plan import config_of, read_json
-from hf_prune.texts import read_column
 
 if TYPE_CHECKING:
     import torch

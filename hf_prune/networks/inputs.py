@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch, missing_column
+from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.texts import read_column, read_texts
 from hf_prune.models import Model, device_for
-from hf_prune.texts import read_column, read_texts
 
 if TYPE_CHECKING:
     from hf_prune.networks.image import ImageEncoder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_prune._files import reading
+from hf_prune.data.files import reading
 from hf_prune.models import Model, cached, device_for
 from hf_prune.networks.plan import TextPlan, activation_of, config_of, package_model, read_json
 from hf_prune.networks.prefix import shortened

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import _arrow
 from hf_prune.checks import check_dataset
+from hf_prune.data import arrow
 from hf_prune.numerics import kmeans
 
 
@@ -57,14 +57,14 @@ def select_diverse(
             raise ValueError(f"{name}={value!r} is no number of rows; give 1 or more")
     if pool is not None and pool < k:
         raise ValueError(f"pool={pool} rows are looked at, fewer than the k={k} to choose; give a pool of k or more")
-    scores = _arrow.floats_column(ds, score)
+    scores = arrow.floats_column(ds, score)
     there = np.flatnonzero(~np.isnan(scores))
     if k > len(there):
         raise ValueError(f"k={k}, but {len(there)} rows can be chosen from (NaN scores are never kept)")
     ranks = _ranks(scores[there])
     best = np.argsort(-ranks, kind="stable")[:pool]
     order = there[best]
-    x = _arrow.matrix_column(ds, embedding, order)
+    x = arrow.matrix_column(ds, embedding, order)
     bad = ~np.isfinite(x).all(1)
     if bad.any():
         raise ValueError(

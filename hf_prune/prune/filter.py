@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._arrow import column_array
-from hf_prune._layout import check_layout, take_rows
 from hf_prune.checks import chosen_splits
+from hf_prune.data.arrow import column_array
+from hf_prune.data.identity import check_seed, uniform
+from hf_prune.data.layout import check_layout, take_rows
 from hf_prune.prune.draw import METHODS, Method, ccs
 from hf_prune.prune.inputs import chunked, clusters_of, costs_of, draw_keys, hashes_of, ids_of, scores_of
 from hf_prune.prune.rule import Rule, check_offset, make_rule
@@ -35,7 +36,6 @@ from hf_prune.prune.select import (
     warn,
 )
 from hf_prune.prune.stream import filter_stream
-from hf_prune.rows import check_seed, uniform
 
 __all__ = [
     "CalibrationWarning",

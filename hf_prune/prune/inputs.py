@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune._arrow import column_array, numbers, take
+from hf_prune.data.arrow import column_array, numbers, take
+from hf_prune.data.identity import check_unique, content_keys, digests, seeded
 from hf_prune.prune.select import Hashes, Index, Mask, codes_of
-from hf_prune.rows import check_unique, content_keys, digests, seeded
 
 
 def ids_of(ds: Any, row_id: str | None) -> pa.ChunkedArray | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune._arrow import numbers
+from hf_prune.data.arrow import numbers
 from hf_prune.prune.inputs import chunked
 from hf_prune.prune.rule import Rule
 from hf_prune.prune.select import passes

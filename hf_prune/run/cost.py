@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune._fields import check_types
-from hf_prune._files import parse_json, reading
+from hf_prune.data.files import parse_json, reading
 
 
 def training_flops(params: float, tokens: float, epochs: float = 1.0) -> float:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._arrow import gather, positions_of
-from hf_prune._files import is_sealed, write_stream
-from hf_prune._layout import IN_MEMORY_BYTES, like_format, merged
+from hf_prune.data.arrow import gather, positions_of
+from hf_prune.data.files import is_sealed, write_stream
+from hf_prune.data.layout import IN_MEMORY_BYTES, like_format, merged
 from hf_prune.run.parts import explained
 from hf_prune.scorer import feature_of
 

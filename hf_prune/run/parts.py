@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from hf_prune._files import file_digest, remove, write_stream, write_text
 from hf_prune.columns import SIDECAR
+from hf_prune.data.files import file_digest, remove, write_stream, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"

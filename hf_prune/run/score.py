@@ -11,12 +11,12 @@ from typing import Any
 
 import xxhash
 
-from hf_prune._files import sweep, write_text
-from hf_prune._layout import temporary_cache
-from hf_prune._lock import Lock, locked, tidy
-from hf_prune._run.world import Outcomes, World
 from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, sidecar_text
+from hf_prune.data.files import sweep, write_text
+from hf_prune.data.layout import temporary_cache
+from hf_prune.data.lock import Lock, locked, tidy
+from hf_prune.data.world import Outcomes, World
 from hf_prune.run.arguments import check_rows, columns_of, splits_of
 from hf_prune.run.join import join, written_schema
 from hf_prune.run.parts import (

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from hf_prune._arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of, to_arrow
-from hf_prune._layout import merged
-from hf_prune.batch import Batch
-from hf_prune.rows import digests
+from hf_prune.data.arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of, to_arrow
+from hf_prune.data.batch import Batch
+from hf_prune.data.identity import digests
+from hf_prune.data.layout import merged
 from hf_prune.run.parts import write_part
 from hf_prune.scorer import feature_of
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_prune.batch import Batch
 from hf_prune.checks import check_choice, check_digest
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
 from hf_prune.models import _point, _pointer, cached, file_sha256
 from hf_prune.networks.causal import check_bad
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_texts
 from hf_prune.values import names_code
 
 ON_BAD = ("raise", "nan")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
 from hf_prune.networks import causal
 from hf_prune.networks.prefix import shortened
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_texts
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ import jinja2
 import numpy as np
 from huggingface_hub import DatasetCard
 
-from hf_prune import _files
 from hf_prune._shown import without_tokens
 from hf_prune.columns import ScoreColumn
+from hf_prune.data import files
 
 TAGS = ("hf_prune", "data-pruning", "scores")
 KEY = "hf_prune"
@@ -318,7 +318,7 @@ def merge_readme(
     Raises:
         ValueError: the YAML of the README cannot be read.
     """
-    with _files.reading(scores.repo_id, "README of", "mend its YAML, then push again"):
+    with files.reading(scores.repo_id, "README of", "mend its YAML, then push again"):
         # an empty block where there is none: the client would log a warning about what is no fault
         has_yaml = (old or "").lstrip().startswith("---")
         card = DatasetCard(old if has_yaml and old else "---\n{}\n---\n" + (old or ""), ignore_metadata_errors=False)

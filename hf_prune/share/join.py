@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, load_dataset
 from datasets.features.features import require_decoding
 
-from hf_prune._arrow import take
-from hf_prune._files import DamagedFileError, file_digest, read_text, reading
-from hf_prune._layout import like_format
 from hf_prune.checks import check_config_name, check_split_name
 from hf_prune.columns import SIDECAR
+from hf_prune.data.arrow import take
+from hf_prune.data.files import DamagedFileError, file_digest, read_text, reading
+from hf_prune.data.layout import like_format
 from hf_prune.share.remote import Remote, retry
 from hf_prune.share.tables import ids_of, sidecar_path, split_name, split_of, text_of
 
@@ -175,7 +175,7 @@ def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path,
 
 
 def _verify(ds: Dataset, key: str, ids: pa.Array) -> None:
-    from hf_prune.rows import with_row_id
+    from hf_prune.data.identity import with_row_id
 
     fresh = ids_of(with_row_id(ds.remove_columns([key]), key), key)
     same = [

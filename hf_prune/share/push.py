@@ -15,9 +15,9 @@ from typing import Any, Literal
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
-from hf_prune._files import making, put, read_text, reading, scratch, write_text
 from hf_prune.checks import check_config_name, check_datasets
 from hf_prune.columns import SIDECAR, parse_sidecar, sidecar_text
+from hf_prune.data.files import making, put, read_text, reading, scratch, write_text
 from hf_prune.share.card import Scores, merge_readme, published
 from hf_prune.share.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune.share.remote import README, Remote, data_at, other_reader, retry, undeclared

@@ -23,9 +23,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from hf_prune._files import DamagedFileError, reading
 from hf_prune.checks import check_inside
 from hf_prune.columns import SIDECAR, parse_sidecar
+from hf_prune.data.files import DamagedFileError, reading
 from hf_prune.share.tables import sidecar_path
 
 logger = logging.getLogger(__name__)

@@ -151,7 +151,7 @@ def _template() -> jinja2.Template:
 def _section(
     ds: Any, column: ScoreColumn, masks: Mapping[str, np.ndarray], label: str | None, show: str | None, examples: int
 ) -> Section:
-    from hf_prune._arrow import floats_column
+    from hf_prune.data.arrow import floats_column
     from hf_prune.share.card import strange
 
     values = floats_column(ds, column.name)
@@ -210,7 +210,7 @@ def class_balance(ds: Any, label: str, masks: Mapping[str, np.ndarray]) -> Balan
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from hf_prune._arrow import column_array
+    from hf_prune.data.arrow import column_array
     from hf_prune.share.card import balance
 
     column = column_array(ds, label)

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features
 
-from hf_prune._files import file_digest
 from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, ScoreColumn, read_sidecar
+from hf_prune.data.files import file_digest
 from hf_prune.prune.filter import keep_mask
 from hf_prune.share.card import Balance, balance
 

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image as Picture
 
 import hf_prune as hp
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.networks.classifier import Classifier
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import _arrow
+from hf_prune.data import arrow
 
 _SCALARS = (str, bytes, bool, int, float)
 
@@ -31,7 +31,7 @@ def columns_of(table: Any) -> dict[str, Any]:
         return {str(name): _series(table[name]) for name in table.columns}
     if _library(table) == "polars":
         table = table.to_arrow()
-        return {name: _arrow.ordinary(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+        return {name: arrow.ordinary(column) for name, column in zip(table.column_names, table.columns, strict=True)}
     return dict(zip(table.schema.names, table.columns, strict=True))
 
 
@@ -128,7 +128,7 @@ def _text(value: Any) -> Any:
 def _series(series: Any) -> Any:
     """A column of a pandas data frame."""
     try:
-        return _arrow.ordinary(pa.Array.from_pandas(series))
+        return arrow.ordinary(pa.Array.from_pandas(series))
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return [None if v is None or v is np.nan else v for v in series]
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLease, Timeout
 
-from hf_prune._files import TEMPORARY, Explain, remove, sweep, temporary_path, unexplained, write_text
+from hf_prune.data.files import TEMPORARY, Explain, remove, sweep, temporary_path, unexplained, write_text
 
 if TYPE_CHECKING:
-    from hf_prune._run.world import World
+    from hf_prune.data.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import _arrow, rows
-from hf_prune.batch import Batch, missing_column
 from hf_prune.checks import check_dataset
+from hf_prune.data import arrow, identity
+from hf_prune.data.batch import Batch, missing_column
 
 STEP = 1 << 15
 
@@ -48,7 +48,7 @@ def blocks(ds: Any, embedding: str, who: str, beside: str | None = None) -> Iter
     width, start = None, 0
     for held in columns(ds, names, who):
         try:
-            x = _arrow.finite(_arrow.matrix(held[embedding], embedding), embedding)
+            x = arrow.finite(arrow.matrix(held[embedding], embedding), embedding)
         except ValueError as error:
             raise ValueError(f"{who}.fit, counting rows from {start}: {error}") from error
         if width not in (None, x.shape[1]):
@@ -76,9 +76,9 @@ def canonical_sample(
     content = np.zeros((), np.uint64)
     by_id = row_id if ds.column_names is not None and row_id in ds.column_names else None
     for block in blocks(ds, embedding, who, by_id):
-        keys = rows.digests(block.x)
-        content += rows.seeded(keys, 0).sum(dtype=np.uint64)  # wraps: a sum modulo 2**64 knows no order
-        hashes = rows.seeded(keys if block.beside is None else rows.digests(block.beside), seed)
+        keys = identity.digests(block.x)
+        content += identity.seeded(keys, 0).sum(dtype=np.uint64)  # wraps: a sum modulo 2**64 knows no order
+        hashes = identity.seeded(keys if block.beside is None else identity.digests(block.beside), seed)
         some = np.asarray(block.x.any(axis=1))
         total, zeros = total + len(some), zeros + int((~some).sum())
         some &= hashes <= bound
@@ -129,6 +129,6 @@ def columns(ds: Any, names: list[str], who: str, step: int = STEP) -> Iterator[d
             batch = Batch(rows_, who)
             yield {name: batch.arrow(name) for name in names}
         return
-    whole = {name: _arrow.column_array(ds, name) for name in names}
+    whole = {name: arrow.column_array(ds, name) for name in names}
     for start in range(0, len(ds), step):
-        yield {name: _arrow.one(column.slice(start, step)) for name, column in whole.items()}
+        yield {name: arrow.one(column.slice(start, step)) for name, column in whole.items()}

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_prune._layout import like_format
-from hf_prune.batch import Batch, missing_column
 from hf_prune.checks import check_dataset
+from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.layout import like_format
+from hf_prune.data.words import spaced_spans
 from hf_prune.values import Value
-from hf_prune.words import spaced_spans
 
 
 def chunks_of(text: str, words: int, min_words: int = 1) -> list[str]:
     """A text cut behind every `words` words; white space inside a chunk stays.
 
     Words are runs of anything but white space; in scripts without spaces between words they are cut further, by
-    Unicode's word boundaries (see `hf_prune.words`).
+    Unicode's word boundaries (see `hf_prune.data.words`).
 
     Args:
         text: to cut.

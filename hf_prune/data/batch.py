@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import _arrow, _formats
-from hf_prune._utf8 import check_utf8
+from hf_prune.data import arrow as _arrow
+from hf_prune.data import formats
+from hf_prune.data.utf8 import check_utf8
 
 
 class MissingColumnError(KeyError):
@@ -49,15 +50,15 @@ class Batch(Mapping[str, Any]):
             self.read: set[str] = source.read
             self.n: int = source.n
         else:
-            if _formats.is_table(source):
-                source = _formats.columns_of(source)
+            if formats.is_table(source):
+                source = formats.columns_of(source)
             _check_source(source, who)
             self.source, self.read, self.n = source, set(), _rows(source, who)
         self.who = who
 
     def __getitem__(self, name: str) -> Any:
         """One column as a list or a NumPy array, whatever the engine gives; pictures decoded."""
-        return _formats.plain(self._given(name))
+        return formats.plain(self._given(name))
 
     def __contains__(self, name: object) -> bool:
         return name in self.source

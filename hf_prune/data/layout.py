@@ -16,8 +16,8 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._arrow import gather, positions_of, row_bytes
-from hf_prune._files import is_sealed, scratch, sweep, write_stream
+from hf_prune.data.arrow import gather, positions_of, row_bytes
+from hf_prune.data.files import is_sealed, scratch, sweep, write_stream
 
 Layout = Literal["auto", "contiguous", "indices"]
 LAYOUTS = ("auto", "contiguous", "indices")

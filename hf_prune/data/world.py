@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_prune._files import TEMPORARY, remove, write_text
+from hf_prune.data.files import TEMPORARY, remove, write_text
 
 if TYPE_CHECKING:
-    from hf_prune._lock import Lock
+    from hf_prune.data.lock import Lock
 
 T = TypeVar("T")
 

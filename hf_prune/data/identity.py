@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._arrow import array_of, check_column, column_array, gather, positions_of
-from hf_prune._formats import plain
 from hf_prune.checks import check_dataset
+from hf_prune.data.arrow import array_of, check_column, column_array, gather, positions_of
+from hf_prune.data.formats import plain
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
 SHORT = 512  # bytes; shorter values are copied rather than viewed
@@ -159,7 +159,7 @@ def with_row_id(ds: Any, column: str = "row_id", columns: Sequence[str] | None =
         return type(ds)({name: with_row_id(split, column, columns) for name, split in ds.items()})
     from datasets.fingerprint import Hasher
 
-    from hf_prune._layout import with_column
+    from hf_prune.data.layout import with_column
 
     check_dataset(ds, "with_row_id")
     if column in ds.column_names:

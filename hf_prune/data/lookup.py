@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
-from hf_prune.rows import digests
-from hf_prune.texts import read_column
+from hf_prune.data.batch import Batch
+from hf_prune.data.identity import digests
+from hf_prune.data.texts import read_column
 
 
 def find(known: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_prune import rows
-from hf_prune.sample import STEP, as_float32, blocks
+from hf_prune.data import identity
+from hf_prune.data.sample import STEP, as_float32, blocks
 
 
 class Whole(NamedTuple):
@@ -54,17 +54,17 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
     parts, contents, ids = [], [], []
     for block in blocks(ds, embedding, who, row_id if by_id else None):
         parts.append(as_float32(block.x, embedding))
-        contents.append(rows.digests(block.x))
+        contents.append(identity.digests(block.x))
         if block.beside is not None:
-            ids.append(rows.digests(block.beside))
+            ids.append(identity.digests(block.beside))
     x = parts[0] if len(parts) == 1 else np.concatenate(parts)
     del parts
     content = np.concatenate(contents)
     keys = np.concatenate(ids) if by_id else content
     if by_id and len(np.unique(keys)) < len(keys):
         batches = ds.select_columns([row_id]).with_format(None).iter(STEP)
-        rows.check_unique([value for batch in batches for value in batch[row_id]])
-    hashes = rows.seeded(keys, seed)
+        identity.check_unique([value for batch in batches for value in batch[row_id]])
+    hashes = identity.seeded(keys, seed)
     by_hash = np.argsort(hashes, kind="stable")
     _, lead, copy_of = np.unique(content[by_hash], return_index=True, return_inverse=True)
     first = np.empty(len(x), np.int64)
@@ -73,7 +73,7 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
         "rows": len(x),
         "distinct": len(lead),
         "column": embedding,
-        "content": f"{int(rows.seeded(content, 0).sum(dtype=np.uint64)):016x}",
+        "content": f"{int(identity.seeded(content, 0).sum(dtype=np.uint64)):016x}",
         "told_apart_by": row_id if by_id else "content",
     }
     return Whole(x, keys, hashes, first, by_hash[np.sort(lead)], by_id, facts)

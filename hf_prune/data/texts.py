@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_prune import chat
-from hf_prune._utf8 import check_utf8
-from hf_prune.batch import Batch, missing_column
+from hf_prune.data import chat
+from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.utf8 import check_utf8
 
 EMPTY = "is empty"
 NULL = "is null"
@@ -51,7 +51,7 @@ def read_texts(
         columns: joined in this order; empty and null parts of several columns are left out.
         join: what stands between them.
         template: renders a chat, if it is the only column; else its lines are `role: content`, with what else a turn
-            holds as JSON (see `hf_prune.chat`).
+            holds as JSON (see `hf_prune.data.chat`).
 
     Returns:
         The texts; the rows without any, with the reason; whether `template` made the texts.
