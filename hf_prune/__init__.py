@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_prune._homes import PUBLIC
+from hf_prune.homes import PUBLIC
 from hf_prune.numerics import fork  # noqa: F401  (registers the hook that makes forked workers safe)
 
 __version__ = "0.1.0"

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_prune._fields import check_types
-from hf_prune._shown import without_tokens
 from hf_prune.data import files
+from hf_prune.fields import check_types
+from hf_prune.shown import without_tokens
 
 SIDECAR = "score_columns.json"
 FORMAT = 1

@@ -182,9 +182,9 @@ class Scorer(Value):
                 holds something else than its annotation says.
             OSError: the disk is full or may not be written.
         """
-        from hf_prune import _saved
+        from hf_prune import saved
 
-        _saved.save(self, folder)
+        saved.save(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> Self:
@@ -202,9 +202,9 @@ class Scorer(Value):
             ValueError: the files are missing or damaged, of another version, or of another class; or they name code
                 and `trust_code` is off.
         """
-        from hf_prune import _saved
+        from hf_prune import saved
 
-        found: Self = _saved.load(folder, cls, trust_code)
+        found: Self = saved.load(folder, cls, trust_code)
         return found
 
     def _checked(self, written: Mapping[str, Any], n: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from forging import forge
 from made_scorers import EXPECTED, made, rows
 
 import hf_prune as hp
-from hf_prune import Scorer, _homes
+from hf_prune import Scorer, homes
 from hf_prune.values import Value, class_name, code_of, find_class, pack, packed_digest
 
 HERE = Path(__file__).parent
@@ -263,7 +263,7 @@ APART = {"_Chunker", "RemoveRepeats", "Embedding"}  # no scorer, and in none
 
 def test_the_table_of_classes_is_complete():
     classes = [c for c in value_classes() if c.__name__ not in BASES | APART]
-    assert sorted(_homes.VALUES) == sorted(c.__qualname__ for c in classes)  # so no name stands for two
+    assert sorted(homes.VALUES) == sorted(c.__qualname__ for c in classes)  # so no name stands for two
     for cls in classes:
         assert class_name(cls) == f"hf_prune:{cls.__qualname__}" and find_class(class_name(cls)) is cls
         assert find_class(f"hf_prune.some.place:{cls.__qualname__}") is cls

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_prune._shown import printable
 from hf_prune.checks import check_split_name
 from hf_prune.data.files import DamagedFileError, making, reading, sweep, whole
+from hf_prune.shown import printable
 
 READERS = {
     ".parquet": "parquet",

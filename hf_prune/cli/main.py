@@ -17,8 +17,8 @@ import typer
 import typer.core
 
 from hf_prune import __version__
-from hf_prune._shown import printable, without_tokens
 from hf_prune.cli.scorers import SCORERS
+from hf_prune.shown import printable, without_tokens
 
 if TYPE_CHECKING:
     from hf_prune.cli.io import Data

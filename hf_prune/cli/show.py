@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune._shown import printable
 from hf_prune.data.arrow import floats_column
+from hf_prune.shown import printable
 
 BARS = 24
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from hf_prune._shown import printable
+from hf_prune.shown import printable
 
 T = TypeVar("T")
 DELAY = 3.0  # seconds: what is done sooner shows no bar

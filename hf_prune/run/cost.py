@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_prune._fields import check_types
 from hf_prune.data.files import parse_json, reading
+from hf_prune.fields import check_types
 
 
 def training_flops(params: float, tokens: float, epochs: float = 1.0) -> float:

@@ -13,9 +13,9 @@ import jinja2
 import numpy as np
 from huggingface_hub import DatasetCard
 
-from hf_prune._shown import without_tokens
 from hf_prune.columns import ScoreColumn
 from hf_prune.data import files
+from hf_prune.shown import without_tokens
 
 TAGS = ("hf_prune", "data-pruning", "scores")
 KEY = "hf_prune"
