@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from hf_prune.data.batch import Batch as Batch
     from hf_prune.data.chunk import chunk_texts as chunk_texts
     from hf_prune.data.identity import with_row_id as with_row_id
-    from hf_prune.dedup.d4 import d4 as d4
     from hf_prune.dedup.exact import ExactDedup as ExactDedup
     from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
     from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
@@ -59,10 +58,10 @@ if TYPE_CHECKING:
     from hf_prune.fisher.coefficients import diversity_coefficient as diversity_coefficient
     from hf_prune.fisher.coefficients import diversity_matrix as diversity_matrix
     from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
-    from hf_prune.fisher.embedding import task2vec as task2vec
     from hf_prune.fisher.probe import Probe as Probe
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
     from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
+    from hf_prune.fisher.task2vec import task2vec as task2vec
     from hf_prune.models import Model as Model
     from hf_prune.networks.embedder import Embedder as Embedder
     from hf_prune.prune.diverse import select_diverse as select_diverse
@@ -70,6 +69,8 @@ if TYPE_CHECKING:
     from hf_prune.prune.filter import keep_mask as keep_mask
     from hf_prune.prune.filter import sample_by_score as sample_by_score
     from hf_prune.prune.filter import split_by_score as split_by_score
+    from hf_prune.prune.targets import sample_by_targets as sample_by_targets
+    from hf_prune.recipes.d4 import d4 as d4
     from hf_prune.run.cost import Ledger as Ledger
     from hf_prune.run.cost import training_flops as training_flops
     from hf_prune.run.score import score as score
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from hf_prune.scorers.ask_llm import AskLLM as AskLLM
     from hf_prune.scorers.dsir import DSIR as DSIR
     from hf_prune.scorers.dsir import NgramCounts as NgramCounts
-    from hf_prune.scorers.dsir import sample_by_targets as sample_by_targets
     from hf_prune.scorers.herding import Herding as Herding
     from hf_prune.scorers.heuristics import TextStatistics as TextStatistics
     from hf_prune.scorers.k_center import KCenter as KCenter

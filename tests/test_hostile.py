@@ -397,12 +397,12 @@ def test_code_is_imported_in_few_places():
                     if keyword.arg == "trust_remote_code":
                         said = ast.unparse(keyword.value)
                         assert re.fullmatch(r"((self|model)\.)?(model\.)?trust_remote_code", said), (file, said)
-    assert calls["import_name"] == {"values.py", "models.py", "_cli/scorers.py"}
+    assert calls["import_name"] == {"values.py", "models.py", "cli/scorers.py"}
     assert calls["importlib.import_module"] == {"__init__.py", "values.py"}
-    assert "__import__" not in calls and calls["eval"] == {"_fields.py"}
+    assert "__import__" not in calls and calls["eval"] == {"fields.py"}
     assert calls["dill.load"] == {"models.py"} and "pickle.load" not in calls and "pickle.loads" in calls
     assert (
-        calls["pickle.loads"] <= {"testing.py", "_second_process.py"}
+        calls["pickle.loads"] <= {"testing.py", "second_process.py"}
         and "torch.load" not in calls
         and "exec" not in calls
     )

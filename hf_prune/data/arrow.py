@@ -69,20 +69,21 @@ def gather(table: pa.Table, positions: NDArray[np.int64]) -> Iterator[pa.RecordB
     batches = table.to_batches(max_chunksize=rows)
     starts = np.cumsum([0] + [batch.num_rows for batch in batches])
     if len(positions) < 2 or bool(np.all(positions[1:] >= positions[:-1])):
-        yield from _ascending(batches, starts, positions)
+        yield from ascending(batches, starts, positions)
         return
     for first in range(0, len(positions), rows):
         slab = positions[first : first + rows]
         order = np.argsort(slab, kind="stable")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        joined = pa.Table.from_batches(list(_ascending(batches, starts, slab[order])), schema=table.schema)
+        joined = pa.Table.from_batches(list(ascending(batches, starts, slab[order])), schema=table.schema)
         yield from joined.combine_chunks().take(pa.array(back)).to_batches()
 
 
-def _ascending(
+def ascending(
     batches: list[pa.RecordBatch], starts: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> Iterator[pa.RecordBatch]:
+    """Rows at ascending positions of batches that begin at `starts`, as slices where they stand together."""
     bounds = np.searchsorted(positions, starts)
     for i in np.flatnonzero(bounds[1:] > bounds[:-1]):
         local = positions[bounds[i] : bounds[i + 1]] - starts[i]

@@ -13,8 +13,9 @@ from hf_prune.checks import check_dataset
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.formats import unformatted
-from hf_prune.fisher.embedding import batches_of, task2vec
+from hf_prune.data.reading import batches_of
 from hf_prune.fisher.probe import FEW, Probe
+from hf_prune.fisher.task2vec import task2vec
 
 LEAST = 8  # batches: fewer leave the jackknife nothing to go by
 ROWS = 64  # a batch, where there are enough

@@ -165,7 +165,7 @@ class Probe(Value):
         Raises:
             ValueError: one class only; labels that are null; a model that lacks other weights than those of its head.
         """
-        from hf_prune.fisher.passes import fit_head
+        from hf_prune.fisher.heads import fit_head
 
         if not self.fits:
             return self

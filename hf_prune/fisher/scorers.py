@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
+from hf_prune.data.reading import batches_of
 from hf_prune.fisher.distance import as_vector
-from hf_prune.fisher.embedding import as_embedding, batches_of
 from hf_prune.fisher.probe import Probe
+from hf_prune.fisher.task2vec import as_embedding
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
 

@@ -245,6 +245,7 @@ def _has_pooler(folder: Path) -> bool:
 
 
 def same_shape(pixels: list[np.ndarray]) -> list[np.ndarray]:
+    """Groups of images of one shape, stacked, in the order of their first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, item in enumerate(pixels):
         groups.setdefault(item.shape, []).append(place)

@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 IGNORE = -100  # the label of tokens without a loss, in transformers and in torch
 FLOOR = -100.0  # logits this far below the largest count as this far: exp gives 4e-44
@@ -207,3 +208,19 @@ def _owned(logits: torch.Tensor) -> torch.Tensor:
     import torch
 
     return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+
+
+def logit_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the summed cross-entropy with respect to logits (..., C): `softmax - onehot`, 0 at labels of -100.
+
+    At the label it is minus the sum of the others: `p - 1` would lose the digits of a confident model.
+
+    >>> import torch
+    >>> logit_gradient(torch.tensor([[0.0, 40.0]]), torch.tensor([1])).tolist()
+    [[4.248354...e-18, -4.248354...e-18]]
+    """
+    there = labels >= 0
+    place = labels.clamp(min=0).unsqueeze(-1)
+    others = logits.float().softmax(-1).scatter(-1, place, 0)
+    found = others.scatter(-1, place, -others.sum(-1, keepdim=True))
+    return found.masked_fill_(~there.unsqueeze(-1), 0)

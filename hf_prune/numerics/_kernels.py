@@ -6,10 +6,8 @@ import numpy as np
 from numba import njit
 
 from hf_prune.numerics.compiled import kernel, sums
-from hf_prune.numerics.search import ROUNDING
 
 PART = 64  # products whose largest is remembered
-_ROUNDING = np.float32(ROUNDING)
 
 
 @njit(inline="always")
@@ -141,7 +139,13 @@ def cosines(x: np.ndarray, found: np.ndarray, exact: np.ndarray, cosine: np.ndar
 
 @kernel
 def screen(
-    bits: np.ndarray, x: np.ndarray, length: np.ndarray, exact: np.ndarray, crowd: int, found: np.ndarray
+    bits: np.ndarray,
+    x: np.ndarray,
+    length: np.ndarray,
+    exact: np.ndarray,
+    rounding: np.float32,
+    crowd: int,
+    found: np.ndarray,
 ) -> bool:
     """Column of the largest product of each row, where the products are known in bfloat16 only.
 
@@ -150,6 +154,7 @@ def screen(
         x: (n, d) float32 rows.
         length: (n,) float32, of the rows.
         exact: (k, d) float64 directions of length 1.
+        rounding: of a number in bfloat16, relative.
         crowd: directions a row, on average, at which comparing them costs more than all products.
         found: (n,) int64, written.
 
@@ -174,7 +179,7 @@ def screen(
         words[0] = np.int32(top) << 16
         value = as_floats[0]
         # |x.v - x'.v'| <= |x| (two roundings, and the sum in float32), then the product's own; for each of two
-        bar = value - 2 * (length[i] * (2 * _ROUNDING + np.float32(1e-4)) + abs(value) * _ROUNDING * np.float32(1.01))
+        bar = value - 2 * (length[i] * (2 * rounding + np.float32(1e-4)) + abs(value) * rounding * np.float32(1.01))
         if not bar > 0:
             return False
         wide[0] = bar

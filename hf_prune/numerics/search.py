@@ -44,7 +44,7 @@ class Directions:
     @cached_property
     def rounded(self) -> Any:
         """(d, k) in bfloat16, as a tensor."""
-        return _tensor(self.across).bfloat16()
+        return as_tensor(self.across).bfloat16()
 
 
 def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     def search(part: slice) -> None:
         found[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    _each(_parts(len(x)), search)
+    in_blocks(_parts(len(x)), search)
     return found, cosine
 
 
@@ -120,7 +120,7 @@ def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarra
         found[part] = _nearest(moved, lengths, points)
         distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[found[part]])
 
-    _each(_parts(len(x)), search)
+    in_blocks(_parts(len(x)), search)
     return found, distance
 
 
@@ -163,6 +163,15 @@ def vector_lengths(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", scaled, scaled)) / scale)
 
 
+def unit_into(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Fill `out` with the rows at length 1; the squares (n,) float64 of their lengths."""
+    from hf_prune.numerics import _kernels
+
+    squares = np.empty(len(x), np.float32)
+    _kernels.unit(np.ascontiguousarray(x), out, squares)
+    return squares.astype(np.float64)
+
+
 def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
     """Find the direction with the largest cosine to each row, (n,) int64: the first half of `largest_cosines`.
 
@@ -178,7 +187,7 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, found[part])):
             found[part] = largest_products(rows, directions)[:, 0]
 
-    _each(_parts(len(x)), search)
+    in_blocks(_parts(len(x)), search)
     return found
 
 
@@ -188,14 +197,14 @@ def _screens(directions: Directions) -> bool:
 
 def _parts(n: int) -> list[slice]:
     """Blocks of n rows: the size that products like, or half of it where some thread would have none."""
-    pool = _threads() if n > BLOCK // 2 else None
+    pool = threads() if n > BLOCK // 2 else None
     size = BLOCK if pool is None or n >= BLOCK * pool._max_workers else BLOCK // 2
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _each(parts: Sequence[P], search: Callable[[P], None]) -> None:
+def in_blocks(parts: Sequence[P], search: Callable[[P], None]) -> None:
     """Search every part, in the threads there are, each of which computes with one."""
-    pool = _threads() if len(parts) > 1 else None
+    pool = threads() if len(parts) > 1 else None
     for _ in map(search, parts) if pool is None else pool.map(search, parts):
         continue
 
@@ -268,7 +277,7 @@ def _products(x: np.ndarray, across: np.ndarray) -> np.ndarray:
         return np.asarray(x @ across)
     # it keeps to the threads of whoever calls it; NumPy's library would start its own in every thread
     product = _room(len(x), across.shape[1])
-    torch.mm(_tensor(x), _tensor(across), out=torch.from_numpy(product))
+    torch.mm(as_tensor(x), as_tensor(across), out=torch.from_numpy(product))
     return product
 
 
@@ -276,7 +285,7 @@ def _exact_products(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Float64 products of (b, d) rows with (k, d) vectors."""
     wide = np.ascontiguousarray(x, np.float64)
     torch = sys.modules.get("torch")
-    return np.asarray(wide @ vectors.T if torch is None else torch.mm(_tensor(wide), _tensor(vectors).T).numpy())
+    return np.asarray(wide @ vectors.T if torch is None else torch.mm(as_tensor(wide), as_tensor(vectors).T).numpy())
 
 
 def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Directions, found: np.ndarray) -> bool:
@@ -290,38 +299,38 @@ def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Di
 
     n, k = len(x), directions.across.shape[1]
     tile, product = _tile(BLOCK if n > BLOCK // 2 else BLOCK // 2, x.shape[1], k)
-    tile[:n] = _tensor(x)
+    tile[:n] = as_tensor(x)
     torch.mm(tile, directions.rounded, out=product)
     bits = product.view(torch.int16)[:n].numpy()
-    return _kernels.screen(bits, exact, length, directions.exact, CROWD, found)
+    return _kernels.screen(bits, exact, length, directions.exact, np.float32(ROUNDING), CROWD, found)
 
 
 _local = threading.local()
 _pool: ThreadPoolExecutor | None = None
 
 
-def _threads() -> ThreadPoolExecutor | None:
+def threads() -> ThreadPoolExecutor | None:
     """Threads for blocks, each of which computes with one; None where torch is not in use or has one thread.
 
     One large region for all blocks: a small one for each product costs more than the product when the machine is busy.
     """
     global _pool
     torch = sys.modules.get("torch")
-    if torch is None or torch.get_num_threads() < 2:
+    if torch is None or torch.get_numthreads() < 2:
         return None
     if _pool is None:
-        count = torch.get_num_threads()
+        count = torch.get_numthreads()
         ready = threading.Barrier(count + 1)
 
         def begin() -> None:
-            torch.set_num_threads(1)  # of this thread, but also what threads yet to come begin with
+            torch.set_numthreads(1)  # of this thread, but also what threads yet to come begin with
             ready.wait()
 
         _pool = ThreadPoolExecutor(count, "hf_prune", initializer=begin)
         for _ in range(count):
             _pool.submit(int)
         ready.wait()
-        torch.set_num_threads(count)
+        torch.set_numthreads(count)
     return _pool
 
 
@@ -356,7 +365,7 @@ def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
     return tile
 
 
-def _tensor(array: np.ndarray) -> Any:
+def as_tensor(array: np.ndarray) -> Any:
     """The same memory as a tensor; a copy if it cannot be written to, as torch would warn."""
     import torch
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from hf_prune.data.arrow import SLAB_BYTES, SLAB_ROWS, _ascending, positions_of, to_arrow
+from hf_prune.data.arrow import SLAB_BYTES, SLAB_ROWS, ascending, positions_of, to_arrow
 from hf_prune.data.batch import Batch
 from hf_prune.data.identity import digests
 from hf_prune.data.layout import merged
@@ -70,7 +70,7 @@ class Reader:
         order = np.argsort(where, kind="stable")
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        found = pa.Table.from_batches(list(_ascending(batches, starts, where[order])), self.table.select([name]).schema)
+        found = pa.Table.from_batches(list(ascending(batches, starts, where[order])), self.table.select([name]).schema)
         return found.combine_chunks().column(0).take(pa.array(back))
 
     def decode(self, name: str, column: pa.ChunkedArray) -> Any:

@@ -114,6 +114,7 @@ def read_tables(files: Mapping[str, Sequence[Path]], source: str | Path) -> Data
 
 
 def choose(split: str | None, ds: Any, files: Mapping[str, Any], source: str | Path) -> str:
+    """The split of the scores that belongs to a dataset."""
     name = split or (split_name(ds) if ds is not None else None)
     if name is not None and name in files:
         return name
@@ -123,6 +124,7 @@ def choose(split: str | None, ds: Any, files: Mapping[str, Any], source: str | P
 
 
 def pick(scores: Dataset, key: str, columns: Sequence[str] | None, source: str | Path) -> Dataset:
+    """The key and the wanted columns of the scores."""
     for name in (key, *(columns or ())):
         if name not in scores.column_names:
             raise KeyError(f"the scores of {source} have no column {name!r}; they have {scores.column_names}")

@@ -28,6 +28,7 @@ _PART = re.compile(r"(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.parquet")
 
 
 def splits_of(ds: Any) -> dict[str, Dataset]:
+    """The splits of what is to be shared, by name."""
     if isinstance(ds, Dataset):
         return {check_split_name(split_name(ds) or "train"): ds}
     if isinstance(ds, dict) and ds and all(isinstance(d, Dataset) for d in ds.values()):
@@ -98,6 +99,7 @@ def _described(one: Any) -> list[ScoreColumn]:
 
 
 def names_of(columns: Mapping[str, ScoreColumn]) -> list[str]:
+    """Score columns and their companions, each once."""
     return list(dict.fromkeys(n for name, c in columns.items() for n in (name, *c.companions)))
 
 
@@ -125,6 +127,7 @@ def table_of(ds: Dataset, split: str, row_id: str, names: Sequence[str]) -> pa.T
 
 
 def check_ids(ds: Dataset, split: str, row_id: str) -> None:
+    """Raise a ValueError for ids that are null or occur twice."""
     ids = ids_of(ds, row_id)
     if ids.null_count:
         raise ValueError(
@@ -140,11 +143,13 @@ def check_ids(ds: Dataset, split: str, row_id: str) -> None:
 
 
 def ids_of(ds: Dataset, row_id: str) -> pa.Array:
+    """The ids of a dataset as text, (n,)."""
     column = ds.with_format(None).select_columns([row_id]).with_format("arrow")[:][row_id]
     return text_of(column)
 
 
 def text_of(column: pa.ChunkedArray) -> pa.Array:
+    """A column of ids as one array of text."""
     if pa.types.is_nested(column.type):
         raise ValueError(f"ids cannot be {column.type}; name a column of texts or numbers with row_id=")
     joined = column.cast(pa.large_string()).combine_chunks()
@@ -162,10 +167,12 @@ def ids_digest(column: pa.ChunkedArray) -> str:
 
 
 def feature_of(splits: Mapping[str, Dataset], name: str) -> Features:
+    """Features of the first split that has a column of that name."""
     return next(d.features for d in splits.values() if name in d.column_names)
 
 
 def dtype_of(feature: Any) -> str:
+    """A feature's type in words, `float32[384]` for lists."""
     inner = getattr(feature, "feature", None)
     if inner is None:
         return str(getattr(feature, "dtype", None) or type(feature).__name__)
@@ -183,6 +190,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray | None:
 
 
 def values_of(tables: Mapping[str, pa.Table], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The numbers of each score column, all splits together."""
     found = {}
     for name in names:
         parts = [_numbers(t[name]) for t in tables.values()]
@@ -239,6 +247,7 @@ def _kept(scores: pa.ChunkedArray, ids: pa.ChunkedArray, keep: float) -> np.ndar
 
 
 def size_of(table: pa.Table) -> int:
+    """Bytes of a table."""
     return int(table.nbytes)
 
 
@@ -269,9 +278,11 @@ def split_facts(tables: Mapping[str, pa.Table], files: Mapping[str, Path], row_i
 
 
 def sidecar_path(config_name: str) -> str:
+    """Where the sidecar of a config is in a folder or repo."""
     return SIDECAR if config_name == "scores" else f"{config_name}/{SIDECAR}"
 
 
 def split_of(path: str | Path) -> str:
+    """The split that a file's name says it is of."""
     match = _PART.fullmatch(Path(path).name)
     return match["split"] if match else "train"
