@@ -316,21 +316,21 @@ def threads() -> ThreadPoolExecutor | None:
     """
     global _pool
     torch = sys.modules.get("torch")
-    if torch is None or torch.get_numthreads() < 2:
+    if torch is None or torch.get_num_threads() < 2:
         return None
     if _pool is None:
-        count = torch.get_numthreads()
+        count = torch.get_num_threads()
         ready = threading.Barrier(count + 1)
 
         def begin() -> None:
-            torch.set_numthreads(1)  # of this thread, but also what threads yet to come begin with
+            torch.set_num_threads(1)  # of this thread, but also what threads yet to come begin with
             ready.wait()
 
         _pool = ThreadPoolExecutor(count, "hf_prune", initializer=begin)
         for _ in range(count):
             _pool.submit(int)
         ready.wait()
-        torch.set_numthreads(count)
+        torch.set_num_threads(count)
     return _pool
 
 
