@@ -515,7 +515,7 @@ def process(*args, **more):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from hf_prune import cli\n"
+        "import sys; from hf_prune.cli import main as cli\n"
         "try: cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow', 'faiss', 'numpy'} & set(sys.modules)))"

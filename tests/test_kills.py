@@ -156,7 +156,7 @@ def test_a_folder_killed_while_it_is_replaced_gets_its_name_back(tmp_path):
     code = """
     import os, signal, sys
     from pathlib import Path
-    from hf_prune import _files
+    from hf_prune.data import files as _files
     rename = os.rename
     def killed(old, new):
         if str(old).endswith(_files.TEMPORARY):

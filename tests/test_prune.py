@@ -618,7 +618,8 @@ def test_search_indexes_are_refused(small, monkeypatch):
 
 
 def test_no_torch():
-    code = "import sys, hf_prune.prune, hf_prune.rows; print(sorted({'torch', 'datasets'} & set(sys.modules)))"
+    code = "import sys, hf_prune.prune.filter, hf_prune.data.identity as _; "
+    code += "print(sorted({'torch', 'datasets'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
