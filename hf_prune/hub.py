@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
-from hf_prune._files import making, put, read_text, reading, scratch, write_text
+from hf_prune._files import FULL, making, put, read_text, reading, scratch, write_text
 from hf_prune._hub.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune._hub.remote import README, Remote, data_at, other_reader, retry, undeclared
 from hf_prune._hub.tables import (
@@ -208,7 +208,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             reason = "no space left; free some"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "it is not writable; make it so"

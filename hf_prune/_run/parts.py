@@ -19,13 +19,12 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from hf_prune._files import file_digest, remove, write_stream, write_text
+from hf_prune._files import FULL, file_digest, remove, write_stream, write_text
 from hf_prune.columns import SIDECAR
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _KEYS = set("bytes file flops index input plan process reads rows seconds".split())
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             reason, step = "no space left", "free some space there, or copy the folder elsewhere and name it"
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
             reason, step = "it is not writable", "make it so, or name another folder as output_dir"
