@@ -148,6 +148,11 @@ def open_folder(folder: Path, plan: Plan, *, exact: bool, overwrite: bool, versi
         ValueError: the folder has the scores of another plan; the message says what differs.
         OSError: the folder cannot be written.
     """
+    if (folder / SIDECAR).exists() and not (folder / MANIFEST).exists() and not _has_parts(folder):
+        raise ValueError(
+            f"{folder} holds a {SIDECAR} of other data, which the one of these scores would replace; name a folder of "
+            "its own as output_dir"
+        )
     with explained(folder):
         if overwrite:
             clear(folder)
