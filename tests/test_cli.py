@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -158,6 +160,7 @@ def test_splits(plain, tmp_path):
         ("bad.csv", b"a,b\n1,2\n1,2,3\n", "is damaged"),
         ("bad.jsonl", b'{"a": 1}\n{"a": [', "is damaged"),
         ("bad.txt", b"text", "is no data file"),
+        ("bad.json", b"", "is empty; give a file with rows"),
     ],
 )
 def test_unreadable_files(name, content, expected, tmp_path):
@@ -210,6 +213,70 @@ def test_places_that_cannot_be_written(scored, tmp_path, monkeypatch):
     assert "files are written as" in fails(*args, "-o", tmp_path / "out.json")
 
 
+def test_a_report_takes_the_place_of_no_data(scored, tmp_path):
+    args = ("filter", scored / "scored", "--by", "ssl_proto", "--keep", "0.5", "--overwrite")
+    (tmp_path / "other.parquet").write_text("data")
+    for name in ("kept.jsonl", "other.parquet"):
+        said = fails(*args, "-o", tmp_path / "kept.jsonl", "--report", tmp_path / name)
+        assert f"the report {tmp_path / name} is a page" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["other.parquet"]
+    assert (tmp_path / "other.parquet").read_text() == "data"
+
+
+@pytest.mark.parametrize("name", ["out.JSONL", "out.csv.gz", "out.parquet.zst"])
+def test_a_file_that_cannot_be_written_is_no_folder(name, scored, tmp_path):
+    args = ("filter", scored / "scored", "--by", "ssl_proto", "--keep", "0.5")
+    assert "files are written as" in fails(*args, "-o", tmp_path / name)
+    ok(*args, "-o", tmp_path / "keep.0.5")
+    assert [p.name for p in tmp_path.iterdir()] == ["keep.0.5"]
+
+
+def test_a_full_disk_is_named(scored, tmp_path, monkeypatch):
+    def full(self, path, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("to_parquet", "to_json", "save_to_disk"):
+        monkeypatch.setattr(datasets.Dataset, name, full)
+    args = ("filter", scored / "scored", "--by", "ssl_proto", "--keep", "0.5")
+    for name in ("a.parquet", "a.jsonl", "a"):
+        said = fails(*args, "-o", tmp_path / name)
+        assert f"{tmp_path} cannot be written: no space left; free some" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOTDIR])
+def test_a_cache_that_cannot_be_written_is_not_the_files_fault(number, plain, tmp_path, monkeypatch):
+    plain.to_parquet(str(tmp_path / "data.parquet"))
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    where = None if number == errno.ENOSPC else str(cache / "parquet")
+
+    def broken(*args, **options):
+        raise OSError(number, os.strerror(number), where)
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    said = fails("filter", tmp_path / "data.parquet", "--by", "label", "--rows", "1", "-o", tmp_path / "x")
+    assert f"the cache of datasets, {cache}, cannot be written" in said and "set HF_DATASETS_CACHE" in said
+
+
+def test_files_of_another_kind_are_not_left_out_in_silence(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, text in (("a.jsonl", '{"s": 1}\n'), ("b.jsonl", '{"s": 2}\n'), ("c.csv", "s\n3\n")):
+        (tmp_path / "in" / name).write_text(text)
+    args = ("filter", tmp_path / "in", "--by", "s", "--keep", "1.0", "-o")
+    assert "of which those of json are read; left out: c.csv" in ok(*args, tmp_path / "one").err
+    (tmp_path / "in" / "c.csv").unlink()
+    assert "left out" not in ok(*args, tmp_path / "two").err
+
+
+def test_help_that_cannot_be_written_is_an_error_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from hf_prune.cli import main; main()", "--help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1 and done.stderr == "hf-prune: error: No space left on device\n"
+
+
 def test_formats_that_cannot_hold_a_column(scored, tmp_path):
     args = ("filter", scored / "scored", "--by", "ssl_proto", "--keep", "0.5")
     assert "'embedding' (List) holds lists" in fails(*args, "-o", tmp_path / "out.csv")
@@ -233,6 +300,21 @@ def test_an_interruption_leaves_nothing(scored, tmp_path, monkeypatch):
     )
     assert result.code == 130 and "interrupted" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_interruption_at_the_exit_shows_no_traceback():
+    code = """
+import atexit, os, signal
+from hf_prune import cli, doctor
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+def interrupted(*args):
+    raise KeyboardInterrupt
+doctor.main = interrupted
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "hf-prune: interrupted; nothing was half-written\n"
 
 
 def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path):
@@ -586,8 +668,8 @@ def test_a_saved_scorer_that_names_code_needs_trust(tmp_path):
 
 
 def test_safe_csv_escapes_formulas_and_nothing_else(tmp_path):
-    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "plain", " =1", "'=1", "", None, 'a"b,c\nd']
-    table = {"=name": texts, "n": list(range(-6, 6)), "score": [i / 7 for i in range(12)]}
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "\n=1", "＝1", "plain", " =1", "'=1", "", None, 'a"b,c\nd']
+    table = {"=name": texts, "n": list(range(-6, 8)), "score": [i / 7 for i in range(14)]}
     datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "data"))
     args = ("filter", tmp_path / "data", "--by", "score", "--keep", "1.0", "-o")
     ok(*args, tmp_path / "plain.csv")
@@ -596,8 +678,8 @@ def test_safe_csv_escapes_formulas_and_nothing_else(tmp_path):
     plain, safe = (pd.read_csv(tmp_path / name, lineterminator="\n", **options) for name in ("plain.csv", "safe.csv"))
     assert list(plain) == ["=name", "n", "score"] and list(safe) == ["'=name", "n", "score"]
     assert (plain[["n", "score"]] == safe[["n", "score"]]).all().all()
-    expected = ["'" + text if text[:1] in tuple("=+-@\t\r") and text else text for text in plain["=name"]]
-    assert safe["'=name"].tolist() == expected and expected[:6] == ["'" + text for text in texts[:6]]
+    expected = ["'" + text if text[:1] in tuple("=+-@\t\r\n＝＋－＠") and text else text for text in plain["=name"]]
+    assert safe["'=name"].tolist() == expected and expected[:8] == ["'" + text for text in texts[:8]]
 
 
 def test_row_ids_do_not_depend_on_what_scorers_wrote(plain, tmp_path):

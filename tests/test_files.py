@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,3 +142,52 @@ def test_errors_without_a_common_base_become_one(tmp_path):
             raise error
     with pytest.raises(DamagedFileError, match="^as it was$"), reading("x", "log", "mend it"):
         raise DamagedFileError("as it was")
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_never_ends_is_not_read(what, tmp_path):
+    path = tmp_path / "x.json"
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(DamagedFileError, match="a pipe or a device, not a file.*; record it again"):
+        read_json(path, "log", "record it again")
+    with pytest.raises(ValueError, match="a pipe or a device"):
+        files.file_digest(path)
+    assert not files.is_sealed(path)
+
+
+def test_a_full_or_protected_disk_is_named(tmp_path, monkeypatch):
+    """Writing fails without a word on where."""
+
+    def fails(number):
+        def write(self, data):
+            raise OSError(number, os.strerror(number))
+
+        return write
+
+    for number, reason in ((errno.ENOSPC, "no space"), (errno.EFBIG, "no space"), (errno.EROFS, "not writable")):
+        monkeypatch.setattr(Path, "write_bytes", fails(number))
+        with pytest.raises(OSError, match=rf"{re.escape(str(tmp_path))} cannot be written: .*{reason}.*; .* another"):
+            files.write_text(tmp_path / "a", "text")
+    elsewhere = OSError(errno.EACCES, "no", "/other/file")
+    with pytest.raises(OSError) as caught, files.placed(tmp_path):
+        raise elsewhere
+    assert caught.value is elsewhere and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "漢", "\N{GRINNING FACE}"])
+def test_names_as_long_as_the_disk_takes_are_written(letter, tmp_path):
+    for room in (255, 161, 160, 159, 157, 150):
+        name = "ab" + letter * ((room - 2) // len(letter.encode()))
+        files.write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+        (tmp_path / name).unlink()
+        left = files.temporary_path(tmp_path / name, files._OLD)
+        dead = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no such process
+        dead.write_text("old")
+        sweep(tmp_path)  # gets its name back, or goes; never another name
+        assert [p.name for p in tmp_path.iterdir()] in ([name], [])
+        for path in tmp_path.iterdir():
+            path.unlink()

@@ -86,7 +86,7 @@ def test_what_another_host_no_longer_refreshes_is_taken_over(tmp_path, monkeypat
     thread = threading.Thread(target=refresh)
     thread.start()
     try:
-        assert _lock._Hold(tmp_path, "scored", _lock.unexplained).attempt(1.0) is None
+        assert _lock._Hold(tmp_path, "scored", _lock.placed).attempt(1.0) is None
     finally:
         stop.set()
         thread.join()

@@ -24,8 +24,9 @@ N = 4100
 TEXTS = [f"{i} " + "x" * (i * 7 % 31) for i in range(N)]
 
 SCRIPT = """
-import json, os, pathlib, sys, time
+import atexit, json, os, pathlib, sys, time
 import datasets
+import torch
 from accelerate.state import PartialState
 from hf_prune import score
 from run_scorers import Logged, Norm, Widen
@@ -41,6 +42,7 @@ def run(ds, folder, *scorers, **options):
     out = score(ds, *scorers, output_dir=folder, **options)
     return {"fingerprint": out._fingerprint, **{s.name: out[s.name][:] for s in scorers}}
 
+atexit.register(lambda: print("group at exit:", torch.distributed.is_initialized()))  # runs after those made later
 ds = datasets.load_from_disk(data)
 if options.pop("state_first", False):
     PartialState(cpu=True)
@@ -179,3 +181,10 @@ def test_two_launches_on_one_folder(tmp_path, data):
     )
     assert sum(int(c[2]) for c in calls(tmp_path / "log.txt") if int(c[2]) > 1) == N
     assert not [p.name for p in (tmp_path / "out").iterdir() if "lock" in p.name or "tmp" in p.name]
+
+
+def test_a_group_that_score_made_is_left_at_the_exit(tmp_path, data):
+    """Its threads would now and then abort a process that had done its work."""
+    done = launch(tmp_path, data, str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("group at exit: False") == 2

@@ -302,3 +302,15 @@ def test_an_error_of_another_process_is_heard_before_the_lock_is_missed(tmp_path
         (tmp_path / f"outcome-{lock.token}-0.hf_prune_tmp").write_text(text)
     with pytest.raises(ElsewhereError, match="process 0 failed with ValueError: no weights"):
         outcomes.wait()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sidecar_of_other_data_is_not_replaced(overwrite, tmp_path):
+    """A folder of `save_to_disk` with provenance, or of `save_scored`."""
+    DS.save_to_disk(tmp_path / "data")
+    (tmp_path / "data" / "score_columns.json").write_text("of the data")
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="holds a score_columns.json of other data, .*; name a folder of its own"):
+        score(DS, Length(), output_dir=tmp_path / "data", overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == there
+    assert (tmp_path / "data" / "score_columns.json").read_text() == "of the data"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune.checks import check_split_name
-from hf_prune.data.files import DamagedFileError, making, reading, sweep, whole
+from hf_prune.data.files import FULL, DamagedFileError, making, placed, reading, sweep, whole
 from hf_prune.shown import printable
 
 READERS = {
@@ -122,12 +124,31 @@ def _files(path: Path, split: str | None) -> Any:
             raise ValueError(
                 f"{path} holds neither a saved dataset nor data files; files end in {', '.join(sorted(READERS))}"
             )
-        return _reading(path, lambda: load_dataset(str(path)))
+        found = _reading(path, lambda: load_dataset(str(path)))
+        _say_left_out(path, next(iter(found.values())).info.builder_name)
+        return found
     if path.suffix not in READERS:
         raise ValueError(f"{path} is no data file; its name must end in {', '.join(sorted(READERS))}")
     options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
     kind, name = READERS[path.suffix], check_split_name(split or "train")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} is empty; give a file with rows")
     return _reading(path, lambda: load_dataset(kind, data_files={name: str(path)}, split=name, **options))
+
+
+def _say_left_out(folder: Path, kind: str | None) -> None:
+    """Warn of data files that `load_dataset` did not read: of several kinds it takes the most frequent one."""
+    from hf_prune.columns import SIDECAR
+
+    about = (SIDECAR, *SAVED, "dataset_infos.json", "state.json")  # no data
+    others = (p for p in folder.rglob("*") if READERS.get(p.suffix, kind) != kind and p.name not in about)
+    left = sorted(p for p in others if p.is_file())
+    if kind in READERS.values() and left:
+        warnings.warn(
+            f"{folder} has files of several kinds, of which those of {kind} are read; left out: "
+            f"{', '.join(str(p.relative_to(folder)) for p in left[:3])}{' ...' if len(left) > 3 else ''}",
+            stacklevel=2,
+        )
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
@@ -144,13 +165,38 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
                 reason: BaseException = error
                 while isinstance(reason, DatasetGenerationError) and reason.__cause__ is not None:
                     reason = reason.__cause__
+                _check_cache(reason)
                 raise reason from error
+            except OSError as error:
+                _check_cache(error)
+                raise
     except DamagedFileError as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{path} has no rows") from error
         raise
     finally:
         log.setLevel(level)
+
+
+def _check_cache(error: BaseException) -> None:
+    """Raise if the cache, to which `datasets` writes what it reads, is at fault and not the data.
+
+    Raises:
+        OSError: it is full, or may not be written.
+    """
+    import datasets
+
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if not isinstance(error, OSError):
+        return
+    name = Path(os.fsdecode(error.filename)) if error.filename is not None else None
+    full = error.errno in FULL or "Not enough disk space" in str(error)
+    if full or name in (cache, *cache.parents) or (name is not None and cache in name.parents):
+        raise OSError(
+            errno.ENOSPC if full else errno.EACCES,  # no fault of the file
+            f"the cache of datasets, {cache}, cannot be written ({error.strerror or _first_line(error)}); make room "
+            "there, or set HF_DATASETS_CACHE to a folder that you may write to",
+        ) from error
 
 
 def _hub(spec: str, split: str | None) -> Any:
@@ -192,13 +238,27 @@ def check_out(out: Path, overwrite: bool = False, data: str | None = None) -> Pa
     ValueError: kept.json: files are written as .parquet, .jsonl, .csv; a name without extension is a folder
     """
     out = out.expanduser()
-    if out.suffix in READERS and out.suffix not in WRITERS:
+    if out.suffix not in WRITERS and any(end.lower() in READERS for end in out.suffixes[-2:]):  # .JSONL, .csv.gz
         kinds = ", ".join(WRITERS)
         raise ValueError(f"{out}: files are written as {kinds}; a name without extension is a folder")
     check_replace(out, overwrite, SAVED if out.suffix not in WRITERS else ())
     if data is not None and out.is_dir() and out.resolve() in Path(data).expanduser().resolve().parents:
         raise ValueError(f"{data} lies inside {out}, which --overwrite would remove; choose another output")
     return out
+
+
+def check_report(report: Path, overwrite: bool) -> Path:
+    """The path of a report, which takes the place of no data.
+
+    Raises:
+        FileExistsError: something is there.
+        ValueError: its name is not that of a report.
+    """
+    report = report.expanduser()
+    if report.suffix != ".html":
+        raise ValueError(f"the report {report} is a page; give a name that ends in .html")
+    check_replace(report, overwrite, ())
+    return report
 
 
 def check_replace(out: Path, overwrite: bool, ours: tuple[str, ...]) -> None:
@@ -257,7 +317,7 @@ def replacing(out: Path) -> Iterator[Path]:
     ['x.txt']
     """
     out = out.absolute()
-    with making(out.parent):
+    with making(out.parent), placed(out.parent):
         sweep(out.parent)
         with whole(out) as temporary:
             yield temporary
@@ -313,7 +373,7 @@ def _safe(texts: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    formula = pc.match_substring_regex(texts, r"^[=+\-@\t\r]")
+    formula = pc.match_substring_regex(texts, r"^[=+\-@\t\r\n＝＋－＠]")
     return pc.if_else(
         formula, pc.binary_join_element_wise(pa.scalar("'", texts.type), texts, pa.scalar("", texts.type)), texts
     )

@@ -5,7 +5,9 @@ Libraries are imported inside of the commands, so that `--help` needs none of th
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,6 +35,11 @@ class _Group(typer.core.TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
+        except OSError as error:  # the help had nowhere to go
+            if error.errno == errno.EPIPE:
+                raise
+            say(f"error: {explain(error)}")
+            raise typer.Exit(1) from None
         except Exception as error:
             raise _clean(error) from None
 
@@ -70,7 +77,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run `hf-prune`. Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
-    app(prog_name=NAME)
+    try:
+        app(prog_name=NAME)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # one more Ctrl-C ends what is left, without a traceback
 
 
 def say(text: str) -> None:
@@ -389,7 +399,7 @@ def filter_(
     from hf_prune.cli.io import (
         check_columns,
         check_out,
-        check_replace,
+        check_report,
         open_data,
         read_provenance,
         replacing,
@@ -402,7 +412,7 @@ def filter_(
 
     out = check_out(output, overwrite, data)
     if report is not None:
-        check_replace(report, overwrite, ())
+        report = check_report(report, overwrite)
     opened = open_data(data, split)
     ds, known = opened.main, read_provenance(opened)
     check_columns(ds.features, out)
@@ -434,7 +444,7 @@ def filter_(
 
         words = f"{len(left.main):,} of {len(ds):,} rows, prefer {prefer}" + (f", offset {offset}" if offset else "")
         text = render(ds, [known.get(by, by)], kept={words: kept}, title=f"Pruned by {by}")
-        with replacing(report.expanduser()) as temporary:
+        with replacing(report) as temporary:
             temporary.write_text(text, encoding="utf-8")
         show(f"report written to {report}")
 

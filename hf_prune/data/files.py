@@ -15,13 +15,14 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,16 +32,18 @@ Explain = Callable[[Path], AbstractContextManager[None]]
 
 TEMPORARY = ".hf_prune_tmp"
 STALE = 7 * 24 * 3600  # seconds after which what another host left is swept away
-MAX_TEXT = 256 << 20  # bytes of a JSON or text file from elsewhere
+MAX_TEXT = 64 << 20  # bytes of a JSON or text file from elsewhere, which may take thirty times as much once it is read
 MAX_DEPTH = 100  # of JSON from elsewhere
 _SEAL = b"hf_prune xxh3_128"
 _OLD = ".hf_prune_old"  # what a folder was, in the moment before another one takes its place
 _WRITER = re.compile(
     rf"\.(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)-[0-9a-f]{{8}}(?P<end>{re.escape(TEMPORARY)}|{re.escape(_OLD)})$"
 )
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 # errors of the machine, not of the file that is read
 _MACHINE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-_NAMED = 160  # characters of a name that a temporary one repeats
+_NAMED = 160  # bytes of a name that a temporary one repeats
+_CUT = _NAMED - 3  # a name that long may have been cut in front of a character
 
 
 class DamagedFileError(ValueError):
@@ -48,13 +51,28 @@ class DamagedFileError(ValueError):
 
 
 @contextlib.contextmanager
-def unexplained(folder: Path) -> Iterator[None]:
-    """Leave errors of the disk as they are: the `explained` of writers that need no words of their own."""
-    yield
+def placed(folder: Path) -> Iterator[None]:
+    """Give errors of a full or protected disk, which often name no file, the folder and the next step.
+
+    The `explained` of writers that need no words of their own. An error of a file elsewhere stays as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename is not None and Path(os.fsdecode(error.filename)).parent != folder
+        if error.errno in FULL:
+            reason, step = "no space left", "free some there, or name another place"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason, step = "it is not writable", "make it so, or name another place"
+        else:
+            raise
+        if elsewhere:
+            raise
+        raise type(error)(error.errno, f"{folder} cannot be written: {reason}; {step}") from error
 
 
 @contextlib.contextmanager
-def whole(path: Path, explained: Explain = unexplained, *, sync: bool = True, folder: bool = False) -> Iterator[Path]:
+def whole(path: Path, explained: Explain = placed, *, sync: bool = True, folder: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to; afterwards it is synced and takes the place of `path` in one step.
 
     Where the block raises, or the process is killed, `path` stays as it was.
@@ -136,13 +154,13 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
         remove(folder)
 
 
-def write_bytes(path: Path, data: bytes, explained: Explain = unexplained, sync: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, explained: Explain = placed, sync: bool = True) -> None:
     """Write a file of bytes, whole or not at all."""
     with whole(path, explained, sync=sync) as temporary, explained(path.parent):
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str, explained: Explain = unexplained, sync: bool = True) -> None:
+def write_text(path: Path, text: str, explained: Explain = placed, sync: bool = True) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     write_bytes(path, text.encode(), explained, sync)
 
@@ -187,13 +205,13 @@ def is_sealed(path: Path) -> bool:
     state = xxhash.xxh3_128()
     tail = b""
     try:
-        with open(path, "rb") as stream:
+        with regular(path) as stream:
             left = os.fstat(stream.fileno()).st_size - len(_SEAL) - state.digest_size
             while left > 0 and (block := stream.read(min(left, 1 << 22))):
                 state.update(block)
                 left -= len(block)
             tail = stream.read()
-    except OSError:
+    except (OSError, ValueError):
         return False
     return tail == _SEAL + state.digest()
 
@@ -211,7 +229,10 @@ def write_parquet(path: Path, table: pa.Table, explained: Explain) -> None:
 
 def temporary_path(path: Path, end: str = TEMPORARY) -> Path:
     """A name beside `path` that says who writes it; nothing is made."""
-    return path.with_name(f"{path.name[:_NAMED]}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{end}")
+    name = path.name
+    if len(os.fsencode(name)) >= _NAMED:
+        name = os.fsencode(name)[:_NAMED].decode(errors="ignore")  # no half of a character
+    return path.with_name(f"{name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{end}")
 
 
 def remove(path: Path) -> None:
@@ -241,7 +262,7 @@ def sweep(folder: Path, others: float = STALE) -> int:
             dead = ours and not is_alive(int(writer["pid"]))  # type: ignore[index]
             if dead or time.time() - (folder / name).lstat().st_mtime > (STALE if ours else others):
                 target = folder / name[: writer.start()] if writer else None
-                lost = target is not None and not target.exists() and len(target.name) < _NAMED
+                lost = target is not None and not target.exists() and len(os.fsencode(target.name)) < _CUT
                 if writer and writer["end"] == _OLD and lost:
                     os.rename(folder / name, target)  # type: ignore[arg-type]
                 else:
@@ -297,9 +318,9 @@ def _sync(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """xxh3_128 of a file, 4 MB at a time: tells damage and changes, not attacks."""
+    """xxh3_128 of a file (a ValueError where it is none), 4 MB at a time: tells damage and changes, not attacks."""
     state = xxhash.xxh3_128()
-    with open(path, "rb") as stream:
+    with regular(path) as stream:
         while block := stream.read(1 << 22):
             state.update(block)
     return state.hexdigest()
@@ -345,13 +366,29 @@ def _damaged(what: str, path: Path | str, error: Exception, remedy: str) -> Dama
     return DamagedFileError(f"the {what} {path} is damaged ({reason}); {remedy}")
 
 
+@contextlib.contextmanager
+def regular(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes.
+
+    Raises:
+        ValueError: it is a pipe or a device, from which reading may never end.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0)  # or opening a pipe waits for a writer
+    with open(path, "rb", opener=lambda name, how: os.open(name, how | flags)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError(f"{path} is a pipe or a device, not a file")
+        yield stream
+
+
 def read_text(path: Path, what: str, remedy: str, limit: int = MAX_TEXT) -> str:
     """Read a text file in UTF-8 that may come from anywhere; the errors are those of `reading`."""
     with reading(path, what, remedy):
-        size = path.stat().st_size
-        if size > limit:
-            raise ValueError(f"{size} bytes, at most {limit} are read")
-        return path.read_bytes().decode("utf-8")
+        with regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(limit + 1) if size <= limit else b""
+        if max(size, len(data)) > limit:
+            raise ValueError(f"{max(size, len(data))} bytes, at most {limit} are read")
+        return data.decode("utf-8")
     raise AssertionError  # `reading` raises
 
 

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune.data.arrow import gather, positions_of, row_bytes
-from hf_prune.data.files import is_sealed, scratch, sweep, write_stream
+from hf_prune.data.files import FULL, is_sealed, scratch, sweep, write_stream
 
 Layout = Literal["auto", "contiguous", "indices"]
 LAYOUTS = ("auto", "contiguous", "indices")
@@ -158,7 +158,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             reason = f"no space left in {folder} for the kept rows; free some, {hint}"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = f"the cache folder {folder} is not writable; make it so, {hint}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLease, Timeout
 
-from hf_prune.data.files import TEMPORARY, Explain, remove, sweep, temporary_path, unexplained, write_text
+from hf_prune.data.files import TEMPORARY, Explain, placed, remove, sweep, temporary_path, write_text
 
 if TYPE_CHECKING:
     from hf_prune.data.world import World
@@ -100,7 +100,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str, world: World | None = None, explained: Explain = unexplained) -> Iterator[Lock]:
+def locked(folder: Path, what: str, world: World | None = None, explained: Explain = placed) -> Iterator[Lock]:
     """Hold a folder while the block runs; it is made if it is not there, and goes again if nothing is put into it.
 
     Waits for as long as somebody else holds it, and says after a second who that is: their work may be what is wanted
@@ -142,7 +142,7 @@ def tidy(folder: Path) -> None:
     with contextlib.suppress(OSError):
         names = os.listdir(folder)
         if any(name.startswith(NAME) for name in names):
-            hold = _Hold(folder, "tidied", unexplained)
+            hold = _Hold(folder, "tidied", placed)
             try:
                 _ = hold.attempt(0) or hold.attempt(0)  # the first may move an unwritten one away
             finally:

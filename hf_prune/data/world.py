@@ -6,6 +6,7 @@ and a process that has no shard left may wait for hours. So nobody hangs when an
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -54,6 +55,8 @@ class World:
             # without cpu=True a machine without accelerators gives a world of one under torchrun
             accelerator = torch.accelerator.is_available() if hasattr(torch, "accelerator") else False
             self.state = PartialState() if accelerator else PartialState(cpu=True)
+            # or threads that still run abort a process that has done its work, and the launch counts as failed
+            atexit.register(self.state.destroy_process_group)
         else:
             self.state = PartialState()
         self.size, self.index = int(self.state.num_processes), int(self.state.process_index)

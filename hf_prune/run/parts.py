@@ -20,12 +20,11 @@ import pyarrow as pa
 import xxhash
 
 from hf_prune.columns import SIDECAR
-from hf_prune.data.files import file_digest, remove, write_stream, write_text
+from hf_prune.data.files import FULL, file_digest, remove, write_stream, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _KEYS = set("bytes file flops index input plan process reads rows seconds".split())
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,11 @@ def open_folder(folder: Path, plan: Plan, *, exact: bool, overwrite: bool, versi
         ValueError: the folder has the scores of another plan; the message says what differs.
         OSError: the folder cannot be written.
     """
+    if (folder / SIDECAR).exists() and not (folder / MANIFEST).exists() and not _has_parts(folder):
+        raise ValueError(
+            f"{folder} holds a {SIDECAR} of other data, which the one of these scores would replace; name a folder of "
+            "its own as output_dir"
+        )
     with explained(folder):
         if overwrite:
             clear(folder)
@@ -239,7 +243,7 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             reason, step = "no space left", "free some space there, or copy the folder elsewhere and name it"
         elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
             reason, step = "it is not writable", "make it so, or name another folder as output_dir"

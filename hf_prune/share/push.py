@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
 from hf_prune.checks import check_config_name, check_datasets
 from hf_prune.columns import SIDECAR, parse_sidecar, sidecar_text
-from hf_prune.data.files import making, put, read_text, reading, scratch, write_text
+from hf_prune.data.files import FULL, making, put, read_text, reading, scratch, write_text
 from hf_prune.share.card import Scores, merge_readme, published
 from hf_prune.share.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune.share.remote import README, Remote, data_at, other_reader, retry, undeclared
@@ -208,7 +208,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             reason = "no space left; free some"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "it is not writable; make it so"
