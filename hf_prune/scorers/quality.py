@@ -12,7 +12,7 @@ import pyarrow as pa
 from hf_prune import _arrow, rows
 from hf_prune.batch import Batch
 from hf_prune.labels import check_classes
-from hf_prune.sample import blocks
+from hf_prune.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 
 HEADS = ("ridge", "logistic")
@@ -302,6 +302,7 @@ class QualityClassifier(Scorer):
         total, content, seen = 0, np.zeros((), np.uint64), np.zeros(0)
         least, most, few = np.zeros(0), np.zeros(0), _Lowest(FEW)
         for block in blocks(annotated, embedding, who, label):
+            as_float32(block.x, embedding)  # refused where sums of squares leave float64
             y = _annotations(block.beside, label, block.start)
             ends = [np.append(end(block.x, axis=0), end(y)).astype(np.float64) for end in (np.min, np.max)]
             least = ends[0] if total == 0 else np.minimum(least, ends[0])

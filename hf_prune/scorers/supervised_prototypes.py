@@ -14,7 +14,7 @@ from hf_prune import kmeans, rows
 from hf_prune.batch import Batch
 from hf_prune.labels import check_classes, places_among
 from hf_prune.models import memo
-from hf_prune.sample import blocks
+from hf_prune.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 
 METRICS = ("cosine", "euclidean", "margin")
@@ -221,6 +221,8 @@ class SupervisedPrototypes(Scorer):
         sums, facts = ClassSums(largest), {"column": embedding, "label": label}
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
+            if metric == "euclidean":
+                as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
