@@ -6,92 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_prune import _fork  # noqa: F401  (registers the hook that makes forked workers safe)
+from hf_prune._homes import PUBLIC
 
 __version__ = "0.1.0"
 
-# where each public name lives: imported at first use, so that `import hf_prune` stays light
-_HOMES = {
-    "AUM": "dynamics.aum",
-    "AskLLM": "scorers.ask_llm",
-    "Batch": "batch",
-    "Cartography": "dynamics.cartography",
-    "DSIR": "scorers.dsir",
-    "DynamicUncertainty": "dynamics.dynamic_uncertainty",
-    "EL2N": "dynamics.el2n",
-    "Embedder": "embed",
-    "ExactDedup": "dedup.exact",
-    "Forgetting": "dynamics.forgetting",
-    "GraNd": "dynamics.grand",
-    "Herding": "scorers.herding",
-    "KCenter": "scorers.k_center",
-    "KenLM": "scorers.kenlm",
-    "Ledger": "cost",
-    "MinHashDedup": "dedup.minhash",
-    "Model": "models",
-    "Moderate": "scorers.moderate",
-    "NgramCounts": "scorers.dsir",
-    "Perplexity": "scorers.perplexity",
-    "Probe": "fisher.probe",
-    "QualityClassifier": "scorers.quality",
-    "Random": "scorers.random",
-    "RecordingMixin": "dynamics.trainer",
-    "RecordingTrainer": "dynamics.trainer",
-    "RemoveRepeats": "dedup.substring",
-    "SSLPrototypes": "scorers.ssl_prototypes",
-    "ScoreColumn": "columns",
-    "Scorer": "scorer",
-    "SemDeDup": "dedup.semdedup",
-    "SubstringDedup": "dedup.substring",
-    "SupervisedPrototypes": "scorers.supervised_prototypes",
-    "TDDS": "dynamics.tdds",
-    "Task2VecAlignment": "fisher.scorers",
-    "Task2VecComplexity": "fisher.scorers",
-    "TextStatistics": "scorers.heuristics",
-    "TrainingLog": "dynamics.log",
-    "Uncertainty": "dynamics.uncertainty",
-    "VendiContribution": "diversity.vendi_contribution",
-    "alignment_coefficient": "fisher.coefficients",
-    "alignment_matrix": "fisher.coefficients",
-    "chunk_texts": "chunk",
-    "crop_and_flip": "dynamics.loop",
-    "cross_diversity_coefficient": "fisher.coefficients",
-    "d4": "dedup.d4",
-    "data_quality": "fisher.coefficients",
-    "diversity_bounds": "fisher.coefficients",
-    "diversity_coefficient": "fisher.coefficients",
-    "diversity_matrix": "fisher.coefficients",
-    "duplicate_pairs": "dedup.pairs",
-    "filter_by_score": "prune",
-    "keep_mask": "prune",
-    "load_scores": "hub",
-    "push_scored": "hub",
-    "read_released_scores": "released",
-    "sample_by_score": "prune",
-    "sample_by_targets": "scorers.dsir",
-    "save_scored": "hub",
-    "score": "run",
-    "select_diverse": "fisher.select",
-    "split_by_score": "prune",
-    "task2vec": "fisher.embedding",
-    "task2vec_distance": "fisher.distance",
-    "train_with_log": "dynamics.loop",
-    "training_flops": "cost",
-    "vendi_score": "diversity.vendi",
-    "with_row_id": "rows",
-    "with_threshold_samples": "dynamics.aum",
-}
-
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*PUBLIC, "__version__"])  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in PUBLIC:
         raise AttributeError(f"module 'hf_prune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{PUBLIC[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *PUBLIC})
 
 
 if TYPE_CHECKING:

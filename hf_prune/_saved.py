@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import xxhash
 
 from hf_prune import _files
 from hf_prune.checks import check_digest
-from hf_prune.values import Value, check_version, class_name, code_of, pack, packed_digest, rebuild
+from hf_prune.values import Value, check_version, class_name, code_of, find_class, pack, packed_digest, rebuild
 
 DOCUMENT = "scorer.json"
 FORMAT = 2
@@ -23,40 +22,6 @@ _KEYS = {1: {"format", "classes", "value"}, 2: {"format", "classes", "value", "a
 _WHAT, _REMEDY = "saved scorer", "save it again, or get the folder anew"
 _ARRAYS = re.compile(r"arrays(-[0-9a-f]{32})?\.safetensors")
 _ORPHANED = 3600.0  # seconds: younger arrays may belong to a writer that has not come to its `scorer.json`
-
-# what a scorer of this package is made of, by module: a file names classes, and must not choose what is imported
-HOMES = {
-    "hf_prune.dedup.exact": ("ExactDedup",),
-    "hf_prune.dedup.minhash": ("MinHashDedup", "Neighbours", "Reference", "Sketch"),
-    "hf_prune.dedup.semdedup": ("SemDeDup",),
-    "hf_prune.dedup.substring": ("Passages", "Spans", "SubstringDedup"),
-    "hf_prune.diversity.vendi_contribution": ("VendiContribution",),
-    "hf_prune.dynamics.aum": ("AUM",),
-    "hf_prune.dynamics.cartography": ("Cartography",),
-    "hf_prune.dynamics.dynamic_uncertainty": ("DynamicUncertainty",),
-    "hf_prune.dynamics.el2n": ("EL2N",),
-    "hf_prune.dynamics.forgetting": ("Forgetting",),
-    "hf_prune.dynamics.from_log": ("LoggedValues",),
-    "hf_prune.dynamics.grand": ("GraNd",),
-    "hf_prune.dynamics.tdds": ("TDDS",),
-    "hf_prune.dynamics.uncertainty": ("Uncertainty",),
-    "hf_prune.embed": ("Embedder",),
-    "hf_prune.fisher.probe": ("Probe",),
-    "hf_prune.fisher.scorers": ("Task2VecAlignment", "Task2VecComplexity"),
-    "hf_prune.models": ("Model",),
-    "hf_prune.scorers.ask_llm": ("AskLLM",),
-    "hf_prune.scorers.dsir": ("DSIR", "NgramCounts"),
-    "hf_prune.scorers.herding": ("Herding",),
-    "hf_prune.scorers.heuristics": ("TextStatistics",),
-    "hf_prune.scorers.k_center": ("KCenter",),
-    "hf_prune.scorers.kenlm": ("KenLM",),
-    "hf_prune.scorers.moderate": ("Moderate",),
-    "hf_prune.scorers.perplexity": ("Perplexity",),
-    "hf_prune.scorers.quality": ("QualityClassifier",),
-    "hf_prune.scorers.random": ("Random",),
-    "hf_prune.scorers.ssl_prototypes": ("SSLPrototypes",),
-    "hf_prune.scorers.supervised_prototypes": ("SupervisedPrototypes",),
-}
 
 
 def save(value: Value, folder: str | Path) -> None:
@@ -144,27 +109,6 @@ def load(folder: str | Path, cls: type[Value], trust_code: bool) -> Any:
     if not isinstance(found, cls):
         raise ValueError(
             f"{folder} holds a {type(found).__name__}, not a {cls.__name__}; call {type(found).__name__}.load"
-        )
-    return found
-
-
-def find_class(name: str) -> type[Value]:
-    """Find a class by the name that a file gives: in this package, or in modules that are imported already.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    module_name, _, qualname = name.partition(":")
-    if qualname in HOMES.get(module_name, ()):
-        __import__(module_name)
-    ours = module_name.split(".")[0] == "hf_prune"
-    found: Any = sys.modules.get(module_name) if module_name in HOMES or not ours else None
-    for part in qualname.split("."):  # not by getattr: a lazy module imports what it is asked for
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    if not (isinstance(found, type) and issubclass(found, Value)):
-        raise ValueError(
-            f"the saved scorer is a {name[:200]!r}, which is not imported here; if it is yours, import "
-            f"{module_name[:100]!r} first"
         )
     return found
 

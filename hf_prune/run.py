@@ -34,7 +34,7 @@ from hf_prune._run.world import Outcomes, World
 from hf_prune.checks import check_split_name
 from hf_prune.columns import SIDECAR, sidecar_text
 from hf_prune.scorer import Scorer, package_versions
-from hf_prune.values import pack
+from hf_prune.values import class_name, former_digest, former_name, pack
 
 
 def score(
@@ -127,8 +127,9 @@ def _score(
     desc: str,
     world: World,
 ) -> Any:
-    names = tuple((f"{type(s).__module__}:{type(s).__qualname__}", s.digest) for s in scorers)
-    plan = Plan(len(ds), shard_rows or default_shard_rows(len(ds)), names, columns)
+    names = tuple((class_name(type(s)), s.digest) for s in scorers)
+    former = tuple((former_name(type(s)), former_digest(s)) for s in scorers)
+    plan = Plan(len(ds), shard_rows or default_shard_rows(len(ds)), names, columns, former)
     if len({one.digest for one in world.gather(plan)}) > 1:
         raise ValueError(
             "the processes were given different scorers, or datasets of different lengths; fit with a seed, or fit "

@@ -15,7 +15,7 @@ from hf_prune import _arrow, _formats
 from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
 from hf_prune.models import Model
-from hf_prune.values import Value
+from hf_prune.values import Value, class_name
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -160,7 +160,7 @@ class Scorer(Value):
             dtype=self.columns()[self.name],
             meaning=self.meaning,
             raw=self.raw,
-            scorer=f"{cls.__module__}:{cls.__qualname__}",
+            scorer=class_name(cls),
             version=self.version,
             params={k: _summary(v) for k, v in parts.items() if k != "name" and not isinstance(v, Model)},
             paper=self.paper,

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import PurePath
@@ -20,6 +21,7 @@ import xxhash
 
 from hf_prune import store
 from hf_prune._fields import check_types
+from hf_prune._homes import FORMER, PARTS, PUBLIC, VALUES
 
 _PLAIN = (type(None), bool, int, float, str)
 _CODE = "code"
@@ -70,7 +72,9 @@ class Value:
         return super().__new__(cls)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return unpack, pack(self, store.put_array)
+        classes, text, blob = pack(self, store.put_array)
+        # those of this package by name, so that the pickle, which names cached results, does not know of modules
+        return unpack, (tuple(class_name(c) if _is_ours(c) else c for c in classes), text, blob)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and pack(self) == pack(other)
@@ -151,8 +155,46 @@ def import_name(name: str) -> Any:
 
 
 def class_name(cls: type) -> str:
-    """`package.module:Class`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
+    """The name by which a class is known: `hf_prune:DSIR`, wherever its file is; `module:Class` for those of others."""
+    return f"hf_prune:{cls.__qualname__}" if _is_ours(cls) else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "hf_prune" and cls.__qualname__ in VALUES
+
+
+def former_name(cls: type) -> str:
+    """`class_name` of version 0.1.0, when it was made of modules."""
+    return f"{FORMER[cls.__qualname__]}:{cls.__qualname__}" if _is_ours(cls) else class_name(cls)
+
+
+def former_digest(value: Value) -> str:
+    """The digest of a value in version 0.1.0."""
+    classes, text, blob = pack(value)
+    return packed_digest([former_name(c) for c in classes], text, blob)
+
+
+def find_class(name: str) -> type[Value]:
+    """Find a class by the name that a file gives: in this package, or in modules that are imported already.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    module_name, _, qualname = name.partition(":")
+    if module_name.partition(".")[0] == "hf_prune":  # with its module before 0.1.0 was over
+        found: Any = None
+        if qualname in VALUES:
+            found = importlib.import_module(f"hf_prune.{PUBLIC.get(qualname) or PARTS[qualname]}")
+    else:
+        found = sys.modules.get(module_name)
+    for part in qualname.split("."):  # not by getattr: a lazy module imports what it is asked for
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+    if not (isinstance(found, type) and issubclass(found, Value)):
+        raise ValueError(
+            f"the saved scorer is a {name[:200]!r}, which is not imported here; if it is yours, import "
+            f"{module_name[:100]!r} first"
+        )
+    return found
 
 
 def packed_digest(names: list[str], text: str, blob: Any) -> str:
@@ -223,13 +265,14 @@ def pack(
     return tuple(classes), text, b"".join(blobs)
 
 
-def unpack(classes: tuple[type, ...], text: str, blob: Any) -> Any:
+def unpack(classes: tuple[type | str, ...], text: str, blob: Any) -> Any:
     """Put together what `pack` took apart. Lists come back as tuples, arrays read-only.
 
     Raises:
         ValueError: a class has another version than the one that was packed: its numbers have changed.
     """
-    return rebuild(classes, json.loads(text), blob, foreign=False)
+    known = tuple(find_class(cls) if isinstance(cls, str) else cls for cls in classes)
+    return rebuild(known, json.loads(text), blob, foreign=False)
 
 
 def rebuild(classes: tuple[type, ...], document: Any, blob: Any, foreign: bool = True) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_prune as hp
-from hf_prune._saved import find_class
+from hf_prune.values import find_class
 
 V1 = Path(__file__).parent / "data" / "saved_v1"  # as version 0.1.0 wrote them in format 1, with their scores
 EXPECTED: dict[str, Any] = json.loads((V1 / "expected.json").read_text(encoding="utf-8"))

@@ -37,6 +37,7 @@ class Plan:
         shard_rows: of every shard but the last.
         scorers: (class, digest) of each scorer, in their order.
         columns: the columns they write, with their types.
+        former: class and digest of each scorer as version 0.1.0 named them; a folder of that time is of this plan too.
 
     >>> plan = Plan(rows=2500, shard_rows=1000, scorers=(), columns={})
     >>> [plan.shard(i) for i in range(plan.shards)]
@@ -47,6 +48,7 @@ class Plan:
     shard_rows: int
     scorers: tuple[tuple[str, str], ...]
     columns: Mapping[str, str]
+    former: tuple[tuple[str, str], ...] = ()
 
     @property
     def shards(self) -> int:
@@ -132,7 +134,8 @@ def find_plan(folder: Path, plan: Plan, *, exact: bool) -> Plan | None:
         if not _has_parts(folder):
             return None
         raise ValueError(f"{manifest} is {error}; pass overwrite=True to replace it, or another output_dir") from error
-    wanted = plan if exact else Plan(plan.rows, found.shard_rows, plan.scorers, plan.columns)
+    scorers = plan.former if found.scorers == plan.former else plan.scorers
+    wanted = Plan(plan.rows, plan.shard_rows if exact else found.shard_rows, scorers, plan.columns)
     different = found.differences(wanted)
     if different and _has_parts(folder):
         raise ValueError(

@@ -50,6 +50,7 @@ class EL2N(ModelsOrLog):
     array([0.1686, 1.2456], dtype=float32)
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, arXiv 2107.07075"
     meaning: ClassVar[str] = "far from its label early in training: hard, or mislabelled (such rows are kept)"
 

@@ -79,6 +79,7 @@ class GraNd(ModelsOrLog):
     array([0.3372, 2.4913], dtype=float32)
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, arXiv 2107.07075"
     meaning: ClassVar[str] = "moves the weights far: hard, or mislabelled (such rows are kept)"
     atol: ClassVar[float] = 1e-4  # lengths are not bounded by 1, and sums over positions round by their number

@@ -64,6 +64,7 @@ class Uncertainty(ModelsOrLog):
     array([0.3653, 0.6931], dtype=float32)
     """
 
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Guo et al., DeepCore, 2022, arXiv 2204.08499"
     meaning: ClassVar[str] = "the models are undecided about it; the label plays no part, mislabelled rows are anywhere"
 
