@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hf_prune import _fork  # noqa: F401  (registers the hook that makes forked workers safe)
-from hf_prune._homes import PUBLIC
+from hf_prune.homes import PUBLIC
+from hf_prune.numerics import fork  # noqa: F401  (registers the hook that makes forked workers safe)
 
 __version__ = "0.1.0"
 
@@ -24,12 +24,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from hf_prune.batch import Batch as Batch
-    from hf_prune.chunk import chunk_texts as chunk_texts
     from hf_prune.columns import ScoreColumn as ScoreColumn
-    from hf_prune.cost import Ledger as Ledger
-    from hf_prune.cost import training_flops as training_flops
-    from hf_prune.dedup.d4 import d4 as d4
+    from hf_prune.data.batch import Batch as Batch
+    from hf_prune.data.chunk import chunk_texts as chunk_texts
+    from hf_prune.data.identity import with_row_id as with_row_id
     from hf_prune.dedup.exact import ExactDedup as ExactDedup
     from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
     from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
     from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
-    from hf_prune.embed import Embedder as Embedder
     from hf_prune.fisher.coefficients import alignment_coefficient as alignment_coefficient
     from hf_prune.fisher.coefficients import alignment_matrix as alignment_matrix
     from hf_prune.fisher.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
@@ -61,27 +58,26 @@ if TYPE_CHECKING:
     from hf_prune.fisher.coefficients import diversity_coefficient as diversity_coefficient
     from hf_prune.fisher.coefficients import diversity_matrix as diversity_matrix
     from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
-    from hf_prune.fisher.embedding import task2vec as task2vec
     from hf_prune.fisher.probe import Probe as Probe
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment
     from hf_prune.fisher.scorers import Task2VecComplexity as Task2VecComplexity
-    from hf_prune.fisher.select import select_diverse as select_diverse
-    from hf_prune.hub import load_scores as load_scores
-    from hf_prune.hub import push_scored as push_scored
-    from hf_prune.hub import save_scored as save_scored
+    from hf_prune.fisher.task2vec import task2vec as task2vec
     from hf_prune.models import Model as Model
-    from hf_prune.prune import filter_by_score as filter_by_score
-    from hf_prune.prune import keep_mask as keep_mask
-    from hf_prune.prune import sample_by_score as sample_by_score
-    from hf_prune.prune import split_by_score as split_by_score
-    from hf_prune.released import read_released_scores as read_released_scores
-    from hf_prune.rows import with_row_id as with_row_id
-    from hf_prune.run import score as score
+    from hf_prune.networks.embedder import Embedder as Embedder
+    from hf_prune.prune.diverse import select_diverse as select_diverse
+    from hf_prune.prune.filter import filter_by_score as filter_by_score
+    from hf_prune.prune.filter import keep_mask as keep_mask
+    from hf_prune.prune.filter import sample_by_score as sample_by_score
+    from hf_prune.prune.filter import split_by_score as split_by_score
+    from hf_prune.prune.targets import sample_by_targets as sample_by_targets
+    from hf_prune.recipes.d4 import d4 as d4
+    from hf_prune.run.cost import Ledger as Ledger
+    from hf_prune.run.cost import training_flops as training_flops
+    from hf_prune.run.score import score as score
     from hf_prune.scorer import Scorer as Scorer
     from hf_prune.scorers.ask_llm import AskLLM as AskLLM
     from hf_prune.scorers.dsir import DSIR as DSIR
     from hf_prune.scorers.dsir import NgramCounts as NgramCounts
-    from hf_prune.scorers.dsir import sample_by_targets as sample_by_targets
     from hf_prune.scorers.herding import Herding as Herding
     from hf_prune.scorers.heuristics import TextStatistics as TextStatistics
     from hf_prune.scorers.k_center import KCenter as KCenter
@@ -92,3 +88,7 @@ if TYPE_CHECKING:
     from hf_prune.scorers.random import Random as Random
     from hf_prune.scorers.ssl_prototypes import SSLPrototypes as SSLPrototypes
     from hf_prune.scorers.supervised_prototypes import SupervisedPrototypes as SupervisedPrototypes
+    from hf_prune.share.push import load_scores as load_scores
+    from hf_prune.share.push import push_scored as push_scored
+    from hf_prune.share.push import save_scored as save_scored
+    from hf_prune.share.released import read_released_scores as read_released_scores

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hf_prune import _files
-from hf_prune._fields import check_types
-from hf_prune._shown import without_tokens
+from hf_prune.data import files
+from hf_prune.fields import check_types
+from hf_prune.shown import without_tokens
 
 SIDECAR = "score_columns.json"
 FORMAT = 1
@@ -94,7 +94,7 @@ class ScoreColumn:
     @classmethod
     def from_json(cls, text: str) -> ScoreColumn:
         """Read one line of JSON."""
-        return cls.from_dict(_files.parse_json(text, "the column's provenance", "text", _REMEDY))
+        return cls.from_dict(files.parse_json(text, "the column's provenance", "text", _REMEDY))
 
 
 def sidecar_text(columns: Iterable[ScoreColumn], **extra: Any) -> str:
@@ -113,7 +113,7 @@ def write_sidecar(columns: Iterable[ScoreColumn], path: str | Path, **extra: Any
     Returns the text that was written.
     """
     text = sidecar_text(columns, **extra)
-    _files.write_text(Path(path), text)
+    files.write_text(Path(path), text)
     return text
 
 
@@ -123,11 +123,11 @@ def parse_sidecar(text: str, where: str | Path = SIDECAR) -> tuple[dict[str, Sco
     Raises:
         ValueError: the text is not a sidecar, or is of a later format.
     """
-    document = _files.parse_json(text, where, _WHAT, _REMEDY)
+    document = files.parse_json(text, where, _WHAT, _REMEDY)
     number = document.get("format")
     if type(number) is int and number > FORMAT:
         raise ValueError(f"{where} has format {number}, this version reads up to {FORMAT}; upgrade hf_prune")
-    with _files.reading(where, _WHAT, _REMEDY):
+    with files.reading(where, _WHAT, _REMEDY):
         if number != FORMAT or type(number) is not int or not isinstance(document["columns"], list):
             raise ValueError(f"format {number!r} with the keys {', '.join(map(repr, sorted(document)))[:200]}")
         columns = {entry.name: entry for entry in map(ScoreColumn.from_dict, document["columns"])}
@@ -142,4 +142,4 @@ def read_sidecar(path: str | Path) -> tuple[dict[str, ScoreColumn], dict[str, An
         FileNotFoundError: it is not there.
         ValueError: the file is not a sidecar, or is of a later format.
     """
-    return parse_sidecar(_files.read_text(Path(path), _WHAT, _REMEDY), path)
+    return parse_sidecar(files.read_text(Path(path), _WHAT, _REMEDY), path)

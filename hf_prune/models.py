@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from hf_prune import _files
 from hf_prune.checks import check_choice, check_digest
+from hf_prune.data import files
 from hf_prune.store import home
 from hf_prune.values import Value, import_name, names_code
 
@@ -202,7 +202,7 @@ class Model(Value):
     def label(self) -> str:
         """Name for people: of the Hub, the factory, or the folder (not its path)."""
         if self.kind in ("folder", "live"):
-            return f"{_pointer(str(self.revision)).get('name', self.kind)}@{str(self.revision)[:12]}"
+            return f"{pointer(str(self.revision)).get('name', self.kind)}@{str(self.revision)[:12]}"
         return self.source
 
     def provenance(self) -> dict[str, Any]:
@@ -230,9 +230,9 @@ class Model(Value):
             raise ValueError(f"{self.source} is a function, it has no folder")
         if self.kind == "live":
             return _live_folder(str(self.revision))
-        pointer = _pointer(str(self.revision))
-        path = Path(pointer.get("path", ""))
-        if not pointer or not path.is_dir():
+        note = pointer(str(self.revision))
+        path = Path(note.get("path", ""))
+        if not note or not path.is_dir():
             raise FileNotFoundError(
                 f"no folder with the model {self.label} here (looked at {path}); make the scorer anew from the "
                 "folder's new place, or share HF_PRUNE_HOME between the machines"
@@ -240,7 +240,7 @@ class Model(Value):
 
         def check() -> bool:
             # sizes and times first: the content of a large model takes seconds to read
-            if _stamp(path) != pointer.get("stamp") and folder_digest(path) != self.revision:
+            if _stamp(path) != note.get("stamp") and folder_digest(path) != self.revision:
                 raise ValueError(
                     f"the folder of the model {self.label} has changed since the scorer was made ({path}); put its "
                     "old content back, or make the scorer anew"
@@ -427,7 +427,7 @@ def _resolve(source: str, revision: str | None) -> tuple[str, str]:
     path = Path(source).expanduser()
     if path.is_dir():
         digest = folder_digest(path)
-        _point(digest, path.resolve(), path.resolve().name, _stamp(path.resolve()))
+        point(digest, path.resolve(), path.resolve().name, _stamp(path.resolve()))
         return "folder", digest
     if path.exists() or source.startswith((".", "~", "/")) or source.count("/") > 1:
         reason = "is a file" if path.exists() else "does not exist"
@@ -493,7 +493,7 @@ def _store_live(module: torch.nn.Module) -> str:
         with _explained(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _files.whole(target, _explained, folder=True) as temporary:
+            with files.whole(target, _explained, folder=True) as temporary:
                 with open(temporary / _PICKLE, "wb") as stream:
                     on_cpu = next(module.parameters(), torch.empty(0)).device.type == "cpu"
                     # a copy: `module.cpu()` would take the caller's network off its GPU
@@ -502,7 +502,7 @@ def _store_live(module: torch.nn.Module) -> str:
         except OSError:
             if not _is_sound(target):  # else another process was first
                 raise
-    _point(digest, target, type(module).__name__)
+    point(digest, target, type(module).__name__)
     return digest
 
 
@@ -531,7 +531,7 @@ def _load_live(digest: str) -> torch.nn.Module:
 
     folder = _live_folder(digest)
     what, remedy = "stored network", "make the scorer anew from the network, or share HF_PRUNE_HOME with its machine"
-    with _files.reading(folder, what, remedy):
+    with files.reading(folder, what, remedy):
         if (folder / _PICKLE_DIGEST).exists() and not _is_sound(folder):  # earlier versions wrote none
             raise ValueError("its file has changed")
         with open(folder / _PICKLE, "rb") as stream:
@@ -541,29 +541,29 @@ def _load_live(digest: str) -> torch.nn.Module:
     return module
 
 
-def _point(digest: str, path: Path, name: str, stamp: str | None = None) -> None:
+def point(digest: str, path: Path, name: str, stamp: str | None = None) -> None:
     """Note where content is: scorers carry the digest only, workers look here for the path."""
     note = {"path": str(path), "name": name} | ({"stamp": stamp} if stamp else {})
-    if _pointer(digest, careful=False) == note:
+    if pointer(digest, careful=False) == note:
         return
     folder = _note(digest).parent
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _files.sweep(folder)
-    _files.write_text(_note(digest), json.dumps(note), _explained)
+        files.sweep(folder)
+    files.write_text(_note(digest), json.dumps(note), _explained)
 
 
-def _pointer(digest: str, careful: bool = True) -> dict[str, str]:
-    """The note that `_point` made; empty if there is none."""
+def pointer(digest: str, careful: bool = True) -> dict[str, str]:
+    """The note that `point` made; empty if there is none."""
     note, what = _note(digest), "note of a model's place"
     try:
-        found = _files.read_json(note, what, remedy := "delete it, and make the scorer anew from the model")
-        with _files.reading(note, what, remedy):
+        found = files.read_json(note, what, remedy := "delete it, and make the scorer anew from the model")
+        with files.reading(note, what, remedy):
             if not all(isinstance(text, str) for text in found.values()) or not {"path", "name"} <= set(found):
                 raise ValueError("it names no place")
     except FileNotFoundError:
         return {}
-    except _files.DamagedFileError:
+    except files.DamagedFileError:
         if careful:
             raise
         return {}

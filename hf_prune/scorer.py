@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import _arrow, _formats
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data import arrow, formats
+from hf_prune.data.batch import Batch
 from hf_prune.models import Model
 from hf_prune.values import Value, class_name
 
@@ -106,7 +106,7 @@ class Scorer(Value):
                 f"{who} got a {type(rank).__name__} as rank: with_indices=True passes positions there; "
                 "call ds.map(scorer, batched=True), with with_rank=True if need be"
             )
-        table = _formats.as_table(batch, who) if _formats.is_table(batch) else None
+        table = formats.as_table(batch, who) if formats.is_table(batch) else None
         view = batch if isinstance(batch, Batch) else Batch(batch if table is None else table, who)
         if len(view) and not view.n:  # of no rows nothing can be read: not the width of a vector, nor a type
             found = {name: _nothing(dtype) for name, dtype in self.columns().items()}
@@ -117,13 +117,13 @@ class Scorer(Value):
             found = self._checked(written, view.n)
         if table is None:
             return found
-        new = {name: _arrow.to_arrow(found[name], dtype) for name, dtype in self.columns().items()}
-        return _formats.with_columns(table, new)
+        new = {name: arrow.to_arrow(found[name], dtype) for name, dtype in self.columns().items()}
+        return formats.with_columns(table, new)
 
     def with_inputs(self, batch: Any) -> Any:
         """Score, and hand the batch back with the new columns: for engines that replace it (Ray Data)."""
         found = self(batch)
-        return found if _formats.is_table(batch) else {**batch, **found}
+        return found if formats.is_table(batch) else {**batch, **found}
 
     def features(self, ds_features: Any = None) -> Features:
         """Give the full `Features` for `map(features=...)`: the dataset's, then the columns written here.
@@ -182,9 +182,9 @@ class Scorer(Value):
                 holds something else than its annotation says.
             OSError: the disk is full or may not be written.
         """
-        from hf_prune import _saved
+        from hf_prune import saved
 
-        _saved.save(self, folder)
+        saved.save(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, *, trust_code: bool = False) -> Self:
@@ -202,9 +202,9 @@ class Scorer(Value):
             ValueError: the files are missing or damaged, of another version, or of another class; or they name code
                 and `trust_code` is off.
         """
-        from hf_prune import _saved
+        from hf_prune import saved
 
-        found: Self = _saved.load(folder, cls, trust_code)
+        found: Self = saved.load(folder, cls, trust_code)
         return found
 
     def _checked(self, written: Mapping[str, Any], n: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from hf_prune import _files
 from hf_prune.checks import check_digest
+from hf_prune.data import files
 
 LIMIT = 64 << 20  # bytes of an array above which pickles carry its digest
 
@@ -55,8 +55,8 @@ def put_array(array: np.ndarray) -> str:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _files.sweep(path.parent)
-            with _files.whole(path) as temporary, open(temporary, "wb") as stream:
+            files.sweep(path.parent)
+            with files.whole(path) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
         except OSError as error:
             raise OSError(
@@ -80,7 +80,7 @@ def get_array(digest: str) -> np.ndarray:
             f"the fitted state {digest} is not in {path.parent}; share HF_PRUNE_HOME between the machines, or carry "
             "the scorer there with save() and load()"
         )
-    with _files.reading(path, "fitted state", "delete it, and make the scorer anew or load() it again"):
+    with files.reading(path, "fitted state", "delete it, and make the scorer anew or load() it again"):
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         facts = path.stat()
         key = (str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns)

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune._second_process import SecondProcess, forking_process, fresh_process
-from hf_prune.batch import Batch
 from hf_prune.checks import check_dataset
+from hf_prune.data.batch import Batch
 from hf_prune.scorer import Scorer
+from hf_prune.second_process import SecondProcess, forking_process, fresh_process
 
 __all__ = ["CHECKS", "ConformanceError", "check_scorer", "forking_process"]
 

@@ -20,8 +20,8 @@ import numpy as np
 import xxhash
 
 from hf_prune import store
-from hf_prune._fields import check_types
-from hf_prune._homes import FORMER, PARTS, PUBLIC, VALUES
+from hf_prune.fields import check_types
+from hf_prune.homes import FORMER, PARTS, PUBLIC, VALUES
 
 _PLAIN = (type(None), bool, int, float, str)
 _CODE = "code"

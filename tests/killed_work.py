@@ -17,16 +17,18 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from run_scorers import Length, Widen
 
-import hf_prune._hub.remote as remote_module
-import hf_prune._hub.tables as tables_module
-import hf_prune._run.join as join_module
-from hf_prune import _lock, cli, filter_by_score, load_scores, push_scored, save_scored, score
+import hf_prune.run.join as join_module
+import hf_prune.share.remote as remote_module
+import hf_prune.share.tables as tables_module
+from hf_prune import filter_by_score, load_scores, push_scored, save_scored, score
+from hf_prune.cli import main
+from hf_prune.data import lock
 
 datasets.disable_progress_bars()
 CHANGED = (
     (join_module, "IN_MEMORY_BYTES"),
-    (_lock, "PATIENCE"),
-    (_lock, "UNWRITTEN"),
+    (lock, "PATIENCE"),
+    (lock, "UNWRITTEN"),
     (tables_module, "SHARD_BYTES"),
 )  # where tests that call these functions themselves put things back
 TEXTS = ["a", "bb", "ccc", "dddd", "eeeee"]
@@ -54,7 +56,7 @@ def texts() -> Dataset:
 
 def score_all(folder: Path, **options: Any) -> dict[str, Any]:
     join_module.IN_MEMORY_BYTES = 1  # so that the layout is a file
-    _lock.PATIENCE, _lock.UNWRITTEN = 0.02, 0.05  # what the dead held is taken over sooner
+    lock.PATIENCE, lock.UNWRITTEN = 0.02, 0.05  # what the dead held is taken over sooner
     out = score(texts(), Length(), Widen(), output_dir=folder / "a" / "scores", shard_rows=3, batch_size=2, **options)
     return {"length": out["length"][:], "wide": out["wide"][:]}
 
@@ -65,20 +67,20 @@ def run_score(folder: Path) -> None:
 
 def score_again(folder: Path) -> dict[str, Any]:
     """What the next call gives, and what it leaves."""
-    if (folder / "a" / "scores" / _lock.NAME).exists():
+    if (folder / "a" / "scores" / lock.NAME).exists():
         time.sleep(0.05)
     return {**score_all(folder), "files": files_of(folder)}
 
 
 def few_scores(folder: Path) -> dict[str, Any]:
     """One scorer, two parts, no layout: as small as it can be."""
-    _lock.PATIENCE, _lock.UNWRITTEN = 0.02, 0.05
+    lock.PATIENCE, lock.UNWRITTEN = 0.02, 0.05
     ds = Dataset.from_dict({"text": TEXTS[:3]})
     return {"length": score(ds, Length(), output_dir=folder / "scores", shard_rows=2)["length"][:]}
 
 
 def few_again(folder: Path) -> dict[str, Any]:
-    if (folder / "scores" / _lock.NAME).exists():
+    if (folder / "scores" / lock.NAME).exists():
         time.sleep(0.05)
     return {**few_scores(folder), "files": files_of(folder)}
 
@@ -109,7 +111,7 @@ def filter_again(folder: Path) -> dict[str, Any]:
 
 def filter_command(folder: Path, name: str, keep: float) -> None:
     command = ["filter", str(folder / "data"), "--by", "q", "--keep", str(keep), "-o", str(folder / "out" / name)]
-    cli.app([*command, "--overwrite", "--report", str(folder / "out" / "report.html")], standalone_mode=False)
+    main.app([*command, "--overwrite", "--report", str(folder / "out" / "report.html")], standalone_mode=False)
 
 
 def filter_to_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_prune import _saved
+from hf_prune import saved
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.ssl_prototypes import SSLPrototypes
 
@@ -28,7 +28,7 @@ def look(folder: Path) -> list[str]:
         who = next(str(i) for i in (1, 2) if prototypes(i) == found)
     except ValueError as error:
         who = f"{type(error).__name__}: {error}"
-    _saved._ORPHANED = -1.0  # as if an hour had passed
+    saved._ORPHANED = -1.0  # as if an hour had passed
     prototypes(3).save(folder)
     assert Scorer.load(folder) == prototypes(3)
     return [who, *sorted(re.sub("[0-9a-f]{32}", "*", p.name) for p in folder.iterdir())]

@@ -3,9 +3,9 @@ import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
 
-from hf_prune import _arrow
-from hf_prune._arrow import column_array, gather, matrix_column, numeric_column
-from hf_prune._layout import merged
+from hf_prune.data import arrow
+from hf_prune.data.arrow import column_array, gather, matrix_column, numeric_column
+from hf_prune.data.layout import merged
 
 
 def on_disk(tmp_path, table, rows=10):
@@ -44,14 +44,14 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @pytest.mark.parametrize("name", ["t", "big", "fixed"])
 def test_column_array_reads_through_the_mapping(ds, order, name, monkeypatch):
-    monkeypatch.setattr(_arrow, "SLAB_ROWS", 16)
+    monkeypatch.setattr(arrow, "SLAB_ROWS", 16)
     part = ds if order is None else ds.select(order)
     assert column_array(part, name).to_pylist() == part[name][:]
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_gather_is_take(ds, order, monkeypatch):
-    monkeypatch.setattr(_arrow, "SLAB_ROWS", 16)
+    monkeypatch.setattr(arrow, "SLAB_ROWS", 16)
     order = np.arange(95) if order is None else order
     table = ds.data.table
     got = pa.Table.from_batches(merged(gather(table, order), table.schema), schema=table.schema)

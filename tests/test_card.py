@@ -10,9 +10,20 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import DatasetCard
 
-from hf_prune._hub.tables import balances_of, table_of, values_of
-from hf_prune.card import Balance, Scores, balance, code, escape, histogram, merge_readme, published, python, scrub
 from hf_prune.columns import ScoreColumn
+from hf_prune.share.card import (
+    Balance,
+    Scores,
+    balance,
+    code,
+    escape,
+    histogram,
+    merge_readme,
+    published,
+    python,
+    scrub,
+)
+from hf_prune.share.tables import balances_of, table_of, values_of
 
 GOLDEN = Path(__file__).parents[1] / "hub_cards" / "example_scores.md"
 CONFIG = {"config_name": "scores", "data_files": [{"split": "train", "path": "scores/train-*"}]}

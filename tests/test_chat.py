@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune as hp
-from hf_prune import chat
-from hf_prune.batch import Batch
-from hf_prune.texts import read_texts
+from hf_prune.data import chat
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
 
 
 def png(seed):

@@ -18,9 +18,7 @@ import pytest
 from hub_server import IGNORED, HubServer
 from typer.testing import CliRunner
 
-from hf_prune import cli, doctor
-from hf_prune._cli import io as _cli_io
-from hf_prune._cli import scorers as _cli_scorers
+from hf_prune.cli import doctor, io, main, scorers
 from hf_prune.scorer import Scorer
 
 
@@ -53,7 +51,7 @@ class Result:
 
 
 def hp(*args):
-    return Result(CliRunner().invoke(cli.app, [str(a) for a in args]))
+    return Result(CliRunner().invoke(main.app, [str(a) for a in args]))
 
 
 def ok(*args):
@@ -87,7 +85,7 @@ def scored(vectors, tmp_path_factory):
 
 
 def written(path):
-    return _cli_io.open_data(str(path)).main
+    return io.open_data(str(path)).main
 
 
 # -- reading and writing ---------------------------------------------------------------
@@ -240,7 +238,7 @@ def test_an_interruption_leaves_nothing(scored, tmp_path, monkeypatch):
 def test_a_swap_that_fails_puts_the_old_folder_back(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with pytest.raises(FileNotFoundError), _cli_io.replacing(tmp_path / "out"):
+    with pytest.raises(FileNotFoundError), io.replacing(tmp_path / "out"):
         pass  # nothing was written
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "old"]
 
@@ -306,8 +304,8 @@ def test_bad_scorers_and_options(options, expected, scored, tmp_path):
 
 
 def test_a_new_scorer_is_one_line(scored, tmp_path, monkeypatch):
-    entry = _cli_scorers.Entry(f"{__name__}:Nearest", datasets=("target",))
-    monkeypatch.setitem(_cli_scorers.SCORERS, "nearest", entry)
+    entry = scorers.Entry(f"{__name__}:Nearest", datasets=("target",))
+    monkeypatch.setitem(scorers.SCORERS, "nearest", entry)
     out = tmp_path / "out"
     ok("score", scored / "data", "--scorer", "nearest", "--set", f"target={scored / 'scored'}",
        "--set", "nearest.wide=True", "--set", "columns=a,b", "-o", out)  # fmt: skip
@@ -490,7 +488,7 @@ def test_errors_are_one_line(error, expected, scored, tmp_path, monkeypatch):
     def broken(*args, **more):
         raise error
 
-    monkeypatch.setattr(_cli_io, "open_data", broken)
+    monkeypatch.setattr(io, "open_data", broken)
     args = ("filter", scored / "scored", "--by", "ssl_proto", "--keep", "0.5", "-o", tmp_path / "out")
     assert expected in fails(*args)
     for debug in (("--debug", *args), (*args, "--debug")):
@@ -511,13 +509,13 @@ def test_help_has_examples():
 
 
 def process(*args, **more):
-    command = [sys.executable, "-m", "hf_prune.cli", *map(str, args)]
+    command = [sys.executable, "-m", "hf_prune.cli.main", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from hf_prune import cli\n"
+        "import sys; from hf_prune.cli import main as cli\n"
         "try: cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow', 'faiss', 'numpy'} & set(sys.modules)))"

@@ -9,8 +9,8 @@ import pytest
 from killing import flipped
 
 from hf_prune import Ledger
-from hf_prune._files import DamagedFileError
 from hf_prune.columns import ScoreColumn, parse_sidecar, read_sidecar, sidecar_text, write_sidecar
+from hf_prune.data.files import DamagedFileError
 
 COLUMN = ScoreColumn(
     "q", meaning="good", scorer="a:B", version=2, params={"k": [1, "x"]}, fitted_on={"rows": 3}, companions={"q_c": "c"}

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from hf_prune import demo
+from hf_prune.cli import demo
 from hf_prune.columns import read_sidecar
 
 pytest.importorskip("sklearn")

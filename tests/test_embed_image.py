@@ -17,9 +17,9 @@ from datasets import Dataset, Features, Image, List, Value
 from tiny_models import save_image_processor
 
 from hf_prune import Embedder, vendi_score
-from hf_prune._embed.image import decode_image, upright
 from hf_prune.diversity.kernels import pixel_rows
-from hf_prune.report import picture_uri
+from hf_prune.networks.image import decode_image, upright
+from hf_prune.share.report import picture_uri
 
 
 def pictures(n: int = 5, mode: str = "RGB") -> list[PIL.Image.Image]:

@@ -367,7 +367,7 @@ def test_flops_are_those_of_the_batch(folder: Path) -> None:
 
 
 def test_memory_shortage_halves_the_pass() -> None:
-    from hf_prune._embed.torch_passes import forward
+    from hf_prune.networks.torch_passes import forward
 
     seen = []
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from killing import kills
 
-from hf_prune import _files
-from hf_prune._files import DamagedFileError, parse_json, read_json, read_text, reading, sweep, whole
+from hf_prune.data import files
+from hf_prune.data.files import DamagedFileError, parse_json, read_json, read_text, reading, sweep, whole
 
 
 def write_new(folder: Path) -> None:
     """For `kills`: a file and a folder take the place of others."""
-    _files.write_text(folder / "a.txt", "new" * 1000)
+    files.write_text(folder / "a.txt", "new" * 1000)
     with whole(folder / "f", folder=True) as temporary:
         (temporary / "x").write_text("new x")
         (temporary / "y").write_text("new y")
@@ -62,7 +62,7 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from hf_prune._files import whole
+from hf_prune.data.files import whole
 with whole(Path(sys.argv[1]) / "a", folder=len(sys.argv) > 2) as temporary:
     (temporary / "x" if len(sys.argv) > 2 else temporary).write_text("half")
     print("there", flush=True)
@@ -83,11 +83,11 @@ def test_what_a_killed_writer_left_is_swept_and_that_of_a_living_one_is_not(kind
 
 
 def test_others_leavings_are_swept_after_a_week_only(tmp_path):
-    other = tmp_path / f"a.0123abcd-1-0123abcd{_files.TEMPORARY}"
+    other = tmp_path / f"a.0123abcd-1-0123abcd{files.TEMPORARY}"
     other.write_text("")
     (tmp_path / "mine.tmp").write_text("")
     assert sweep(tmp_path) == 0
-    os.utime(other, (time.time() - _files.STALE - 9,) * 2)
+    os.utime(other, (time.time() - files.STALE - 9,) * 2)
     assert sweep(tmp_path) == 1 and [p.name for p in tmp_path.iterdir()] == ["mine.tmp"]
     assert sweep(tmp_path / "missing") == 0
 

@@ -13,9 +13,9 @@ from PIL import Image as Picture
 from test_conformance import LOGGED, SCORERS, rows  # noqa: F401
 
 import hf_prune as hp
-from hf_prune import _formats
-from hf_prune.batch import Batch
-from hf_prune.rows import digests
+from hf_prune.data import formats
+from hf_prune.data.batch import Batch
+from hf_prune.data.identity import digests
 
 # torch, of how `datasets` makes tensors of tensors in a stream
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
@@ -32,7 +32,7 @@ def kind(request):
 
 def column(values):
     """A column as plain lists, to be compared."""
-    values = _formats.plain(values)
+    values = formats.plain(values)
     return [np.asarray(v).tolist() for v in values]
 
 

@@ -23,7 +23,7 @@ from forging import forge
 from made_scorers import EXPECTED, made, rows
 
 import hf_prune as hp
-from hf_prune import Scorer, _homes
+from hf_prune import Scorer, homes
 from hf_prune.values import Value, class_name, code_of, find_class, pack, packed_digest
 
 HERE = Path(__file__).parent
@@ -60,14 +60,20 @@ POISON: list[Any] = [
 CLASSES = [
     *("canary_of_hostile:Thing", "os:system", "subprocess:Popen", "builtins:eval", "hf_prune.__main__:main"),
     *(
-        "hf_prune.demo:run",
-        "hf_prune.cli:app",
+        "hf_prune.cli.demo:run",
+        "hf_prune.cli.main:app",
         "hf_prune:SSLPrototypes",
-        "hf_prune.doctor:main",
+        "hf_prune.cli.doctor:main",
         "hf_prune.models:home",
     ),
     *("hf_prune.models:Model", "hf_prune.scorer:Scorer", "hf_prune.values:Value", "transformers:AutoModel", "", ":"),
-    *("hf_prune.scorers.kenlm:KenLM", "hf_prune.embed:Embedder", "sklearn.svm:SVC", "antigravity:x", "this:s"),
+    *(
+        "hf_prune.scorers.kenlm:KenLM",
+        "hf_prune.networks.embedder:Embedder",
+        "sklearn.svm:SVC",
+        "antigravity:x",
+        "this:s",
+    ),
 ]
 MODELS: list[dict[str, Any]] = [
     {"source": "canary_of_hostile:run", "revision": "0" * 64},
@@ -257,7 +263,7 @@ APART = {"_Chunker", "RemoveRepeats", "Embedding"}  # no scorer, and in none
 
 def test_the_table_of_classes_is_complete():
     classes = [c for c in value_classes() if c.__name__ not in BASES | APART]
-    assert sorted(_homes.VALUES) == sorted(c.__qualname__ for c in classes)  # so no name stands for two
+    assert sorted(homes.VALUES) == sorted(c.__qualname__ for c in classes)  # so no name stands for two
     for cls in classes:
         assert class_name(cls) == f"hf_prune:{cls.__qualname__}" and find_class(class_name(cls)) is cls
         assert find_class(f"hf_prune.some.place:{cls.__qualname__}") is cls
@@ -391,12 +397,12 @@ def test_code_is_imported_in_few_places():
                     if keyword.arg == "trust_remote_code":
                         said = ast.unparse(keyword.value)
                         assert re.fullmatch(r"((self|model)\.)?(model\.)?trust_remote_code", said), (file, said)
-    assert calls["import_name"] == {"values.py", "models.py", "_cli/scorers.py"}
+    assert calls["import_name"] == {"values.py", "models.py", "cli/scorers.py"}
     assert calls["importlib.import_module"] == {"__init__.py", "values.py"}
-    assert "__import__" not in calls and calls["eval"] == {"_fields.py"}
+    assert "__import__" not in calls and calls["eval"] == {"fields.py"}
     assert calls["dill.load"] == {"models.py"} and "pickle.load" not in calls and "pickle.loads" in calls
     assert (
-        calls["pickle.loads"] <= {"testing.py", "_second_process.py"}
+        calls["pickle.loads"] <= {"testing.py", "second_process.py"}
         and "torch.load" not in calls
         and "exec" not in calls
     )

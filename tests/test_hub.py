@@ -13,10 +13,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, lo
 from hub_server import IGNORED, HubServer
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hf_prune._hub import remote as _hub_remote
 from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
-from hf_prune.hub import load_scores, push_scored
-from hf_prune.rows import with_row_id
+from hf_prune.data.identity import with_row_id
+from hf_prune.share import remote
+from hf_prune.share.push import load_scores, push_scored
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 REPO = "user/scored"
@@ -33,8 +33,8 @@ PROTO = ScoreColumn(
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(_hub_remote, "PAUSE", 0.01)
-    monkeypatch.setattr(_hub_remote, "LONGEST", 0.05)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(remote, "LONGEST", 0.05)
     datasets.disable_progress_bars()
     with HubServer() as server:
         server.patch(monkeypatch, tmp_path / "home")
@@ -179,14 +179,14 @@ def test_parquet_is_the_same_bytes_whatever_the_chunks(hub):
 
 
 def test_shards(hub, monkeypatch):
-    from hf_prune._hub import tables as _hub_tables
+    from hf_prune.share import tables
 
-    monkeypatch.setattr(_hub_tables, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(tables, "SHARD_BYTES", 1000)
     push(hub, rows(), what="scores")
     names = [p for p in hub.files(REPO) if p.endswith(".parquet")]
     assert len(names) > 2
     assert load_dataset(REPO, "scores", split="train")["ssl_proto"][:] == rows()["ssl_proto"][:]
-    monkeypatch.setattr(_hub_tables, "SHARD_BYTES", 10**9)
+    monkeypatch.setattr(tables, "SHARD_BYTES", 10**9)
     push(hub, rows(), what="scores")
     assert [p for p in hub.files(REPO) if p.endswith(".parquet")] == ["scores/train-00000-of-00001.parquet"]
     assert load_scores(REPO, split="train")["ssl_proto"][:] == rows()["ssl_proto"][:]
@@ -255,10 +255,10 @@ def test_data_found_by_name_are_still_found(hub):
 
 def test_many_files_found_by_name_are_not_listed(hub, monkeypatch):
     hub.add(REPO, {f"images/{i}.png": b"x" for i in range(5)} | {"images/metadata.jsonl": "{}"})
-    monkeypatch.setattr(_hub_remote, "LISTED", 4)
+    monkeypatch.setattr(remote, "LISTED", 4)
     with pytest.raises(ValueError, match="has no configs:.* its 5 data files by name.*declare them"):
         push(hub, rows(), what="scores")
-    monkeypatch.setattr(_hub_remote, "LISTED", 10)
+    monkeypatch.setattr(remote, "LISTED", 10)
     with pytest.warns(UserWarning, match=r"holds \.(png|jsonl) files"):
         push(hub, rows(), what="scores")
     (entry,) = readme(hub)[0]["configs"][0]["data_files"]
@@ -286,8 +286,8 @@ def test_faults_are_waited_out(hub, pattern, kind):
 
 def test_retry_after_is_obeyed(hub, monkeypatch):
     naps = []
-    monkeypatch.setattr(_hub_remote, "LONGEST", 60.0)
-    monkeypatch.setattr(_hub_remote.time, "sleep", naps.append)
+    monkeypatch.setattr(remote, "LONGEST", 60.0)
+    monkeypatch.setattr(remote.time, "sleep", naps.append)
     hub.fail("/commit/", 1, 429, headers={"Retry-After": "7"})
     push(hub, rows(), what="scores")
     assert 7.0 in naps and len(score_commits(hub)) == 1
@@ -313,7 +313,7 @@ def test_offline_mode_is_not_waited_out(wrapped):
             raise LocalEntryNotFoundError("not in the cache") from error
 
     with pytest.raises((OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        _hub_remote.retry(action, "reading")
+        remote.retry(action, "reading")
     assert len(calls) == 1
 
 
@@ -345,7 +345,7 @@ def test_a_card_that_cannot_be_read_is_not_taken_for_no_card(hub):
 
 def test_what_others_commit_meanwhile_is_kept(hub):
     hub.add(REPO, {"README.md": CARD})
-    real, done = _hub_remote.Remote.put, []
+    real, done = remote.Remote.put, []
 
     def put(self, *args):  # the README changes between our reading and our commit
         if not done:
@@ -353,7 +353,7 @@ def test_what_others_commit_meanwhile_is_kept(hub):
         return real(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_hub_remote.Remote, "put", put)
+        patch.setattr(remote.Remote, "put", put)
         push(hub, rows(), what="scores")
     assert "# Their data" in readme(hub)[1] and "other.bin" in hub.files(REPO)
     assert any(r.status == 412 for r in hub.requests) and len(score_commits(hub)) == 1
@@ -557,8 +557,8 @@ PROCESS = """
 import datasets
 from datasets import load_dataset
 from hf_prune.columns import ScoreColumn
-from hf_prune.hub import load_scores, push_scored
-from hf_prune.rows import with_row_id
+from hf_prune.share.push import load_scores, push_scored
+from hf_prune.data.identity import with_row_id
 
 datasets.disable_progress_bars()
 ds = with_row_id(datasets.Dataset.from_dict({"x": [1, 2, 3], "label": [0, 1, 0]}))

@@ -15,8 +15,8 @@ from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
 from PIL import Image as PILImage
 
 from hf_prune import load_scores, push_scored, save_scored
-from hf_prune._files import DamagedFileError
-from hf_prune.card import _replace, markers
+from hf_prune.data.files import DamagedFileError
+from hf_prune.share.card import _replace, markers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import killed_work  # noqa: E402

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune import _kernels
-from hf_prune.dynamics import _kernels as token_kernels
+from hf_prune.networks import _kernels as token_kernels
+from hf_prune.numerics import _kernels, search
 
+ROUNDING = np.float32(search.ROUNDING)
 floats = st.floats(-1e3, 1e3, width=32)
 tables = st.integers(1, 6).flatmap(lambda k: st.lists(st.lists(floats, min_size=k, max_size=k), min_size=1, max_size=6))
 
@@ -84,7 +85,7 @@ def test_screen_finds_what_rounding_hides(k):
     x = (base + 0.1 * rng.normal(size=(30, 24))).astype(np.float32)
     products = x.astype(np.float64) @ directions.T
     length, found = np.linalg.norm(x, axis=1).astype(np.float32), np.empty(30, np.int64)
-    assert _kernels.screen(bfloat16_bits(products), x, length, directions, k, found)
+    assert _kernels.screen(bfloat16_bits(products), x, length, directions, ROUNDING, k, found)
     assert (found == products.argmax(1)).all()
 
 
@@ -93,10 +94,12 @@ def test_screen_says_when_it_cannot_tell():
     length, found = np.full(2, 2, np.float32), np.empty(2, np.int64)
     negative = np.full((2, 3), -1, np.float32)
     directions = np.full((3, 4), 0.5)
-    assert not _kernels.screen(bfloat16_bits(negative), x, length, -directions, 16, found)
+    assert not _kernels.screen(bfloat16_bits(negative), x, length, -directions, ROUNDING, 16, found)
     equal = np.full((2, 3), 2, np.float32)
-    assert not _kernels.screen(bfloat16_bits(equal), x, length, directions, 2, found)  # three candidates a row
-    assert _kernels.screen(bfloat16_bits(equal), x, length, directions, 3, found) and found.tolist() == [0, 0]
+    assert not _kernels.screen(
+        bfloat16_bits(equal), x, length, directions, ROUNDING, 2, found
+    )  # three candidates a row
+    assert _kernels.screen(bfloat16_bits(equal), x, length, directions, ROUNDING, 3, found) and found.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

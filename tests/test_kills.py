@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hf_prune
-from hf_prune._files import scratch, sweep, temporary_path
+from hf_prune.data.files import scratch, sweep, temporary_path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import killed_work  # noqa: E402
@@ -156,7 +156,7 @@ def test_a_folder_killed_while_it_is_replaced_gets_its_name_back(tmp_path):
     code = """
     import os, signal, sys
     from pathlib import Path
-    from hf_prune import _files
+    from hf_prune.data import files as _files
     rename = os.rename
     def killed(old, new):
         if str(old).endswith(_files.TEMPORARY):
@@ -184,7 +184,7 @@ def test_the_temporary_cache_of_a_killed_process_is_swept(tmp_path):
     """Rows of a dataset in memory that are too many to be copied there lie in a folder of the process."""
     code = """
     import os, signal, sys
-    import hf_prune._layout as layout
+    import hf_prune.data.layout as layout
     from datasets import Dataset
     from hf_prune import filter_by_score
     layout.IN_MEMORY_BYTES = 1

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from hf_prune.kmeans import kmeans, unit_rows
+from hf_prune.numerics.kmeans import kmeans, unit_rows
 
 ENGINES = ["torch", *(["faiss"] if importlib.util.find_spec("faiss") else [])]
 X = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.6, 0.8], [3, 4]], np.float32)
@@ -38,7 +38,7 @@ def test_every_engine_converges_to_a_local_optimum(engine, spherical):
 
 
 def test_one_spherical_step_by_hand():
-    from hf_prune.kmeans import _centres, _move
+    from hf_prune.numerics.kmeans import _centres, _move
 
     x = unit_rows(X)
     labels = x.argmax(1)

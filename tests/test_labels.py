@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hf_prune as hp
-from hf_prune.labels import check_classes, places_among
+from hf_prune.data.labels import check_classes, places_among
 
 N = 24
 

@@ -17,14 +17,14 @@ import pytest
 from filelock import SoftFileLease
 
 import hf_prune
-from hf_prune import _lock
-from hf_prune._lock import NAME, LostLockError, locked, owner_of
+from hf_prune.data import lock as _lock
+from hf_prune.data.lock import NAME, LostLockError, locked, owner_of
 
 ROOT = Path(hf_prune.__file__).parents[1]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hf_prune._lock import locked
+from hf_prune.data.lock import locked
 with locked(Path(sys.argv[1]), "scored"):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

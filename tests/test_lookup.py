@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.batch import Batch
-from hf_prune.lookup import find, find_rows
-from hf_prune.rows import digests
+from hf_prune.data.batch import Batch
+from hf_prune.data.identity import digests
+from hf_prune.data.lookup import find, find_rows
 
 keys = st.lists(st.integers(0, 2**64 - 1), max_size=20)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import hf_prune as hp
-from hf_prune import search
-from hf_prune.kmeans import kmeans, unit_rows
+from hf_prune.numerics import search
+from hf_prune.numerics.kmeans import kmeans, unit_rows
+from hf_prune.numerics.search import Directions, Points, largest_cosines, nearest_points
 from hf_prune.scorers.herding import RULES, herd
 from hf_prune.scorers.k_center import k_center
-from hf_prune.search import Directions, Points, largest_cosines, nearest_points
 
 KINDS = ("float16", "float32", "float64")
 

@@ -16,8 +16,8 @@ from datasets.fingerprint import Hasher
 from test_hostile import APART, BASES, made_up, value_classes
 
 import hf_prune as hp
-from hf_prune._homes import VALUES
-from hf_prune._run.parts import Plan, find_plan
+from hf_prune.homes import VALUES
+from hf_prune.run.parts import Plan, find_plan
 from hf_prune.values import class_name, former_digest, former_name
 
 DIGESTS = Path(__file__).parent / "data" / "digests.json"

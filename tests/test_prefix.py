@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 import hf_prune as hp
-from hf_prune._embed.prefix import shortened
+from hf_prune.networks.prefix import shortened
 
 ODD = ["1234567", "3.14", "x=1;", "don't", "<s>", "<|end|>", "!!!", "e\u0301\u0302", "👩\u200d👧", "ΣΑΣ", "▁"]
 LETTERS = "aaabcdeeghiilmnoorsttuyéßüжд漢字かé"
@@ -150,7 +150,7 @@ def test_what_cannot_be_cut_is_not(tokenizer):
 
 def test_scorers_read_long_texts_as_they_did(tiny_bert_folder, tiny_gpt2_folder, monkeypatch):
     """Cut or not, the same columns; and a text a hundred times as long does not take a hundred times as long."""
-    from hf_prune import _embed
+    from hf_prune.networks import text as texts
     from hf_prune.scorers import ask_llm, perplexity
 
     vocabulary = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
@@ -170,7 +170,7 @@ def test_scorers_read_long_texts_as_they_did(tiny_bert_folder, tiny_gpt2_folder,
             scorer({"text": [text] * 3})
             seconds.append(time.perf_counter() - begin)
         assert seconds[1] < 10 * seconds[0] + 0.1, (type(scorer).__name__, seconds)
-    for module in (_embed.text, perplexity, ask_llm):
+    for module in (texts, perplexity, ask_llm):
         monkeypatch.setattr(module, "shortened", lambda tokenizer, texts, most: texts)
     for scorer, columns in zip(scorers, found, strict=True):
         for name, values in scorer(rows).items():

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_prune import _files, _layout
-from hf_prune._prune.draw import METHODS, ccs
-from hf_prune.prune import (
+from hf_prune.data import files
+from hf_prune.data import layout as _layout
+from hf_prune.data.identity import digests, seeded, uniform, with_row_id
+from hf_prune.prune.draw import METHODS, ccs
+from hf_prune.prune.filter import (
     CalibrationWarning,
     ShortWarning,
     TieWarning,
@@ -27,7 +29,6 @@ from hf_prune.prune import (
     sample_by_score,
     split_by_score,
 )
-from hf_prune.rows import digests, seeded, uniform, with_row_id
 
 quiet = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -83,7 +84,7 @@ def test_floor_vector():
 
 def test_floor_is_exact():
     # in floats 22 * (15 / 22) floors to 14, and the last place would go to the other group's better row
-    from hf_prune._prune.select import count_floors
+    from hf_prune.prune.select import count_floors
 
     assert count_floors(15, 22, np.array([22]), Fraction(1)) == [15]
     assert count_floors(100, 1000, np.array([300, 700]), Fraction("0.1")) == [3, 7]
@@ -535,7 +536,7 @@ def test_other_bad_inputs(small):
 DOUBLE = """
 from pathlib import Path
 from datasets import Dataset
-from hf_prune.prune import filter_by_score
+from hf_prune.prune.filter import filter_by_score
 
 def double(batch):
     with Path(__file__).with_name("calls").open("a") as file:
@@ -593,7 +594,7 @@ def test_full_disk(disk, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_files, "_sync", full)
+    monkeypatch.setattr(files, "_sync", full)
     with pytest.raises(OSError, match='no space left in .*layout="indices"') as caught:
         filter_by_score(disk, "score", keep=0.5)
     assert caught.value.errno == errno.ENOSPC
@@ -605,7 +606,7 @@ def test_no_permission(disk, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(_files.pa, "OSFile", refused)
+    monkeypatch.setattr(files.pa, "OSFile", refused)
     with pytest.raises(PermissionError, match='is not writable; make it so, or pass layout="indices"'):
         filter_by_score(disk, "score", keep=0.5)
 
@@ -617,7 +618,8 @@ def test_search_indexes_are_refused(small, monkeypatch):
 
 
 def test_no_torch():
-    code = "import sys, hf_prune.prune, hf_prune.rows; print(sorted({'torch', 'datasets'} & set(sys.modules)))"
+    code = "import sys, hf_prune.prune.filter, hf_prune.data.identity as _; "
+    code += "print(sorted({'torch', 'datasets'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from pyarrow import csv
 
-from hf_prune.released import IMAGENET_ROWS, read_released_scores
+from hf_prune.share.released import IMAGENET_ROWS, read_released_scores
 
 IMAGES = ["n01440764/n01440764_10026.JPEG", "n01440764/n01440764_10027.JPEG", "n01443537/n01443537_2.JPEG"]
 KEYS = ["n01440764_10026", "n01440764_10027", "n01443537_2"]

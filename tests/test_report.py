@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from hf_prune.columns import ScoreColumn
-from hf_prune.report import Table, class_balance, histogram_bars, picture_uri, report
+from hf_prune.share.report import Table, class_balance, histogram_bars, picture_uri, report
 
 EVIL = '<script>alert("x")</script>&{{ 7 * 7 }}'
 

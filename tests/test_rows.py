@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_prune.rows import check_unique, digests, occurrence, row_keys, seeded, uniform, with_row_id
+from hf_prune.data.identity import check_unique, digests, occurrence, row_keys, seeded, uniform, with_row_id
 
 COLUMNS = [
     ["a", "", None, "é", "x" * 5000],
@@ -169,7 +169,7 @@ def test_row_ids_equal_in_another_process_and_map_hits_its_cache(tmp_path):
     code = """
 import sys
 from datasets import Dataset
-from hf_prune.rows import with_row_id
+from hf_prune.data.identity import with_row_id
 ds = with_row_id(Dataset.from_file(sys.argv[1]))
 print(ds._fingerprint, "".join(ds["row_id"][:]))
 """

@@ -21,8 +21,8 @@ from PIL import Image as PILImage
 
 import hf_prune
 from hf_prune import Batch, Embedder, Ledger, Scorer, SSLPrototypes, score, training_flops
-from hf_prune._run.parts import Plan
 from hf_prune.columns import read_sidecar
+from hf_prune.run.parts import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_scorers import Length, Logged, Many, Norm, Widen, calls  # noqa: E402
@@ -119,7 +119,7 @@ def test_an_indices_mapping_is_kept(stored, tmp_path, rows):
 
 
 def test_a_large_layout_goes_to_a_file(stored, tmp_path, monkeypatch):
-    import hf_prune._run.join as module
+    import hf_prune.run.join as module
 
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1000)
     ds = stored.shuffle(seed=1)
@@ -405,7 +405,7 @@ def test_a_finished_folder_is_read_without_writing(stored, tmp_path, monkeypatch
     "kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.int8(), pa.float16(), pa.bool_()]
 )
 def test_the_digest_of_numbers(kind):
-    from hf_prune._run.shard import Reader, input_digest
+    from hf_prune.run.shard import Reader, input_digest
 
     rng = np.random.default_rng(0)
     values = rng.integers(0, 2, (40, 3) if pa.types.is_nested(kind) else 40).astype(np.float16)
@@ -466,7 +466,7 @@ def test_the_bar(stored, tmp_path, capsys):
 
 @pytest.mark.parametrize("slab", [1, 100, 1 << 16])
 def test_gathering_ahead_changes_nothing(stored, tmp_path, monkeypatch, slab):
-    import hf_prune._run.shard as module
+    import hf_prune.run.shard as module
 
     monkeypatch.setattr(module, "SLAB_ROWS", slab)
     ds = stored.shuffle(seed=5)
@@ -609,7 +609,7 @@ def test_a_plan_reads_itself():
 def test_one_of_several_that_accelerate_takes_for_alone(monkeypatch):
     from accelerate.state import PartialState
 
-    from hf_prune._run.world import World
+    from hf_prune.data.world import World
 
     monkeypatch.setattr(PartialState, "_shared_state", {})
     PartialState(cpu=True)

@@ -16,11 +16,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import hf_prune
-from hf_prune import Scorer, _lock, score
-from hf_prune._files import temporary_path
-from hf_prune._lock import NAME, Lock, LostLockError, locked
-from hf_prune._run.world import ElsewhereError, Outcomes
+from hf_prune import Scorer, score
 from hf_prune.columns import read_sidecar
+from hf_prune.data import lock as _lock
+from hf_prune.data.files import temporary_path
+from hf_prune.data.lock import NAME, Lock, LostLockError, locked
+from hf_prune.data.world import ElsewhereError, Outcomes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_scorers import Length, Logged, Widen, calls  # noqa: E402
@@ -230,7 +231,7 @@ def test_facts_of_a_part_are_checked_too(tmp_path, log):
 
 
 def test_a_damaged_layout_is_written_anew(tmp_path, monkeypatch):
-    import hf_prune._run.join as module
+    import hf_prune.run.join as module
 
     monkeypatch.setattr(module, "IN_MEMORY_BYTES", 1)
     ds = DS.shuffle(seed=2)

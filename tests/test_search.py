@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_prune import search
-from hf_prune.search import Directions, largest_cosines, largest_products
+from hf_prune.numerics import search
+from hf_prune.numerics.search import Directions, largest_cosines, largest_products
 
 
 def data(n, k, d, noise, seed=0):

@@ -7,9 +7,9 @@ import unicodedata
 
 import pytest
 
-from hf_prune._shown import printable, without_tokens
-from hf_prune.card import published, scrub
 from hf_prune.columns import ScoreColumn, sidecar_text
+from hf_prune.share.card import published, scrub
+from hf_prune.shown import printable, without_tokens
 
 TOKENS = [
     "hf_" + "aB3" * 11 + "x",

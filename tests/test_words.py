@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scripts import SPACED, UNSPACED, WORDS
 
 import hf_prune as hp
-from hf_prune import words
-from hf_prune.batch import Batch
-from hf_prune.chunk import _Chunker
+from hf_prune.data import words
+from hf_prune.data.batch import Batch
+from hf_prune.data.chunk import _Chunker
 from hf_prune.dedup import shingles
 from hf_prune.dedup._reading import read
 from hf_prune.dedup.substring import repeated_spans, tokens_of

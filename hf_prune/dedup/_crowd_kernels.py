@@ -10,9 +10,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from hf_prune._compiled import kernel
 from hf_prune.dedup._kernels import minima, sort_mixed
 from hf_prune.dedup._link_kernels import root
+from hf_prune.numerics.compiled import kernel
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]

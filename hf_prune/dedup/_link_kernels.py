@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._compiled import kernel
+from hf_prune.numerics.compiled import kernel
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_prune import rows
-from hf_prune._arrow import gather, positions_of
-from hf_prune._progress import shown
-from hf_prune._utf8 import string_array
-from hf_prune.batch import Batch, missing_column
 from hf_prune.checks import check_dataset
-from hf_prune.lookup import find
-from hf_prune.texts import NULL, read_column, read_texts
+from hf_prune.data import identity
+from hf_prune.data.arrow import gather, positions_of
+from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.lookup import find
+from hf_prune.data.progress import shown
+from hf_prune.data.texts import NULL, read_column, read_texts
+from hf_prune.data.utf8 import string_array
 
 STEP, STREAM_STEP = 1 << 15, 1 << 12  # rows at a time; those of a stream are Python objects
 
@@ -62,7 +62,7 @@ def read(batch: Batch, text: str | Sequence[str], ids: bool = False) -> Texts:
         texts, bad, _ = read_texts(batch, names)
         array = string_array([None if bad.get(i) == NULL else t for i, t in enumerate(texts)], batch.who)
     null = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False)) if array.null_count else np.zeros(batch.n, bool)
-    return Texts(array, null, rows.digests(array), 0)
+    return Texts(array, null, identity.digests(array), 0)
 
 
 def _single(batch: Batch, name: str, ids: bool) -> pa.Array | None:
@@ -180,7 +180,7 @@ def facts_of(
     content = 0
     for at in range(0, len(digests), STEP):  # so that memory is that of a step
         part = slice(at, at + STEP)
-        content += int((rows.seeded(digests[part], 0) * copies[part].astype(np.uint64)).sum(dtype=np.uint64))
+        content += int((identity.seeded(digests[part], 0) * copies[part].astype(np.uint64)).sum(dtype=np.uint64))
     return {
         "rows": int(copies.sum()) + nulls,
         "texts": len(digests),

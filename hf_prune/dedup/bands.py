@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import rows as row_hashes
+from hf_prune.data import identity
 
 
 def band_probability(similarity: Any, bands: int, rows: int) -> Any:
@@ -59,7 +59,7 @@ def permutations(count: int, seed: int, first: int = 0) -> tuple[NDArray[np.uint
     True
     """
     keys = np.arange(first, first + 2 * count, dtype=np.uint64)
-    drawn = row_hashes.seeded(keys, seed) >> np.uint64(32)
+    drawn = identity.seeded(keys, seed) >> np.uint64(32)
     return (drawn[:count] | np.uint64(1)).astype(np.uint32), drawn[count:].astype(np.uint32)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import rows as row_hashes
+from hf_prune.data import identity
 
 ORDERS = 64
 MINIMA = 256
@@ -40,7 +40,7 @@ Weigh = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 def sequence(order: int, count: int) -> NDArray[np.int64]:
     """Which of `count` minima an order looks at, one after the other."""
-    drawn = row_hashes.seeded(np.arange(count, dtype=np.uint64), order)
+    drawn = identity.seeded(np.arange(count, dtype=np.uint64), order)
     return np.argsort(drawn, kind="stable")[:DEPTH]
 
 

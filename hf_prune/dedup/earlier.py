@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.search import ROUNDING, _each, _tensor, precision, tiles
+from hf_prune.numerics.search import ROUNDING, as_tensor, in_blocks, precision, tiles
 
 TILE = 256  # rows of a product
 WIDE = 2048  # columns of a product at most: together they stay in the cache
@@ -63,12 +63,12 @@ def largest_earlier_of_groups(x: np.ndarray, members: np.ndarray, starts: np.nda
         for begin in range(0, group.n, group.tile):
             group.search(begin, found[part])
 
-    _each(range(len(small)), one)
+    in_blocks(range(len(small)), one)
     for number in np.flatnonzero(sizes > LARGE):
         part = slice(starts[number], starts[number + 1])
         group = _Group(x, members[part])
         blocks = range((group.n - 1) // group.tile * group.tile, -1, -group.tile)  # the longest first
-        _each(blocks, lambda begin, group=group, part=part: group.search(begin, found[part]))  # type: ignore[misc]
+        in_blocks(blocks, lambda begin, group=group, part=part: group.search(begin, found[part]))  # type: ignore[misc]
     return found.clip(0, 1)
 
 
@@ -94,7 +94,7 @@ class _Group:
             exact, rounded = np.empty((2, width), np.float32)
             room = exact, exact.view(np.int32), rounded, rounded.view(np.int32)
             lost = rounded_rows(x, members, self.inverse, *room, bits)
-            self.rounded = _tensor(bits).view(torch.bfloat16)
+            self.rounded = as_tensor(bits).view(torch.bfloat16)
             # |u.v - u'.v'| <= |u - u'| |v'| + |u| |v - v'|, and the float32 sum
             self.rounded_error = 2.01 * float(lost) + self.error
 
@@ -105,7 +105,7 @@ class _Group:
 
         unit = np.zeros(self.shape, np.float32)
         unit_rows(self.x, self.members, self.inverse, unit)
-        return _tensor(unit)
+        return as_tensor(unit)
 
     def search(self, begin: int, found: np.ndarray) -> None:
         """Write what `tile` rows from `begin` on find among all rows before them."""
@@ -140,7 +140,7 @@ class _Group:
         import torch
 
         rows, columns = slice(begin, begin + len(best)), slice(column, min(column + wide, self.n))
-        left, right = (_tensor(self.x[self.members[part]] * self.inverse[part, None]) for part in (rows, columns))
+        left, right = (as_tensor(self.x[self.members[part]] * self.inverse[part, None]) for part in (rows, columns))
         exact = torch.mm(left, right.T).numpy()
         if columns.stop > rows.start:
             exact[np.arange(columns.start, columns.stop) >= np.arange(rows.start, rows.stop)[:, None]] = 0

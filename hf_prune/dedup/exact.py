@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_prune import rows
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.lookup import find
 from hf_prune.dedup._reading import Texts, blocks, cluster_ids, columns_of, emptied, facts_of, fitted_rows, read
 from hf_prune.dedup.shingles import buffers
-from hf_prune.lookup import find
 from hf_prune.scorer import Scorer
 
 NORMALIZATIONS = ("unicode", "case", "punctuation", "space")
@@ -201,7 +201,7 @@ def _digests(texts: Texts, steps: tuple[str, ...]) -> tuple[pa.Array, NDArray[np
     if not steps:
         return texts.array, texts.digests
     array = normalized(texts.array, steps)
-    return array, rows.digests(array)
+    return array, identity.digests(array)
 
 
 def _checks(array: pa.Array) -> NDArray[np.uint64]:

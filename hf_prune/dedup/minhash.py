@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune import rows as row_hashes
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel, check_places
 from hf_prune.columns import ScoreColumn
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.lookup import find
 from hf_prune.dedup import crowds
 from hf_prune.dedup._reading import cluster_ids, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.bands import band_probability as band_probability
@@ -28,7 +29,6 @@ from hf_prune.dedup.bands import minima, optimal_bands, permutations
 from hf_prune.dedup.components import Forest, capped, flattened
 from hf_prune.dedup.shingles import UNITS, Sets, buffers, character_table, check_grams, gram_sets, pieces, similarities
 from hf_prune.dedup.signed import Estimated, Measure, Signed, Verified, sets_of
-from hf_prune.lookup import find
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
 
@@ -60,7 +60,7 @@ class Sketch(Value):
         for name, value in (("bands", self.bands), ("rows", self.rows)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} is no number of {name}; give an integer of 1 or more")
-        row_hashes.check_seed(self.seed)
+        identity.check_seed(self.seed)
 
     def permutations(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """Factors (odd) and terms of x -> a * x + b modulo 2**32, each (bands * rows,)."""
@@ -74,8 +74,8 @@ class Sketch(Value):
         self, array: pa.Array, signatures: bool = False
     ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint32]]:
         """Band keys (n, bands), numbers of n-grams (n,) and, on request, signatures (n, bands * rows) of texts."""
-        from hf_prune._compiled import in_threads
         from hf_prune.dedup import _kernels
+        from hf_prune.numerics.compiled import in_threads
 
         data, offsets = buffers(array)
         n, (a, b) = len(array), self.permutations()
@@ -223,8 +223,8 @@ class Reference(Value):
             Similarity to the nearest (0 if there is none), its place (-1; the first of several), and how many rows
             of the reference are counted; (n,) each.
         """
-        from hf_prune._compiled import in_threads, thread_count
         from hf_prune.dedup import _link_kernels
+        from hf_prune.numerics.compiled import in_threads, thread_count
 
         n = len(keys)
         nearest, whose, count = np.zeros(n), np.full(n, -1, np.int64), np.zeros(n, np.int64)

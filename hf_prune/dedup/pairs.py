@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_prune._arrow import column_array
 from hf_prune.checks import check_dataset
+from hf_prune.data.arrow import column_array
 
 STEP = 1 << 13  # pairs compared at a time
 

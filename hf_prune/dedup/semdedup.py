@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import kmeans
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
+from hf_prune.data.batch import Batch
+from hf_prune.data.distinct import read_whole
+from hf_prune.data.lookup import find_rows
 from hf_prune.dedup.earlier import largest_earlier_of_groups
-from hf_prune.distinct import read_whole
-from hf_prune.lookup import find_rows
+from hf_prune.numerics import kmeans
+from hf_prune.numerics.search import Directions, largest_cosines
 from hf_prune.scorer import Scorer
-from hf_prune.search import Directions, largest_cosines
 
 ORDERS = ("hard", "easy", "random")
 QUANTUM = 1e-6  # cosines to the centre that differ by less are a tie: their last digits are chance

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.words import UNITS as UNITS
-from hf_prune.words import character_table as character_table
-from hf_prune.words import tokens as tokens
+from hf_prune.data.words import UNITS as UNITS
+from hf_prune.data.words import character_table as character_table
+from hf_prune.data.words import tokens as tokens
 
 _MASK = 2**64 - 1
 _STEP, _BASE, _LAST = 0xBF58_476D_1CE4_E5B9, 0x9E37_79B9_7F4A_7C15, 0x94D0_49BB_1331_11EB
@@ -108,8 +108,8 @@ def pieces(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 def gram_sets(array: pa.Array, chosen: NDArray[np.int64], ngram: int, unit: str, lower: bool) -> Sets:
     """Sets of hashed n-grams of the texts `chosen` of a string array, in their order."""
-    from hf_prune._compiled import in_threads
     from hf_prune.dedup import _kernels
+    from hf_prune.numerics.compiled import in_threads
 
     data, offsets = buffers(array)
     table, which = character_table(), UNITS.index(unit)
@@ -134,8 +134,8 @@ def gram_sets(array: pa.Array, chosen: NDArray[np.int64], ngram: int, unit: str,
 
 def similarities(left: NDArray[np.int64], right: NDArray[np.int64], x: Sets, y: Sets) -> NDArray[np.float64]:
     """Jaccard similarity (p,) of sets x[left[i]] and y[right[i]]; 0 of two empty ones."""
-    from hf_prune._compiled import in_threads
     from hf_prune.dedup import _link_kernels
+    from hf_prune.numerics.compiled import in_threads
 
     out = np.zeros(len(left))
     step = max(1, min(1 << 15, -(-len(left) // 4)))

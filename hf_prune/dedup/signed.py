@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune.data.lookup import find
 from hf_prune.dedup import crowds
 from hf_prune.dedup._reading import blocks, emptied
 from hf_prune.dedup.bands import permutations
 from hf_prune.dedup.shingles import Sets, similarities
-from hf_prune.lookup import find
 
 if TYPE_CHECKING:
     from hf_prune.dedup.minhash import Sketch
@@ -139,8 +139,8 @@ class Verified(NamedTuple):
 
     def minima(self, chosen: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Minima (k, n) of some texts, under permutations that are not those of the bands."""
-        from hf_prune._compiled import in_threads
         from hf_prune.dedup import _crowd_kernels
+        from hf_prune.numerics.compiled import in_threads
 
         a, b = permutations(crowds.MINIMA, self.sketch.seed, 2 * self.sketch.bands * self.sketch.rows)
         out, step = np.empty((len(a), len(chosen)), np.uint32), 1 << 10

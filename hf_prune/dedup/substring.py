@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune import rows
-from hf_prune._formats import as_table, is_table, with_columns
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel, check_places
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.formats import as_table, is_table, with_columns
+from hf_prune.data.texts import read_column
+from hf_prune.data.words import UNITS, character_table, graphemes, tokens
 from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.shingles import buffers, check_grams, pieces
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_column
 from hf_prune.values import Value
-from hf_prune.words import UNITS, character_table, graphemes, tokens
 
 KEEP = ("one", "none")
 _NEAR = 256  # characters that are looked at on each side of a cut
@@ -136,14 +136,14 @@ def tokens_of(
     texts: Texts, chosen: NDArray[np.int64], unit: str, lower: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """Hashed tokens of some rows, one after the other, and where each row's begin and end."""
-    from hf_prune._compiled import in_threads
     from hf_prune.dedup import _kernels
+    from hf_prune.numerics.compiled import in_threads
 
     if not (pa.types.is_string(texts.array.type) or pa.types.is_large_string(texts.array.type)):
         array = texts.array.take(pa.array(chosen))
         ends = np.cumsum(np.diff(array.offsets.to_numpy()))
         ids = array.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        return ends - np.diff(array.offsets.to_numpy()), ends, rows.seeded(ids.view(np.uint64), 0)
+        return ends - np.diff(array.offsets.to_numpy()), ends, identity.seeded(ids.view(np.uint64), 0)
     data, offsets = buffers(texts.array)
     sizes, ends = offsets[chosen + 1] - offsets[chosen], np.zeros(len(chosen), np.int64)
     ranges, table, which = pieces(sizes), character_table(), UNITS.index(unit)

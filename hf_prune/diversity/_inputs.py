@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_prune import _arrow
-from hf_prune._formats import unformatted
-from hf_prune.batch import Batch, missing_column
+from hf_prune.data import arrow
+from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.formats import unformatted
 
 WHO = "vendi_score"
 STEP = 8192  # rows read at a time
@@ -53,7 +53,7 @@ def _dataset_rows(ds: Any, embedding: str, weights: Any) -> Rows:
         raise ValueError("weights of a stream are read along with its rows; name their column")
     p = None
     if beside is not None and n is not None:
-        p = to_probabilities(_arrow.floats_column(ds, beside), n)
+        p = to_probabilities(arrow.floats_column(ds, beside), n)
     elif beside is None and n is not None:
         p = to_probabilities(weights, n)
 
@@ -61,7 +61,7 @@ def _dataset_rows(ds: Any, embedding: str, weights: Any) -> Rows:
         start = 0
         for columns in _columns(ds, names):
             try:
-                x = _arrow.matrix(columns[embedding], embedding)
+                x = arrow.matrix(columns[embedding], embedding)
             except ValueError as error:
                 raise ValueError(f"{WHO}, counting rows from {start}: {error}") from error
             some = None if p is None else p[start : start + len(x)]
@@ -81,13 +81,13 @@ def _columns(ds: Any, names: list[str]) -> Iterator[dict[str, Any]]:
             batch = Batch(rows, WHO)
             yield {name: batch.arrow(name) for name in names}
         return
-    table, where = ds.data.table.select(names), _arrow.positions_of(ds)
+    table, where = ds.data.table.select(names), arrow.positions_of(ds)
     if where is not None:
-        for part in _arrow.gather(table, where):
+        for part in arrow.gather(table, where):
             yield {name: part.column(name) for name in names}
         return
     for start in range(0, len(ds), STEP):
-        yield {name: _arrow.one(table.column(name).slice(start, STEP)) for name in names}
+        yield {name: arrow.one(table.column(name).slice(start, STEP)) for name in names}
 
 
 def to_items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ def to_items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any
         raise missing_column(column, x.column_names, WHO)
     if isinstance(weights, str):
         weights = (
-            [row[weights] for row in unformatted(x)] if not hasattr(x, "data") else _arrow.floats_column(x, weights)
+            [row[weights] for row in unformatted(x)] if not hasattr(x, "data") else arrow.floats_column(x, weights)
         )
     return [row[column] for row in unformatted(x.select_columns(column))], weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_prune._compiled import kernel
+from hf_prune.numerics.compiled import kernel
 
 
 @kernel

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.words import tokens as tokens_of
+from hf_prune.data.words import tokens as tokens_of
 
 
 def words(text: str) -> list[str]:
@@ -78,7 +78,7 @@ def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
     Raises:
         ValueError: a row that is no readable picture.
     """
-    from hf_prune._embed.image import NULL, decode_image
+    from hf_prune.networks.image import NULL, decode_image
 
     rows = np.empty((len(images), 3 * size * size), np.float32)
     for i, image in enumerate(images):

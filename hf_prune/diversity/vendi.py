@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune import search
 from hf_prune.diversity import kernels
 from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabilities, to_rows
+from hf_prune.numerics import search
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
@@ -154,7 +154,7 @@ class Gram:
             self.sums = np.zeros((x.shape[1], x.shape[1]))
         elif len(self.sums) != x.shape[1]:
             raise ValueError(f"rows of width {x.shape[1]} after rows of width {len(self.sums)}; all need one width")
-        pool = search._threads() if len(x) > 2 * BLOCK else None
+        pool = search.threads() if len(x) > 2 * BLOCK else None
         parts = 1 if pool is None else pool._max_workers
         edges = [len(x) * i // parts for i in range(parts + 1)]
         spans = list(zip(edges[:-1], edges[1:], strict=True))
@@ -317,7 +317,7 @@ def _unit(
     out = None if space is None else space[: len(x)]
     ready = out if weights is None and dtype == np.float32 and len(x) >= COMPILED else None
     if ready is not None:
-        squares = _compiled_unit(x, ready)
+        squares = search.unit_into(x, ready)
     else:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             squares = np.asarray(np.vecdot(x, x), np.float64)
@@ -340,15 +340,6 @@ def _unit(
         return ready
     scale = 1 / np.sqrt(squares) if weights is None else np.sqrt(weights / squares)
     return np.asarray(np.multiply(x.astype(dtype, copy=False), scale[:, None].astype(dtype), out=out))
-
-
-def _compiled_unit(x: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Fill `out` with the rows at length 1; the squares (n,) float64 of their lengths."""
-    from hf_prune import _kernels
-
-    squares = np.empty(len(x), np.float32)
-    _kernels.unit(np.ascontiguousarray(x), out, squares)
-    return squares.astype(np.float64)
 
 
 def _gram_of(unit: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import rows
-from hf_prune.batch import Batch
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.sample import blocks
 from hf_prune.diversity.vendi import effective_number
 from hf_prune.models import memo
-from hf_prune.sample import blocks
 from hf_prune.scorer import Scorer
 
 BITS = 20  # of a coordinate: products of two are exact, and so are float64 sums of 8192 of them
@@ -190,7 +190,7 @@ class VendiContribution(Scorer):
                 )
             total = total or ExactGram(block.x.shape[1])
             total.add(grid_rows(block.x))
-            content += rows.seeded(rows.digests(block.x), 0).sum(dtype=np.uint64)  # wraps: it knows no order
+            content += identity.seeded(identity.digests(block.x), 0).sum(dtype=np.uint64)  # wraps: it knows no order
         assert total is not None  # blocks() refuses an empty dataset
         facts = {"column": embedding, "rows": total.rows, "content": f"{int(content):016x}"}
         return cls(total.mean(), total.rows, embedding, float(q), exact, name, facts)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune import rows
 from hf_prune.checks import check_dataset
+from hf_prune.data import identity
 from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, open_logs, read_runs
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def threshold_rows(keys: NDArray[np.uint64], classes: int, run: int = 0, seed: i
         )
     if not 0 <= run <= classes:
         raise ValueError(f"run={run}: there are {classes + 1} disjoint sets of threshold samples, counted from 0")
-    order = np.argsort(rows.seeded(keys, seed), kind="stable")
+    order = np.argsort(identity.seeded(keys, seed), kind="stable")
     chosen = np.zeros(len(keys), bool)
     chosen[order[run * size : (run + 1) * size]] = True
     return chosen
@@ -79,8 +79,8 @@ def with_threshold_samples(
     from datasets import ClassLabel, Value
     from datasets.fingerprint import Hasher
 
-    from hf_prune._arrow import check_column, column_array, numbers
-    from hf_prune._layout import with_column
+    from hf_prune.data.arrow import check_column, column_array, numbers
+    from hf_prune.data.layout import with_column
 
     check_dataset(ds, "with_threshold_samples")
     for column in (label, row_id):
@@ -94,7 +94,7 @@ def with_threshold_samples(
     known = classes or (feature.num_classes if isinstance(feature, ClassLabel) else int(values.max(initial=0)) + 1)
     if len(values) and values.max() >= known:
         raise ValueError(f"column {label!r} has class {int(values.max())}, but classes={known}")
-    chosen = threshold_rows(rows.row_keys(ds, row_id), known, run, seed)
+    chosen = threshold_rows(identity.row_keys(ds, row_id), known, run, seed)
     names = [*feature.names, "threshold sample"] if isinstance(feature, ClassLabel) else None
     print_name = Hasher.hash([ds._fingerprint, "hf_prune.threshold_samples", 1, label, known, run, seed, row_id])
     order = ds.column_names
@@ -299,7 +299,7 @@ def _check_samples(
 
 def _run_of(keys: NDArray[np.uint64], chosen: NDArray[np.bool_], classes: int, seed: int) -> int | None:
     """The run whose threshold samples these rows (n,) are, or None."""
-    order = np.argsort(rows.seeded(keys, seed), kind="stable")
+    order = np.argsort(identity.seeded(keys, seed), kind="stable")
     size = len(keys) // (classes + 1)
     run = int(np.argmax(chosen[order])) // size
     same = run <= classes and np.array_equal(np.flatnonzero(chosen[order]), np.arange(run * size, (run + 1) * size))

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.from_log import Column, Run, mean_of_epochs, read_runs
 from hf_prune.dynamics.from_models import ModelsOrLog
-from hf_prune.dynamics.logits import warn_if_untrained
+from hf_prune.networks.classifier import warn_if_untrained
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune._files import Explain, file_digest, read_json, reading, write_text
 from hf_prune.checks import check_choice, check_digest, check_inside
-from hf_prune.dynamics.statistics import FLOATS
+from hf_prune.data.files import Explain, file_digest, read_json, reading, write_text
+from hf_prune.networks.statistics import FLOATS
 
 Mode = Literal["train", "eval"]
 Task = Literal["classification", "language_model"]

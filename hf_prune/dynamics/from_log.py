@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._files import DamagedFileError
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
 from hf_prune.columns import ScoreColumn
-from hf_prune.lookup import find_rows
+from hf_prune.data.batch import Batch
+from hf_prune.data.files import DamagedFileError
+from hf_prune.data.lookup import find_rows
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.from_log import LoggedValues, described
-from hf_prune.dynamics.logits import Classifier, as_models, mean_statistic, models_facts
 from hf_prune.models import Model
+from hf_prune.networks.classifier import Classifier, as_models, mean_statistic, models_facts
 from hf_prune.scorer import Scorer
 
 _OF_MODELS = ("models", "label", "column", "task", "kind", "max_length", "micro_batch")

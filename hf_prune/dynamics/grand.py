@@ -11,32 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.from_models import ModelsOrLog
-from hf_prune.dynamics.inputs import Inputs
-from hf_prune.dynamics.logits import Classifier, networks, next_tokens, warn_if_untrained
 from hf_prune.models import memo
+from hf_prune.networks.classifier import Classifier, networks, next_tokens, warn_if_untrained
+from hf_prune.networks.inputs import Inputs
+from hf_prune.networks.statistics import logit_gradient
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from hf_prune.fisher.squares import Squares
-
-
-def error(logits: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the summed cross-entropy with respect to logits (..., C): `softmax - onehot`, 0 at labels of -100.
-
-    At the label it is minus the sum of the others: `p - 1` would lose the digits of a confident model.
-
-    >>> import torch
-    >>> error(torch.tensor([[0.0, 40.0]]), torch.tensor([1])).tolist()
-    [[4.248354...e-18, -4.248354...e-18]]
-    """
-    there = labels >= 0
-    place = labels.clamp(min=0).unsqueeze(-1)
-    others = logits.float().softmax(-1).scatter(-1, place, 0)
-    found = others.scatter(-1, place, -others.sum(-1, keepdim=True))
-    return found.masked_fill_(~there.unsqueeze(-1), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,48 +127,13 @@ class GraNd(ModelsOrLog):
                 assert classes is not None
                 classifier.check_classes(classes[rows], rows, self.label, logits.shape[1])
                 labels = torch.from_numpy(classes[rows]).to(logits.device)
-            found = tap.norms(logits, error(logits.detach(), labels).to(logits.dtype))
+            found = tap.norms(logits, logit_gradient(logits.detach(), labels).to(logits.dtype))
             lengths[rows] = found.sqrt().cpu().numpy()
         return lengths
 
     def _squares(self, classifier: Classifier, network: nn.Module, given: Inputs) -> Squares:
+        from hf_prune.fisher.heads import last_linear
         from hf_prune.fisher.squares import Squares
 
         layers = [last_linear(classifier, network, given)] if self.last_layer else None
         return Squares(network, layers, biases=True)
-
-
-def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> str:
-    """Name of the linear layer that a network's logits come out of.
-
-    Raises:
-        ValueError: no linear layer gives as many numbers as there are logits.
-    """
-    import torch
-
-    from hf_prune.fisher.layers import conv1d_of_gpt2, formula, linear
-
-    widths: dict[str, int] = {}
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, out: Tensor) -> None:
-            widths.pop(name, None)  # in the order of the last calls
-            widths[name] = out.shape[-1]
-
-        return hook
-
-    layers = [(n, m) for n, m in network.named_modules() if formula(m) in (linear, conv1d_of_gpt2)]
-    handles = [module.register_forward_hook(note(name)) for name, module in layers]
-    try:
-        with torch.no_grad():
-            logits = classifier.call(network, given)
-    finally:
-        for handle in handles:
-            handle.remove()
-    names = [name for name, width in widths.items() if width == logits.shape[-1]]
-    if not names:
-        raise ValueError(
-            f"{classifier.model.label} has no linear layer that gives its {logits.shape[-1]} logits; "
-            "use last_layer=False"
-        )
-    return names[-1]

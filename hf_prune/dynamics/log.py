@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune._files import DamagedFileError
+from hf_prune.data.files import DamagedFileError
 from hf_prune.dynamics import format as files
 from hf_prune.dynamics.format import EpochReport, Manifest, Mode, Task, columns_of
 
 if TYPE_CHECKING:
-    from hf_prune._run.world import World
+    from hf_prune.data.world import World
     from hf_prune.dynamics.writer import LogWriter
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune import _arrow
-from hf_prune._files import (
+from hf_prune.checks import check_choice, check_dataset, check_inside
+from hf_prune.data import arrow
+from hf_prune.data.files import (
     TEMPORARY,
     DamagedFileError,
     file_digest,
@@ -30,13 +31,12 @@ from hf_prune._files import (
     whole,
     write_text,
 )
-from hf_prune._formats import unformatted
-from hf_prune._lock import locked
-from hf_prune.checks import check_choice, check_dataset, check_inside
+from hf_prune.data.formats import unformatted
+from hf_prune.data.identity import check_seed, seeded
+from hf_prune.data.lock import locked
 from hf_prune.dynamics.format import Mode, aside, finished, sealed, unsealed
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.writer import CHECKPOINT, LogWriter, explained
-from hf_prune.rows import check_seed, seeded
 
 if TYPE_CHECKING:
     import torch
@@ -139,10 +139,10 @@ def train_with_log(
     factor = _schedule(schedule)
     labels = _labels(ds, label, id_column)
     make_inputs = inputs if callable(inputs) else _Read(ds, inputs)
-    ids = _arrow.column_array(ds, id_column)
+    ids = arrow.column_array(ds, id_column)
     accelerator = accelerator or Accelerator()
 
-    from hf_prune._run.world import World  # after the accelerator has made the state of the processes
+    from hf_prune.data.world import World  # after the accelerator has made the state of the processes
 
     world = World()
     set_seed(check_seed(seed) + world.index)
@@ -387,7 +387,7 @@ class _Read:
     """Columns of images or numbers as tensors; a class, for workers that are spawned."""
 
     def __init__(self, ds: Any, column: str) -> None:
-        _arrow.check_column(ds, column)
+        arrow.check_column(ds, column)
         self.column = column
 
     def read(self, ds: Any) -> Any:
@@ -398,7 +398,7 @@ class _Read:
     def __call__(self, batch: dict[str, Any]) -> Any:
         import torch
 
-        from hf_prune._embed.image import decode_image
+        from hf_prune.networks.image import decode_image
 
         values = batch[self.column]
         if isinstance(values, torch.Tensor):
@@ -433,14 +433,14 @@ class _Read:
 def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
     if not len(ds):
         raise ValueError("the dataset has no rows; there is nothing to train on")
-    _arrow.check_column(ds, id_column)
-    _arrow.check_column(ds, label)
+    arrow.check_column(ds, id_column)
+    arrow.check_column(ds, label)
     if pa.types.is_nested(ds.data.schema.field(label).type):
         raise TypeError(
             f"column {label!r} holds several values a row ({ds.features[label]}), as multi-label data has; a log is of "
             "hard labels, one class a row"
         )
-    values, null = _arrow.numeric_column(ds, label)
+    values, null = arrow.numeric_column(ds, label)
     if values.dtype.kind not in "iu":
         raise TypeError(
             f"column {label!r} holds {values.dtype}, not classes; a log is of hard labels, given as integers"

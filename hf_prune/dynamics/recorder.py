@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune import rows as row_ids
-from hf_prune._files import Explain, reading, remove, temporary_path, write_parquet
-from hf_prune._run.world import World
+from hf_prune.data import identity
+from hf_prune.data.files import Explain, reading, remove, temporary_path, write_parquet
+from hf_prune.data.world import World
 from hf_prune.dynamics import format as files
-from hf_prune.dynamics import statistics
 from hf_prune.dynamics.format import SHOWN, Task, columns_of, probabilities_path
+from hf_prune.networks import statistics
 
 BLOCK = 1 << 22  # logits that wait for their statistics, which are worked out together, off the path of training
 PIECE = 1 << 24  # probabilities looked at at once
@@ -176,7 +176,7 @@ class EpochRecorder:
         before = np.concatenate(self.world.gather(np.intersect1d(row[~last], np.concatenate(ends))))
         seen = np.concatenate([before, *ends[: self.world.index]])
         mine = row[last]
-        again = np.isin(mine, seen) | (row_ids.occurrence(mine.astype(np.uint64)) > 0)
+        again = np.isin(mine, seen) | (identity.occurrence(mine.astype(np.uint64)) > 0)
         keep = np.ones(len(row), bool)
         keep[last] = ~again
         joined = {name: self.column(name)[keep] for name in (self._parts[0] if self._parts else ())}

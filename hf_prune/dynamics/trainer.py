@@ -21,9 +21,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_prune._arrow import column_array
-from hf_prune._lock import Lock, locked
-from hf_prune._run.world import World
+from hf_prune.data.arrow import column_array
+from hf_prune.data.lock import Lock, locked
+from hf_prune.data.world import World
 from hf_prune.dynamics.format import MANIFEST, Mode, finished
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.recorder import state_of

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from hf_prune._arrow import column_array, numbers
+from hf_prune.data.arrow import column_array, numbers
 
 
 def check(trainer: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.from_log import Column, Run, mean_of_epochs, read_runs
 from hf_prune.dynamics.from_models import ModelsOrLog
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune import rows as row_ids
-from hf_prune._files import DamagedFileError, file_digest, remove, sweep, write_parquet, write_text
-from hf_prune._run.world import World
 from hf_prune.checks import check_choice
+from hf_prune.data import identity
+from hf_prune.data.files import DamagedFileError, file_digest, remove, sweep, write_parquet, write_text
+from hf_prune.data.lookup import find
+from hf_prune.data.world import World
 from hf_prune.dynamics import format as files
 from hf_prune.dynamics.format import (
     MANIFEST,
@@ -40,7 +41,6 @@ from hf_prune.dynamics.format import (
     probabilities_path,
 )
 from hf_prune.dynamics.recorder import EpochRecorder
-from hf_prune.lookup import find
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -112,7 +112,7 @@ class LogWriter:
         Raises:
             ValueError: an id is not in the log; the message lists the first.
         """
-        found = find(self.keys, row_ids.digests(ids))
+        found = find(self.keys, identity.digests(ids))
         if (found < 0).any():
             lost = [ids[int(i)] for i in np.flatnonzero(found < 0)[:SHOWN]]
             raise ValueError(
@@ -464,11 +464,11 @@ def _sorted_keys(ids: Any, column: str) -> tuple[NDArray[np.uint64], NDArray[np.
         raise ValueError("there are no rows to record; give the ids of the dataset")
     if ids.null_count:
         raise ValueError(f"{_count(ids.null_count, 'id')} null in column {column!r}; fill it, as with_row_id(ds) does")
-    keys = row_ids.digests(ids)
+    keys = identity.digests(ids)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     if (keys[1:] == keys[:-1]).any():
-        row_ids.check_unique(ids)
+        identity.check_unique(ids)
         raise ValueError(f"two ids of column {column!r} have one 64-bit digest; change one of them")
     return keys, order
 

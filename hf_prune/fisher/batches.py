@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import rows as rows_of
-from hf_prune._formats import unformatted
-from hf_prune.batch import Batch
 from hf_prune.checks import check_dataset
-from hf_prune.fisher.embedding import batches_of, task2vec
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.formats import unformatted
+from hf_prune.data.reading import batches_of
 from hf_prune.fisher.probe import FEW, Probe
+from hf_prune.fisher.task2vec import task2vec
 
 LEAST = 8  # batches: fewer leave the jackknife nothing to go by
 ROWS = 64  # a batch, where there are enough
@@ -156,9 +157,9 @@ def _column(ds: Any, probe: Probe) -> str:
 
 def _order(ds: Any, probe: Probe, seed: int) -> NDArray[np.int64]:
     """Rows in an order drawn by their ids, or by their content, whatever order they are in."""
-    keys = rows_of.row_keys(ds, "row_id" if "row_id" in ds.column_names else _column(ds, probe))
-    keys = keys + rows_of.seeded(rows_of.occurrence(keys).astype(np.uint64), 0)
-    return np.asarray(np.argsort(rows_of.seeded(keys, seed), kind="stable"))
+    keys = identity.row_keys(ds, "row_id" if "row_id" in ds.column_names else _column(ds, probe))
+    keys = keys + identity.seeded(identity.occurrence(keys).astype(np.uint64), 0)
+    return np.asarray(np.argsort(identity.seeded(keys, seed), kind="stable"))
 
 
 def _shares(weights: Sequence[float] | None, parts: int) -> NDArray[np.float64]:

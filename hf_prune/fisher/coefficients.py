@@ -335,7 +335,7 @@ def diversity_bounds(
     """
     from datasets import Dataset
 
-    from hf_prune._embed.plan import config_of
+    from hf_prune.networks.plan import config_of
 
     probe = Probe.of(probe)
     reader = probe.reader()

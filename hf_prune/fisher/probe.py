@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_prune.dynamics.logits import Classifier
+from hf_prune.data.identity import check_seed
 from hf_prune.models import Model
-from hf_prune.rows import check_seed
+from hf_prune.networks.classifier import Classifier
 from hf_prune.values import Value
 
 LENGTH = 128  # tokens, as published: attention and logits of more cost more than they tell
@@ -140,7 +140,7 @@ class Probe(Value):
 
         They are not for a module of one's own that keeps its head, before a row went through it.
         """
-        from hf_prune._embed.plan import config_of
+        from hf_prune.networks.plan import config_of
 
         reader = self.reader()
         if self.fisher != "auto":
@@ -165,7 +165,7 @@ class Probe(Value):
         Raises:
             ValueError: one class only; labels that are null; a model that lacks other weights than those of its head.
         """
-        from hf_prune.fisher.passes import fit_head
+        from hf_prune.fisher.heads import fit_head
 
         if not self.fits:
             return self
@@ -174,7 +174,7 @@ class Probe(Value):
 
     def reader(self, rank: int | None = None) -> Classifier:
         """What runs the network over rows."""
-        from hf_prune._embed.plan import text_plan
+        from hf_prune.networks.plan import text_plan
 
         reader = Classifier(
             self.model, self.column, task=self.task, kind=self.kind, micro_batch=self.micro_batch, rank=rank

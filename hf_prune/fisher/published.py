@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_prune.dynamics.grand import error
-from hf_prune.dynamics.logits import next_tokens
-from hf_prune.dynamics.statistics import IGNORE
-from hf_prune.fisher.embedding import Embedding, batches_of
-from hf_prune.fisher.passes import Ids, has_ids, head_name, row_names, sampled_labels, terms_of, with_head
+from hf_prune.data.reading import batches_of
+from hf_prune.fisher.embedding import Embedding
+from hf_prune.fisher.heads import head_name, with_head
+from hf_prune.fisher.passes import Ids, has_ids, row_names, sampled_labels, terms_of
 from hf_prune.fisher.probe import Probe
 from hf_prune.fisher.squares import check_network
+from hf_prune.networks.classifier import next_tokens
+from hf_prune.networks.statistics import IGNORE, logit_gradient
 
 PICTURES, TEXTS = 64, 8  # rows of a mini-batch, as published
 TOGETHER = 1 << 20  # tokens of a pass: mini-batches are not cut
@@ -54,7 +55,7 @@ def published_task2vec(ds: Any, probe: Probe) -> Embedding:
             with _differentiable(list(weights.values())):
                 logits = reader.call(network, given)
                 labels = _labels(logits.detach().float(), given, row_names(batch, places, given), probe.seed, language)
-                back = error(logits.detach(), labels).to(logits.dtype)
+                back = logit_gradient(logits.detach(), labels).to(logits.dtype)
                 found = torch.autograd.grad(logits, list(weights.values()), back, allow_unused=True)
             count += int(terms_of(labels, places).sum())
             grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), found, strict=True)]

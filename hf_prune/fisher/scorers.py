@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
+from hf_prune.data.reading import batches_of
 from hf_prune.fisher.distance import as_vector
-from hf_prune.fisher.embedding import as_embedding, batches_of
 from hf_prune.fisher.probe import Probe
+from hf_prune.fisher.task2vec import as_embedding
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
 
@@ -298,8 +299,8 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
 
     Clusters are of logarithms: the symmetric distance looks at ratios, coordinate by coordinate.
     """
-    from hf_prune import kmeans
-    from hf_prune.rows import digests, seeded
+    from hf_prune.data.identity import digests, seeded
+    from hf_prune.numerics import kmeans
 
     squares, terms, rows = [], [], 0
     for batch in batches_of(target):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune._compiled import kernel, sums
+from hf_prune.numerics.compiled import kernel, sums
 
 TINY = 2.0**-100  # below it products of float32 vanish
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import int64, types, uint8, uint32, uint64
 from numba.extending import intrinsic
 
-from hf_prune._compiled import kernel
+from hf_prune.numerics.compiled import kernel
 
 LANES = 16  # messages hashed side by side: one AVX-512 register of words
 ONE_BLOCK = 55  # bytes of a message that SHA-256 pads to a single block

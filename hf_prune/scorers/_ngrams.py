@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_prune._utf8 import string_array
-from hf_prune.batch import Batch
-from hf_prune.texts import NULL, read_column, read_texts
-from hf_prune.words import character_table, sign_runs
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import NULL, read_column, read_texts
+from hf_prune.data.utf8 import string_array
+from hf_prune.data.words import character_table, sign_runs
 
 HASHES = ("sha256", "fast")
 PIECE = 1 << 19  # bytes of text that one call of the kernel hashes
@@ -113,7 +113,7 @@ def hash_texts(
     Raises:
         ValueError: a row is no UTF-8.
     """
-    from hf_prune._compiled import in_threads
+    from hf_prune.numerics.compiled import in_threads
     from hf_prune.scorers import _kernels
 
     texts = _sigmas_lowered(texts)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hf_prune._embed.prefix import shortened
-from hf_prune._lm import causal
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
+from hf_prune.networks import causal
+from hf_prune.networks.prefix import shortened
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_texts
 
 NORMALISE = ("full", "two_way")
 YES = ("yes", "Yes", "YES", " yes", " Yes", " YES")
@@ -168,7 +168,7 @@ class AskLLM(Scorer):
         return replace(found, params={**found.params, **facts})
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        from hf_prune._lm.torch_causal import answer_log_probabilities, network_of
+        from hf_prune.networks.torch_causal import answer_log_probabilities, network_of
 
         rows, bad, ask = self._rows(batch)
         causal.check_bad(bad, self.text, self.on_bad)

@@ -11,21 +11,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune import rows
-from hf_prune._arrow import floats_column
-from hf_prune._layout import take_rows
-from hf_prune._progress import shown
-from hf_prune._prune.draw import METHODS
-from hf_prune._prune.inputs import draw_keys
-from hf_prune._prune.rule import make_rule
-from hf_prune.batch import Batch
-from hf_prune.checks import check_dataset
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.progress import shown
+from hf_prune.data.sample import columns as read_columns
+from hf_prune.data.words import RULES
 from hf_prune.models import memo
-from hf_prune.sample import columns as read_columns
 from hf_prune.scorer import Scorer
 from hf_prune.scorers._ngrams import HASHES, MOST_BUCKETS, MOST_ORDERS, Hashed, hash_texts, utf8
 from hf_prune.values import Value
-from hf_prune.words import RULES
 
 STEP = 1 << 11  # rows read at once: texts may be long
 EPSILON = 1e-8  # added to both probabilities by the authors' code
@@ -231,7 +225,7 @@ class DSIR(Scorer):
         if self.normalize not in NORMALIZE:
             raise ValueError(f"normalize={self.normalize!r} is not one of {NORMALIZE}")
         if self.key is not None:
-            rows.check_seed(self.key)
+            identity.check_seed(self.key)
 
     @property
     def raw(self) -> str:  # type: ignore[override]
@@ -273,9 +267,9 @@ class DSIR(Scorer):
             buckets: their number.
             target_text: column(s) of the target, if named differently.
             hash: "sha256", the published package's buckets; or "fast", other buckets, about as good, sooner.
-            words: "unicode", words of any script (`hf_prune.words`); or as the published package cuts texts: "regex" by
-                the package of that name (under NLTK 3.10), "re" by Python's `re` (before it), which parts words at
-                combining marks. Both make one token of a Chinese sentence.
+            words: "unicode", words of any script (`hf_prune.data.words`); or as the published package cuts texts:
+                "regex" by the package of that name (under NLTK 3.10), "re" by Python's `re` (before it), which parts
+                words at combining marks. Both make one token of a Chinese sentence.
             proportions: by target, in order or by name.
             smoothing, normalize, min_tokens, tokens, key, row_id, name: of the scorer.
 
@@ -401,7 +395,9 @@ class DSIR(Scorer):
         if self.tokens:
             written[f"{self.name}_tokens"] = tokens
         if self.key is not None:
-            written[self._key] = out[0] - np.log(-np.log(rows.uniform(rows.digests(self._ids(batch)), self.key)))
+            written[self._key] = out[0] - np.log(
+                -np.log(identity.uniform(identity.digests(self._ids(batch)), self.key))
+            )
         return written
 
     def _ids(self, batch: Batch) -> Any:
@@ -416,66 +412,6 @@ class DSIR(Scorer):
                 f"{batch.who}: column {self.row_id!r} holds nulls, and every row needs an id: with_row_id(ds)"
             )
         return ids
-
-
-def sample_by_targets(
-    ds: Any,
-    proportions: Mapping[str, float],
-    *,
-    keep: float | None = None,
-    rows: int | None = None,
-    seed: int = 0,
-    row_id: str | None = "row_id",
-    layout: str = "auto",
-) -> Any:
-    """Sample by several columns of log weights, one target after the other, each among the rows that are left.
-
-    Args:
-        ds: a `Dataset`.
-        proportions: column of log weights to its share of the sample. Each gets its share rounded down, the last one
-            the rest.
-        keep, rows: a fraction of all rows, or their number.
-        seed: of the noise, which is a function of (seed, target, row id).
-        row_id: column of ids; content and the number of the copy where there is none.
-        layout: as in `filter_by_score`.
-
-    Returns:
-        The rows, in dataset order.
-
-    Raises:
-        ValueError: no proportions, or negative ones; NaN scores; fewer rows with a weight above 0 than wanted.
-    Reference: `separate_targets` of the package data-selection.
-
-    >>> from datasets import Dataset
-    >>> ds = Dataset.from_dict({"x": ["a", "b", "c"], "dsir_p": [90.0, 0, 0], "dsir_q": [90.0, 0, 900.0]})
-    >>> sample_by_targets(ds, {"dsir_p": 0.5, "dsir_q": 0.5}, rows=2)["x"][:]
-    ['a', 'c']
-    """
-    check_dataset(ds, "sample_by_targets")
-    shares = np.array(list(proportions.values()), np.float64)
-    if not len(shares) or not (shares >= 0).all() or not shares.sum() > 0:
-        raise ValueError(f"proportions={dict(proportions)!r}; give columns with shares >= 0, not all 0")
-    from hf_prune import rows as ids
-
-    rule = make_rule(keep=keep, rows=rows, threshold=None, budget=None, prefer="high", nulls="raise", grouped=False,
-                     group_floor=None, costed=False)  # fmt: skip
-    k = rule.count(len(ds))
-    keys = draw_keys(ds, row_id)
-    wanted = [int(k * p) for p in shares / shares.sum()]
-    wanted[-1] += k - sum(wanted)
-    taken = np.zeros(len(ds), bool)
-    for t, (column, count) in enumerate(zip(proportions, wanted, strict=True)):
-        scores = floats_column(ds, column)
-        if np.isnan(scores).any():
-            raise ValueError(
-                f"{column!r} is null or NaN in {int(np.isnan(scores).sum())} rows, first in row "
-                f"{int(np.argmax(np.isnan(scores)))}; drop or score these rows"
-            )
-        left = np.flatnonzero(~taken)
-        u = ids.uniform(ids.seeded(keys[left], t), seed)
-        if count:
-            taken[left[METHODS["gumbel"](scores[left], u, count)]] = True
-    return take_rows(ds, np.flatnonzero(taken), layout)
 
 
 def check_features(ngram: int, buckets: int, hash: str, words: str) -> None:

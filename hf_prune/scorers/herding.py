@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import kmeans
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
-from hf_prune.distinct import read_whole
-from hf_prune.lookup import find_rows
+from hf_prune.data.batch import Batch
+from hf_prune.data.distinct import read_whole
+from hf_prune.data.lookup import find_rows
+from hf_prune.numerics import kmeans
+from hf_prune.numerics.search import power_of_two, scaled
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.k_center import check_count, place_score
-from hf_prune.search import power_of_two, scaled
 
 RULES = ("product", "distance")
 TINY = 2.0**-100  # below it products of float32 vanish

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 import regex
 
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import NULL, read_texts
+from hf_prune.data.words import spaced_words, tokens
 from hf_prune.scorer import Scorer
-from hf_prune.texts import NULL, read_texts
-from hf_prune.words import spaced_words, tokens
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 BULLETS = ("•", "‣", "▪", "●", "-", "*")
@@ -295,7 +295,7 @@ class TextStatistics(Scorer):
       most 67 % of lines of at most 30 characters; at most 0.3 line feeds a token.
     - "fineweb-paper": more than 12 %, less than 10 %, less than 67 %, no limit on line feeds.
 
-    Words are parted by white space, and in scripts without spaces by Unicode's word boundaries (`hf_prune.words`):
+    Words are parted by white space, and in scripts without spaces by Unicode's word boundaries (`hf_prune.data.words`):
     there most words are one letter, and the rules on their length, made for English, fail. The authors of Gopher do not
     say how they cut words; for C4 only white space parts them. A sentence ends at . ! ? before white space, where C4
     takes NLTK's model of English: on 1 994 texts of nine domains "c4" decides 18 otherwise than datatrove's filter with

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from hf_prune import kmeans
-from hf_prune.batch import Batch
 from hf_prune.checks import check_parallel
-from hf_prune.distinct import read_whole
-from hf_prune.lookup import find_rows
+from hf_prune.data.batch import Batch
+from hf_prune.data.distinct import read_whole
+from hf_prune.data.lookup import find_rows
+from hf_prune.numerics import kmeans
+from hf_prune.numerics.search import as_tensor, in_blocks, power_of_two, precision, scaled
 from hf_prune.scorer import Scorer
-from hf_prune.search import _each, _tensor, power_of_two, precision, scaled
 
 METRICS = ("euclidean", "cosine")
 CANDIDATES = 384  # farthest rows among which the next centres are looked for
@@ -93,15 +93,15 @@ def _meet(x: np.ndarray, squares: np.ndarray, new: np.ndarray, nearest: np.ndarr
     from hf_prune.scorers._k_center_kernels import lower_by
 
     centres, centre_squares = np.ascontiguousarray(x[new]), squares[new]
-    across = _tensor(np.ascontiguousarray(centres.T.astype(np.float32)))
+    across = as_tensor(np.ascontiguousarray(centres.T.astype(np.float32)))
     error = precision(x.shape[1])
 
     def block(begin: int) -> None:
         part = slice(begin, begin + BLOCK)
-        product = torch.mm(_tensor(x[part].astype(np.float32, copy=False)), across).numpy()
+        product = torch.mm(as_tensor(x[part].astype(np.float32, copy=False)), across).numpy()
         lower_by(x[part], centres, product, squares[part], centre_squares, error, nearest[part])
 
-    _each(range(0, len(x), BLOCK), block)
+    in_blocks(range(0, len(x), BLOCK), block)
 
 
 def place_score(order: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_prune._lm.causal import check_bad
-from hf_prune.batch import Batch
 from hf_prune.checks import check_choice, check_digest
-from hf_prune.models import _point, _pointer, cached, file_sha256
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
+from hf_prune.models import cached, file_sha256, point, pointer
+from hf_prune.networks.causal import check_bad
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_texts
 from hf_prune.values import names_code
 
 ON_BAD = ("raise", "nan")
@@ -96,7 +96,7 @@ class KenLM(Scorer):
             if not path.is_file():
                 raise FileNotFoundError(f"no file {self.model!r}; give the ARPA or binary file of a KenLM model")
             digest = file_sha256(path)
-            _point(digest, path.resolve(), path.name)
+            point(digest, path.resolve(), path.name)
             object.__setattr__(self, "model", path.name)
             object.__setattr__(self, "revision", digest)
         self.check_fields()
@@ -129,7 +129,7 @@ class KenLM(Scorer):
         return {self.name: found} | ({f"{self.name}_perplexity": 10.0**-found} if self.perplexity else {})
 
     def _load(self) -> Any:
-        path = Path(_pointer(str(self.revision)).get("path", ""))
+        path = Path(pointer(str(self.revision)).get("path", ""))
         if not path.is_file() or file_sha256(path) != self.revision:
             raise FileNotFoundError(
                 f"the KenLM file {self.model} ({str(self.revision)[:12]}) is not on this machine (looked at {path}); "

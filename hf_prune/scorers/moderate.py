@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import rows
-from hf_prune.batch import Batch
-from hf_prune.labels import check_classes, places_among
-from hf_prune.sample import as_float32, blocks
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.labels import check_classes, places_among
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.supervised_prototypes import mean_distance
 
@@ -126,8 +126,8 @@ class Moderate(Scorer):
             codes = encoded.indices.to_numpy()
             for code, value in enumerate(encoded.dictionary.to_pylist()):
                 parts.setdefault(value, []).append(block.x[codes == code])
-            both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
-            content += rows.seeded(both, 0).sum(dtype=np.uint64)
+            both = identity.seeded(identity.digests(block.x), 0) ^ identity.seeded(identity.digests(labels), 1)
+            content += identity.seeded(both, 0).sum(dtype=np.uint64)
         classes = sorted(parts)
         centres, distances = [], []
         for value in classes:

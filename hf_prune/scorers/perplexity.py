@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hf_prune._embed.prefix import shortened
-from hf_prune._lm import causal
-from hf_prune.batch import Batch
 from hf_prune.columns import ScoreColumn
+from hf_prune.data.batch import Batch
+from hf_prune.data.texts import read_texts
+from hf_prune.networks import causal
+from hf_prune.networks.prefix import shortened
 from hf_prune.scorer import Scorer
-from hf_prune.texts import read_texts
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +170,7 @@ class Perplexity(Scorer):
         return replace(found, raw=raw, params={**found.params, **facts})
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        from hf_prune._lm.torch_causal import log_likelihood_sums, network_of
+        from hf_prune.networks.torch_causal import log_likelihood_sums, network_of
 
         texts = self._texts(batch)
         causal.check_bad(texts.bad, self.text, self.on_bad)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import _arrow, rows
-from hf_prune.batch import Batch
-from hf_prune.labels import check_classes
-from hf_prune.sample import as_float32, blocks
+from hf_prune.data import arrow, identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.labels import check_classes
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 
 HEADS = ("ridge", "logistic")
@@ -376,7 +376,7 @@ def _annotations(values: pa.Array | None, name: str, start: int) -> np.ndarray:
         raise TypeError(f"column {name!r} holds {values.type}, not numbers; annotate with levels such as 0 to 5")
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
-    numbers, null = _arrow.numbers(pa.chunked_array([values]), name)
+    numbers, null = arrow.numbers(pa.chunked_array([values]), name)
     found = np.where(null, np.nan, numbers).astype(np.float64)
     if not np.isfinite(found).all():
         row = int(np.flatnonzero(~np.isfinite(found))[0])
@@ -389,8 +389,8 @@ def _annotations(values: pa.Array | None, name: str, start: int) -> np.ndarray:
 
 
 def _keys(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    both = rows.seeded(rows.digests(x), 0) ^ rows.seeded(rows.digests(y), 1)
-    return rows.seeded(both, seed)
+    both = identity.seeded(identity.digests(x), 0) ^ identity.seeded(identity.digests(y), 1)
+    return identity.seeded(both, seed)
 
 
 class _Lowest:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_prune import rows
-from hf_prune.batch import Batch
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
 from hf_prune.scorer import Scorer
 
 
@@ -42,7 +42,7 @@ class Random(Scorer):
             object.__setattr__(self, "name", f"random_{self.seed}")
 
     def check_fields(self) -> None:
-        rows.check_seed(self.seed)
+        identity.check_seed(self.seed)
 
     def columns(self) -> dict[str, str]:
         return {self.name: "float64"}  # 2**24 float32 values would tie among a few thousand rows already
@@ -56,4 +56,4 @@ class Random(Scorer):
         ids = batch.arrow(self.row_id)
         if ids.null_count:
             raise ValueError(f"column {self.row_id!r} has {ids.null_count} nulls in this batch; every row needs an id")
-        return rows.uniform(rows.digests(ids), self.seed)
+        return identity.uniform(identity.digests(ids), self.seed)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hf_prune import kmeans
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
+from hf_prune.data.sample import canonical_sample
 from hf_prune.models import memo
-from hf_prune.sample import canonical_sample
+from hf_prune.numerics import kmeans
+from hf_prune.numerics.search import Directions, Points, largest_cosines, nearest_points
 from hf_prune.scorer import Scorer
-from hf_prune.search import Directions, Points, largest_cosines, nearest_points
 
 METRICS = ("cosine", "euclidean", "margin")
 PROTOTYPES = ("centroids", "batch")

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 
-from hf_prune import kmeans, rows
-from hf_prune.batch import Batch
-from hf_prune.labels import check_classes, places_among
+from hf_prune.data import identity
+from hf_prune.data.batch import Batch
+from hf_prune.data.labels import check_classes, places_among
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.models import memo
-from hf_prune.sample import as_float32, blocks
+from hf_prune.numerics import kmeans
 from hf_prune.scorer import Scorer
 
 METRICS = ("cosine", "euclidean", "margin")
@@ -225,8 +226,8 @@ class SupervisedPrototypes(Scorer):
                 as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
-            both = rows.seeded(rows.digests(block.x), 0) ^ rows.seeded(rows.digests(labels), 1)
-            content += rows.seeded(both, 0).sum(dtype=np.uint64)
+            both = identity.seeded(identity.digests(block.x), 0) ^ identity.seeded(identity.digests(labels), 1)
+            content += identity.seeded(both, 0).sum(dtype=np.uint64)
         classes, means = sums.means()
         single = [c for c in classes if sums.counts[c] == 1]
         if single:

@@ -18,8 +18,8 @@ import faiss
 import numpy as np
 
 import hf_prune as hp
-from hf_prune import search
-from hf_prune.kmeans import kmeans, unit_rows
+from hf_prune.numerics import search
+from hf_prune.numerics.kmeans import kmeans, unit_rows
 
 
 def rounds(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

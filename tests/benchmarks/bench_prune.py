@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hf_prune.prune import filter_by_score
+from hf_prune.prune.filter import filter_by_score
 
 KEEP = 0.5
 

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification
 
-from hf_prune.dynamics.grand import error
 from hf_prune.fisher.squares import Squares
+from hf_prune.networks.statistics import logit_gradient
 
 BATCH = {"resnet": 64, "gpt2": 8}
 WORDS = {"small": 8192, "full": 50257}
@@ -70,7 +70,7 @@ def gradient_of(logits: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     labels = torch.multinomial(flat.softmax(-1), 1, generator=generator).reshape(logits.shape[:-1])
     if logits.ndim == 3:
         labels[:, -1] = -100
-    return error(logits.detach(), labels)
+    return logit_gradient(logits.detach(), labels)
 
 
 def ours(net: nn.Module, squares: Squares, x: torch.Tensor, seed: int, batch: int) -> np.ndarray:

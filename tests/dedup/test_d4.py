@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hf_prune as hp
-from hf_prune import prune
+from hf_prune.prune import filter
 
 
 def dataset(x, **columns):
@@ -56,11 +56,11 @@ def test_counts(rows, dedup_keep, proto_keep):
 def test_copies_go_first(rows):
     plain = rows.remove_columns("row_id")
     twice = datasets.concatenate_datasets([plain, plain])
-    with pytest.warns(prune.ShortWarning, match="only 101 of the 152 rows"):
+    with pytest.warns(filter.ShortWarning, match="only 101 of the 152 rows"):
         assert len(hp.d4(twice, 0.75, 1.0, k=4)) == 101
     named = twice.add_column("row_id", [str(i) for i in range(202)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", prune.TieWarning)
+        warnings.simplefilter("ignore", filter.TieWarning)
         left = hp.d4(named, 0.5, 1.0, k=4)
     assert len(np.unique(np.asarray(left["embedding"]), axis=0)) == 101
 
@@ -76,7 +76,7 @@ def test_bad_input(rows):
     with pytest.raises(ValueError, match=r"proto_keep=0 is not a fraction"):
         hp.d4(rows, 0.5, 0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", prune.TieWarning)
+        warnings.simplefilter("ignore", filter.TieWarning)
         with pytest.raises(ValueError, match=r"k=80 centres, but 51 rows"):
             hp.d4(rows, 0.5, 0.5, k=80)
     with pytest.raises(TypeError, match=r"d4 got a DatasetDict; choose a split, as in ds\['train'\]"):

@@ -264,10 +264,11 @@ def crowd():
 
 def centres_of(ds):
     """The centres as the fit learns them: k-means on the rows in canonical order."""
-    from hf_prune import kmeans, rows
+    from hf_prune.data import identity
+    from hf_prune.numerics import kmeans
 
     x = np.asarray(ds["embedding"], np.float32)
-    order = np.argsort(rows.seeded(rows.digests(ds["row_id"][:]), 0))
+    order = np.argsort(identity.seeded(identity.digests(ds["row_id"][:]), 0))
     return kmeans.kmeans(kmeans.unit_rows(x[order]), 6, seed=0).centroids.astype(np.float64)
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune as hp
+from hf_prune.data.words import graphemes
 from hf_prune.dedup.shingles import tokens
 from hf_prune.dedup.substring import Corpus, repeated_spans, without
-from hf_prune.words import graphemes
 
 DOSSIER = ["a b c d e f", "x b c d e y", "q r s"]
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 
 from hf_prune import TrainingLog, train_with_log
-from hf_prune._files import TEMPORARY
+from hf_prune.data.files import TEMPORARY
 
 N, C = 14, 3
 IDS = [f"row {i}" for i in range(N)]

@@ -13,7 +13,7 @@ import datasets
 from test_trainer import arguments, classifier, pad, texts, weights
 
 from hf_prune import RecordingTrainer, TrainingLog
-from hf_prune._files import TEMPORARY
+from hf_prune.data.files import TEMPORARY
 
 
 def train(folder: Path, checkpoint: bool | None = None) -> dict:

@@ -8,6 +8,7 @@ import scipy.special
 from datasets import ClassLabel, Dataset
 
 import hf_prune as hp
+from hf_prune.data.identity import digests
 from hf_prune.dynamics.aum import flagged, threshold_rows
 from hf_prune.dynamics.cartography import training_map
 from hf_prune.dynamics.dynamic_uncertainty import dynamic_uncertainty
@@ -15,7 +16,6 @@ from hf_prune.dynamics.forgetting import forgetting_events
 from hf_prune.dynamics.from_log import mean_of_epochs
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.tdds import tdds
-from hf_prune.rows import digests
 
 T, N, C = 14, 60, 5
 IDS = [f"row {i}" for i in range(N)]

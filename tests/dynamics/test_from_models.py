@@ -13,9 +13,9 @@ from datasets import Dataset
 from PIL import Image as Picture
 
 import hf_prune as hp
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
 from hf_prune.dynamics.log import TrainingLog
-from hf_prune.dynamics.logits import Classifier
+from hf_prune.networks.classifier import Classifier
 
 LOGITS = [[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]]
 LABELS = [0, 2, 1, 0]
@@ -171,7 +171,7 @@ def test_language_model_does_not_cancel():
 def test_language_model_makes_no_copy_of_its_logits(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from hf_prune.dynamics import statistics
+    from hf_prune.networks import statistics
 
     made, seen = [], []
 

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 import hf_prune
-from hf_prune import TrainingLog, rows
-from hf_prune._files import DamagedFileError
-from hf_prune.dynamics import recorder, statistics
+from hf_prune import TrainingLog
+from hf_prune.data import identity
+from hf_prune.data.files import DamagedFileError
+from hf_prune.dynamics import recorder
+from hf_prune.networks import statistics
 
 Z = np.array([[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]])
 Y = np.array([0, 2, 1, 0])
@@ -54,7 +56,7 @@ def of_rows(z, y, dtype=torch.float32):
 
 
 def in_order(log: TrainingLog, column: str, epoch: int, ids=IDS) -> np.ndarray:
-    return log.read(column, epoch)[np.searchsorted(log.keys, rows.digests(ids))]
+    return log.read(column, epoch)[np.searchsorted(log.keys, identity.digests(ids))]
 
 
 def test_vectors():
@@ -215,8 +217,8 @@ def test_a_log_of_stored_logits(tmp_path):
     log = TrainingLog.from_logits(tmp_path / "log", IDS, logits, Y, divergence=True, facts={"network": "none"})
     assert (log.epochs, log.mode, log.task, log.classes) == (3, "train", "classification", 3)
     assert log.facts["network"] == "none" and log.facts["rows"] == 4
-    assert (log.keys == np.sort(rows.digests(IDS))).all()
-    assert (rows.digests(log.ids) == log.keys).all()
+    assert (log.keys == np.sort(identity.digests(IDS))).all()
+    assert (identity.digests(log.ids) == log.keys).all()
     for epoch, (margin, correct) in enumerate(log.each("margin", "correct")):
         assert margin.dtype == np.float32 and correct.dtype == bool
         assert (margin == log.read("margin", epoch)).all()

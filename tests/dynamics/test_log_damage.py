@@ -20,7 +20,7 @@ from test_log import as_before_digests
 
 import hf_prune as hp
 from hf_prune import TrainingLog, train_with_log
-from hf_prune._files import TEMPORARY, DamagedFileError, file_digest, temporary_path
+from hf_prune.data.files import TEMPORARY, DamagedFileError, file_digest, temporary_path
 from hf_prune.dynamics.format import sealed
 
 N, C, T = 30, 3, 4
@@ -315,7 +315,7 @@ def test_refused_logs_leave_nothing(tmp_path):
 def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path):
     folder = tmp_path / "log"
     make(folder, 1)
-    script = "import sys; from pathlib import Path; from hf_prune._files import temporary_path as t; "
+    script = "import sys; from pathlib import Path; from hf_prune.data.files import temporary_path as t; "
     script += "t(Path(sys.argv[1])/'log.json').touch(); t(Path(sys.argv[1])/'epoch-00000'/'part').mkdir()"
     environment = {**os.environ, "PYTHONPATH": str(Path(hp.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=environment)

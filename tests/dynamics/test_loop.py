@@ -17,8 +17,9 @@ import torch
 from datasets import Dataset, DatasetDict
 
 import hf_prune
-from hf_prune import TrainingLog, _lock, crop_and_flip, rows, train_with_log
-from hf_prune.rows import seeded
+from hf_prune import TrainingLog, crop_and_flip, train_with_log
+from hf_prune.data import identity, lock
+from hf_prune.data.identity import seeded
 
 ROOT = Path(hf_prune.__file__).parents[1]
 N, C = 53, 3
@@ -59,7 +60,7 @@ def test_against_an_independent_loop(ds, alone):
     """Plain torch, the logits of each presentation stored, statistics by their definitions in float64."""
     log, weights = alone
     x, y = torch.tensor(ds["x"][:]), torch.tensor(ds["label"][:])
-    keys = rows.digests(ds["row_id"][:])
+    keys = identity.digests(ds["row_id"][:])
     net = make_net()
     opt = sgd(net.parameters())
     total, step = 4 * 4, 0
@@ -115,7 +116,7 @@ def test_recording_changes_nothing(ds, alone, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
     x = torch.tensor(ds["x"][:])
     clean = one.eval()(x).softmax(1).detach().numpy()[np.arange(N), ds["label"][:]]
-    at = np.searchsorted(log.keys, rows.digests(ds["row_id"][:]))
+    at = np.searchsorted(log.keys, identity.digests(ds["row_id"][:]))
     np.testing.assert_allclose(log.read("p_label", 1)[at], clean, atol=1e-6)
 
 
@@ -166,11 +167,11 @@ def test_a_run_that_failed_early(ds, alone, tmp_path):
 
 
 def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(_lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
     order = []
 
     def hold():
-        with _lock.locked(tmp_path / "log", "recorded"):
+        with lock.locked(tmp_path / "log", "recorded"):
             held.set()
             time.sleep(0.5)
             order.append("the first")
@@ -308,7 +309,7 @@ def test_steps_accumulate_as_asked(ds, tmp_path, every):
     options = {**OPTIONS, "batch_size": 9}
     log = train_with_log(net, ds, tmp_path / "log", epochs=2, accelerator=accelerator, **options)
     x, y = torch.tensor(ds["x"][:]), torch.tensor(ds["label"][:])
-    keys = rows.digests(ds["row_id"][:])
+    keys = identity.digests(ds["row_id"][:])
     plain = make_net()
     opt = sgd(plain.parameters())
     steps = -(-6 // every)

@@ -26,8 +26,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune import RecordingMixin, RecordingTrainer, TrainingLog, rows
-from hf_prune.dynamics import statistics
+from hf_prune import RecordingMixin, RecordingTrainer, TrainingLog
+from hf_prune.data import identity
+from hf_prune.networks import statistics
 
 N = 22  # batches of 4: the last has two rows; with accumulation over 2 the last step is a short one
 
@@ -124,7 +125,7 @@ class RecordingKeeps(RecordingMixin, Keeps):
 
 
 def at(log, ds):
-    return np.searchsorted(log.keys, rows.digests(ds["row_id"][:]))
+    return np.searchsorted(log.keys, identity.digests(ds["row_id"][:]))
 
 
 @pytest.mark.parametrize("what", ["classifier", "language model"])

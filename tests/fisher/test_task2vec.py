@@ -11,8 +11,9 @@ from PIL import Image as Picture
 
 import hf_prune as hp
 from hf_prune.fisher.distance import symmetric
+from hf_prune.fisher.heads import fit_softmax
 from hf_prune.fisher.intervals import of_cross, of_pairs
-from hf_prune.fisher.passes import Runner, draw_labels, fit_softmax
+from hf_prune.fisher.passes import Runner, draw_labels
 from hf_prune.models import Model
 
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]

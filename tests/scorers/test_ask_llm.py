@@ -71,7 +71,7 @@ def test_equals_a_plain_loop(folder, ds, chat):
 
 def test_neither_micro_batches_nor_the_cache_of_the_prompt_matter(folder, ds, monkeypatch):
     from hf_prune import models
-    from hf_prune._lm import torch_causal
+    from hf_prune.networks import torch_causal
 
     def run(**options):
         return hp.AskLLM(folder, **WORDS, normalise="two_way", **options)(ds[:])["ask_llm"]

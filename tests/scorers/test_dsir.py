@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import hf_prune as hp
-from hf_prune.batch import Batch
+from hf_prune.data.batch import Batch
+from hf_prune.data.words import RULES
 from hf_prune.scorers import _ngrams, dsir
 from hf_prune.scorers._ngrams import HASHES, bucket_of, hash_texts, ngram_buckets, tokens_of, utf8
-from hf_prune.words import RULES
 
 RAW = ["a b a", "b b b", "c a b", "c c d"]
 TARGET = ["a b a b", "a a b"]

@@ -11,7 +11,7 @@ import pytest
 
 import hf_prune as hp
 from hf_prune import models
-from hf_prune._lm.causal import window_spans
+from hf_prune.networks.causal import window_spans
 from hf_prune.scorers.perplexity import bits_per_byte, perplexity
 
 SENTENCES = [
@@ -133,7 +133,7 @@ def test_neither_micro_batches_nor_the_padding_side_matter(folder, ds, tmp_path)
 
 
 def test_pieces_of_logits_do_not_matter(folder, ds, monkeypatch):
-    from hf_prune._lm import torch_causal
+    from hf_prune.networks import torch_causal
 
     expected = hp.Perplexity(folder)(ds[:])["log_likelihood"]
     monkeypatch.setitem(torch_causal.NUMBERS, "cpu", 1)
@@ -262,7 +262,7 @@ def test_flops_are_those_of_the_passes(folder):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from hf_prune._embed.torch_passes import count_flops
+    from hf_prune.networks.torch_passes import count_flops
 
     network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     expected = count_flops(lambda: network(torch.ones((1, 30), dtype=torch.long)))

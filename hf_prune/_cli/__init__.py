@@ -1,1 +1,0 @@
-"""How `cli` works: data in and out, scorers by name, and what is shown."""

@@ -1,1 +1,0 @@
-"""How `embed` works: one file a kind of model."""

@@ -1,1 +1,0 @@
-"""How `hub` works: tables, one repo, and the join."""

@@ -1,1 +1,0 @@
-"""What the scorers that ask a causal language model share; nothing public."""

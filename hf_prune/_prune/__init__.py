@@ -1,1 +1,0 @@
-"""How `prune` decides: rules on arrays, and what they are given."""

@@ -1,1 +1,0 @@
-"""How `run` works: shards, part files, processes, and the join."""

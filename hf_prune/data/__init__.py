@@ -1,0 +1,1 @@
+"""Datasets in and out: columns as Arrow, who a row is, samples, texts."""

@@ -1,0 +1,76 @@
+"""`task2vec`: the embedding of a dataset by the Fisher information of a probe network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_prune.data.reading import batches_of
+from hf_prune.fisher.embedding import Embedding
+from hf_prune.fisher.probe import Probe
+
+if TYPE_CHECKING:
+    from hf_prune.fisher.passes import Runner
+
+
+def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
+    """Embed a dataset: which weights of the probe matter for predicting it.
+
+    The vector is the diagonal of the Fisher information, averaged over filters: labels come from the model, not from
+    the data. Squares are those of single rows (single texts), so the size of passes changes nothing. Parts that were
+    embedded apart add up (`Embedding.merge`).
+
+    Args:
+        ds: `Dataset` or `IterableDataset` with what the probe reads. Labels are drawn by a column `row_id` if there is
+            one, else by content: then copies of a row draw the same.
+        probe: a `Probe`, or a model, folder or Hub name with its defaults.
+        seed: of the labels, instead of the probe's.
+
+    Raises:
+        ValueError: no rows; an empty text; one class only; NaN weights or float16; no layer that counts.
+
+    Reference: Achille et al., 2019, arXiv 1902.03545.
+
+    >>> import datasets, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    >>> for layer in net:
+    ...     layer.weight = torch.nn.Parameter(torch.eye(2))
+    >>> ds = datasets.Dataset.from_dict({"embedding": [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]]})
+    >>> task2vec(ds, Probe(net, head="keep")).vector.round(6)
+    array([0.186098, 0.186098])
+    """
+    from hf_prune.fisher.passes import Runner
+
+    probe = (Probe.of(probe) if seed is None else Probe.of(probe, seed=seed)).fitted(ds)
+    if probe.fisher == "published":
+        from hf_prune.fisher.published import published_task2vec
+
+        return published_task2vec(ds, probe)
+    runner = Runner(probe)
+    total, terms, rows = np.zeros(0), 0, 0
+    for batch in batches_of(ds):
+        sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
+        total = sums[0, 0] if not rows else total + sums[0, 0]
+        terms, rows = terms + int(count[0]), rows + batch.n
+    if not rows:
+        raise ValueError("task2vec got an empty dataset; there is nothing to embed")
+    return as_embedding(runner, total, terms, rows, probe.seed)
+
+
+def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: int, seed: int) -> Embedding:
+    """Sums of squares as an embedding."""
+    probe, squares = runner.probe, runner.squares
+    layers = {block.name: (block.start, block.stop) for block in squares.blocks}
+    facts: dict[str, Any] = {
+        "model": probe.model.provenance(),
+        "fisher": runner.fisher,
+        "draws": probe.draws,
+        "seed": seed,
+        "estimator": probe.estimator,
+    }
+    if probe.weight is not None:
+        facts["head"] = replace(probe, seed=0).digest
+    return Embedding(sums / squares.fan_in.numpy() / terms, layers, terms, rows, probe.key, facts)

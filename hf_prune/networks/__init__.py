@@ -1,0 +1,1 @@
+"""Rows through networks: texts, images, classifiers, causal language models."""

@@ -1,0 +1,1 @@
+"""A score column in, rows out."""

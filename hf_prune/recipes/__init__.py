@@ -1,0 +1,1 @@
+"""Several scorers and pruning rules as one."""

@@ -1,0 +1,1 @@
+"""`score()`: shards, processes, the join, what it cost."""

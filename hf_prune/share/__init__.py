@@ -1,0 +1,1 @@
+"""Scores for other people: the Hub, cards, pages, published files."""
