@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_prune.checks import check_dataset
 from hf_prune.data.batch import Batch
 from hf_prune.scorer import Scorer
 from hf_prune.second_process import SecondProcess, forking_process, fresh_process
@@ -78,6 +79,7 @@ def check_scorer(
 
     Raises:
         ConformanceError: the first check that failed.
+        TypeError: a stream, a `DatasetDict`, or no dataset.
         ValueError: fewer than 8 rows, or `skip` names no check or gives no reason.
 
     >>> import hf_prune, datasets
@@ -89,6 +91,7 @@ def check_scorer(
     for name, reason in skip.items():
         if name not in CHECKS or not reason:
             raise ValueError(f"skip={{{name!r}: {reason!r}}}: give the name of a check ({sorted(CHECKS)}) and a reason")
+    check_dataset(ds, "check_scorer")
     if len(ds) < 8:
         raise ValueError(f"{len(ds)} rows tell little about a scorer; give 8 or more")
     ran = []

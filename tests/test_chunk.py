@@ -38,3 +38,8 @@ def test_bad_input_is_told():
         hp.chunk_texts(datasets.DatasetDict(train=ds))
     with pytest.raises(TypeError, match="row 1 of this batch is NoneType, not text"):
         hp.chunk_texts(datasets.Dataset.from_dict({"text": ["a", None]}))
+
+
+def test_no_rows_keep_their_columns():
+    ds = hp.with_row_id(datasets.Dataset.from_dict({"text": ["a b c"], "n": [1]}))
+    assert hp.chunk_texts(ds.select([]), words=2).features == hp.chunk_texts(ds, words=2).features

@@ -257,3 +257,13 @@ def test_a_transform_of_ones_own_is_kept(tmp_path):
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     hp.train_with_log(net, twice, tmp_path / "log", epochs=1, inputs="x")
     assert sorted(seen[0].tolist()) == [[2.0, 4.0], [6.0, 8.0]]
+
+
+def test_half_of_a_surrogate_pair_in_a_label_or_an_id_is_told_with_its_row():
+    ds = datasets.Dataset.from_dict(
+        {"embedding": [[1.0, 2.0], [2.0, 0.5]] * 2, "label": ["a", "b"] * 2, "row_id": list("abcd")}
+    )
+    batch = {"embedding": [[1.0, 2.0]] * 2, "label": ["a", "\ud83d"], "row_id": ["a", "\ud83d"]}
+    for scorer in (hp.SupervisedPrototypes.fit(ds), hp.Moderate.fit(ds), hp.KCenter.fit(ds, 2), hp.Random()):
+        with pytest.raises(ValueError, match=r"row 1 .*half of a surrogate pair, which has no UTF-8; encode it"):
+            scorer(batch)

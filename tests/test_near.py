@@ -10,7 +10,7 @@ import hf_prune as hp
 from hf_prune.numerics import search
 from hf_prune.numerics.kmeans import kmeans, unit_rows
 from hf_prune.numerics.search import Directions, Points, largest_cosines, nearest_points
-from hf_prune.scorers.herding import herd
+from hf_prune.scorers.herding import RULES, herd
 from hf_prune.scorers.k_center import k_center
 
 KINDS = ("float16", "float32", "float64")
@@ -178,4 +178,41 @@ def test_numbers_beyond_float32_are_told():
     ds = dataset(rows(7, 30, 3, dtype="float64") * 1e200, "float64")
     for fit in (lambda: hp.SSLPrototypes.fit(ds, k=2), lambda: hp.KCenter.fit(ds, 3)):
         with pytest.raises(ValueError, match="beyond what float32 holds"):
+            fit()
+
+
+@pytest.mark.parametrize("power", [-149, -140])
+def test_orders_of_vectors_below_the_ordinary_floats_are_those_of_the_same_vectors_larger(power):
+    """Their scale is no float32: multiplied by it in float32, every number was infinite."""
+    x = np.random.default_rng(5).integers(-300, 300, (30, 3)).astype(np.float64)
+    tiny = np.ldexp(x, power).astype(np.float32)
+    for rule in RULES:
+        order = herd(tiny, tiny.mean(0, dtype=np.float64), 30, rule)[0]
+        assert order.tolist() == herd(x, x.mean(0), 30, rule)[0].tolist()
+    assert k_center(tiny, 30).order.tolist() == k_center(x, 30).order.tolist()
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_vectors_that_float32_does_not_hold_are_refused_by_all_that_need_lengths(size):
+    x = np.random.default_rng(6).normal(size=(12, 3)) * size
+    ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "label": [0, 1] * 6})
+    fits = [
+        lambda: hp.KCenter.fit(ds, 2),
+        lambda: hp.Herding.fit(ds, 2),
+        lambda: hp.Moderate.fit(ds),
+        lambda: hp.QualityClassifier.fit(ds),
+        lambda: hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize_before_mean=False),
+    ]
+    for fit in fits:
+        with pytest.raises(ValueError, match=r"numbers up to .*(divide|multiply) them by a constant first"):
+            fit()
+
+
+def test_vectors_without_numbers_are_told():
+    features = datasets.Features(
+        {"embedding": datasets.List(datasets.Value("float32")), "label": datasets.Value("int64")}
+    )
+    ds = datasets.Dataset.from_dict({"embedding": [[]] * 4, "label": [0, 1] * 2}, features=features)
+    for fit in (lambda: hp.QualityClassifier.fit(ds), lambda: hp.Moderate.fit(ds), lambda: hp.KCenter.fit(ds, 1)):
+        with pytest.raises(ValueError, match="hold no numbers at all; embed them again"):
             fit()

@@ -784,3 +784,53 @@ def test_a_sample_without_ids_is_drawn_by_content():
         assert sorted(kept["x"][:]) == sorted(sample_by_score(moved, "s", keep=0.25, method=method, seed=3)["x"][:])
     copies = Dataset.from_dict({"x": ["same"] * 200, "s": [1.0] * 200})
     assert len(sample_by_score(copies, "s", keep=0.5, seed=1)) == 100
+
+
+def test_masks_of_tensors_and_series():
+    import pandas as pd
+    import torch
+
+    scores = [3.0, 1.0, 2.0]
+    given = [
+        torch.tensor(scores),
+        torch.tensor(scores).bfloat16(),
+        torch.tensor(scores, requires_grad=True),
+        [torch.tensor(s) for s in scores],
+        pd.Series(scores),
+        tuple(scores),
+    ]
+    for scores_ in given:
+        assert kept(scores_, rows=2, groups=torch.tensor([0, 0, 1])) == [0, 2]
+    assert kept(pd.Series([1, None, 2], dtype="Int64"), rows=1, nulls="drop") == [2]
+    with pytest.raises(ValueError, match="one number a row is needed"):
+        kept(torch.zeros(2, 2), rows=1)
+
+
+@pytest.mark.parametrize(
+    "more, error, match",
+    [
+        ({"scores": [1, "a", 2]}, TypeError, "scores: values of type int are no column"),
+        ({"scores": [2**70, 1, 2]}, TypeError, "scores: values of type int are no column"),
+        ({"groups": [1, "a", None]}, TypeError, "groups: values of type int are no column"),
+        ({"groups": ["a", "\ud800", "b"]}, ValueError, "groups: row 1 of this batch holds .*half of a surrogate pair"),
+        ({"ids": ["a", "b", "\udfff"]}, ValueError, "ids: row 2 of this batch holds .*half of a surrogate pair"),
+    ],
+)
+def test_values_that_are_no_column_are_told_by_name(more, error, match):
+    with pytest.raises(error, match=match):
+        kept(**{"scores": [1.0, 1.0, 2.0], "rows": 2, **more})
+
+
+@pytest.mark.parametrize("kind", [None, "numpy", "torch", "arrow", "pandas"])
+def test_streams_of_every_format_are_filtered_and_keep_it(kind):
+    ds = Dataset.from_dict({"x": list(range(6)), "score": [0.5, 2.0, -1.0, 3.0, 0.0, 1.0]})
+    stream = ds.to_iterable_dataset(num_shards=2).with_format(kind)
+    found = filter_by_score(stream, "score", threshold=1.0)
+    assert [row["x"] for row in found.with_format(None)] == [1, 3, 5]
+    assert isinstance(next(iter(found)), type(next(iter(stream))))
+    assert hasattr(next(iter(found))["x"], "detach") == (kind == "torch")
+
+
+def test_a_sample_that_no_row_can_be_in_is_told_without_a_number_of_rows():
+    with pytest.raises(ValueError, match="only 0 rows have a score above 0, and 1 are wanted; choose another score"):
+        sample_by_score(Dataset.from_dict({"s": [0.0, 0.0]}), "s", rows=1, method="proportional")

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
+import hf_prune as hp
 from hf_prune import Scorer
 from hf_prune.testing import CHECKS, ConformanceError, check_scorer, forking_process
 
@@ -376,3 +378,11 @@ def test_skipping_needs_a_reason_and_a_name(vectors):
 def test_few_rows_are_refused(vectors):
     with pytest.raises(ValueError, match="give 8 or more"):
         check_scorer(Good(), vectors.select(range(3)))
+
+
+def test_a_stream_or_splits_are_told():
+    ds = Dataset.from_dict({"row_id": [str(i) for i in range(8)]})
+    with pytest.raises(TypeError, match="check_scorer needs a Dataset, .* not a stream"):
+        check_scorer(hp.Random(), ds.to_iterable_dataset())
+    with pytest.raises(TypeError, match="check_scorer got a DatasetDict; choose a split"):
+        check_scorer(hp.Random(), DatasetDict({"train": ds}))

@@ -245,6 +245,7 @@ def array_of(values: Any) -> pa.Array:
 
     Raises:
         TypeError: values that Arrow has no type for.
+        ValueError: a text with half of a surrogate pair.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         array = pa.array(np.ascontiguousarray(values).reshape(-1))
@@ -264,6 +265,12 @@ def array_of(values: Any) -> pa.Array:
             return pa.array(values)
         except OverflowError:  # ints past int64
             return pa.array(values, pa.uint64())
+    except UnicodeEncodeError as error:
+        row = next((i for i, v in enumerate(values) if isinstance(v, str) and v == error.object), None)
+        raise ValueError(
+            f"{'a text' if row is None else f'row {row} of this batch'} holds {error.object[error.start]!r}, half of a "
+            "surrogate pair, which has no UTF-8; encode it with errors='replace' and decode it again"
+        ) from error
     except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise TypeError(f"values of type {type(first).__name__} are no column: Arrow says: {error}") from error
 

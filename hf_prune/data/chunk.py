@@ -88,7 +88,7 @@ def chunk_texts(
     >>> chunk_texts(ds, words=2)[:]
     {'text': ['one two', 'three', 'four'], 'label': [0, 0, 1], 'chunk': [0, 1, 0]}
     """
-    from datasets import Features
+    from datasets import Dataset, Features
     from datasets import Value as Scalar
 
     check_dataset(ds, "chunk_texts", streams=True)
@@ -106,5 +106,7 @@ def chunk_texts(
     cutter = _Chunker(words, text, min_words, chunk, row_id)
     out = ds.with_format(None).map(cutter, batched=True, remove_columns=there, features=features, **options)
     if hasattr(ds, "data"):
+        if not len(ds) and features is not None:  # of no rows `map` makes no columns
+            out = Dataset.from_dict({name: [] for name in features}, features=features)
         return like_format(out, ds, [chunk])
     return out if ds._formatting is None else out.with_format(ds._formatting.format_type)

@@ -42,7 +42,7 @@ def blocks(ds: Any, embedding: str, who: str, beside: str | None = None) -> Iter
     Raises:
         KeyError: no such column.
         TypeError: a `DatasetDict`, or a column of another type.
-        ValueError: no rows; a null, ragged or non-finite row.
+        ValueError: no rows; a null, ragged, non-finite or empty row.
     """
     names = [embedding] if beside is None else [embedding, beside]
     width, start = None, 0
@@ -53,6 +53,8 @@ def blocks(ds: Any, embedding: str, who: str, beside: str | None = None) -> Iter
             raise ValueError(f"{who}.fit, counting rows from {start}: {error}") from error
         if width not in (None, x.shape[1]):
             raise ValueError(f"column {embedding!r} is ragged: width {width} up to row {start}, then {x.shape[1]}")
+        if len(x) and not x.shape[1]:
+            raise ValueError(f"{who}.fit: the rows of {embedding!r} hold no numbers at all; embed them again")
         yield Block(x, None if beside is None else held[beside], start)
         width, start = x.shape[1], start + len(x)
     if start == 0:
@@ -96,13 +98,18 @@ def canonical_sample(
 
 
 def as_float32(x: np.ndarray, name: str) -> np.ndarray:
-    """Rows as float32, in which everything is learned; a ValueError where that has no number as large."""
+    """Rows as float32, in which everything is learned; a ValueError where that has no numbers as large, or as small."""
     with np.errstate(over="ignore"):
         narrow: np.ndarray = x.astype(np.float32, copy=False)
     if x.dtype.itemsize > 4 and not np.isfinite(narrow).all():
         raise ValueError(
             f"column {name!r} has numbers up to {float(np.abs(x).max()):.3g}, beyond what float32 holds (3.4e38); "
             "divide them by a constant first"
+        )
+    if x.dtype.itemsize > 4 and x.any() and not narrow.any():
+        raise ValueError(
+            f"column {name!r} has numbers up to {float(np.abs(x).max()):.3g} only, and all are 0 in float32 "
+            "(which begins at 1e-45); multiply them by a constant first"
         )
     return narrow
 

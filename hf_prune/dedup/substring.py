@@ -19,6 +19,7 @@ from hf_prune.checks import check_parallel, check_places
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.formats import as_table, is_table, with_columns
+from hf_prune.data.texts import read_column
 from hf_prune.data.words import UNITS, character_table, graphemes, tokens
 from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
 from hf_prune.dedup.shingles import buffers, check_grams, pieces
@@ -435,6 +436,9 @@ class RemoveRepeats(Value):
     def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Edit a batch as `map` hands it over.
 
+        Raises:
+            TypeError: a column of chats.
+
         Returns:
             The column with shorter texts (or lists of ids); nulls stay. Of a table or a data frame the whole table.
         """
@@ -443,6 +447,11 @@ class RemoveRepeats(Value):
         view = Batch(batch if table is None else table, who)
         (name,) = columns_of(self.scorer.text)
         texts = read(view, name, ids=True)
+        if _has_text(texts.array.type) and not _holds_text(view, name):
+            raise TypeError(
+                f"{who}: column {name!r} holds chats, which would come back as text; write the text into a column "
+                "of its own first, and fit on that"
+            )
         spans, at = self.scorer.locate(view, texts)
         values = texts.array.to_pylist()
         for row in np.flatnonzero(~texts.null).tolist():
@@ -460,6 +469,19 @@ class RemoveRepeats(Value):
         for start, end in reversed(cut):
             del value[start:end]
         return value
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _holds_text(view: Batch, name: str) -> bool:
+    """Whether a column holds texts as they are, or nothing, and not what is read as texts."""
+    values = read_column(view, name)
+    if isinstance(values, pa.Array):
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        return _has_text(kind) or pa.types.is_null(kind)
+    return isinstance(next((v for v in values if v is not None), ""), str)
 
 
 def without(text: str, cut: Sequence[tuple[int, int]], boundaries: NDArray[np.int64]) -> str:

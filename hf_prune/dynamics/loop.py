@@ -415,7 +415,19 @@ class _Read:
                 )
             pixels = np.stack([np.asarray(image) for image in values])
             return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        return torch.from_numpy(np.asarray(values, np.float32))
+        try:
+            numbers = np.asarray(values)
+        except ValueError as error:  # NumPy makes no array of rows of unequal lengths
+            raise ValueError(
+                f"column {self.column!r} has rows of unequal lengths in one batch; give a function as inputs= that "
+                "makes them one size"
+            ) from error
+        if numbers.dtype.kind not in "biuf":  # strings would be read as numbers, and nulls as NaN
+            raise TypeError(
+                f"column {self.column!r} holds something else than numbers (texts, nulls within rows); name a column "
+                "of pictures or numbers, or give a function of the batch as inputs="
+            )
+        return torch.from_numpy(numbers.astype(np.float32, copy=False))
 
 
 def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:

@@ -34,7 +34,9 @@ class Embedder(Scorer):
         model: a `Model`, a name on the Hub, a folder, `package.module:factory`, or a live `nn.Module`. The last two
             need `preprocess`.
         column: of texts, chats (`[{"role", "content"}]`) or pictures; for texts also several columns, joined in this
-            order, or a field of a struct as `column.field`.
+            order, or a field of a struct as `column.field`. Under `with_format("numpy")` or `"torch"`, `map` hands
+            over bare pixels: of a picture with a palette (GIF, some PNG) these are numbers of colors, of CMYK four
+            inks, and neither is told from gray or RGBA; embed without a format.
         kind: "text" or "image"; "auto" tells by the model and, where that can do both, by the column.
         pooling: "auto" is what the sentence-transformers folder says, else the mean over tokens; for pictures the
             trained pooler, else the class token. Or "mean", "cls", "pooler", "max", "mean_sqrt_len_tokens",

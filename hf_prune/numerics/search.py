@@ -154,6 +154,12 @@ def power_of_two(x: np.ndarray) -> float:
     return float(np.ldexp(1.0, int(np.clip(-np.frexp(largest)[1], -1000, 1000)))) if 0 < largest < np.inf else 1.0
 
 
+def scaled(x: np.ndarray, scale: float) -> np.ndarray:
+    """Rows times their `power_of_two`; in float64 where their own type does not hold it (float32 below 1e-38)."""
+    own = x.dtype.type
+    return np.asarray(x * (own(scale) if scale < float(np.finfo(own).max) else np.float64(scale)))
+
+
 def vector_lengths(x: np.ndarray) -> np.ndarray:
     """Euclidean lengths (n,) float64 of rows of any size: no square overflows or vanishes."""
     scale = power_of_two(x)

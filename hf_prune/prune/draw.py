@@ -88,7 +88,8 @@ def ccs(scores: Floats, u: Floats, k: int, strata: int = 50) -> Mask:
 def _smallest(badness: Floats, u: Floats, k: int, what: str) -> Mask:
     able = int(np.count_nonzero(badness < np.inf))
     if able < k:
-        raise ValueError(f"only {able} rows have {what}, and {k} are wanted; use rows={able} or fewer")
+        use = f"use rows={able} or fewer" if able else "choose another score or method"
+        raise ValueError(f"only {able} rows have {what}, and {k} are wanted; {use}")
 
     def hashes(at: Any) -> Any:
         return u[at]

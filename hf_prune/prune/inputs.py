@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.data.arrow import column_array, numbers, take
+from hf_prune.data.arrow import array_of, column_array, numbers, take
+from hf_prune.data.formats import plain
 from hf_prune.data.identity import check_unique, content_keys, digests, seeded
 from hf_prune.prune.select import Hashes, Index, Mask, codes_of
 
@@ -81,13 +82,29 @@ def clusters_of(column: pa.ChunkedArray) -> Index:
 
 
 def chunked(name: str, values: Any, n: int | None) -> pa.ChunkedArray:
-    """An array or list as a chunked array of length n."""
+    """An array, list, series or tensor as a chunked array of length n.
+
+    Raises:
+        TypeError: values that are no column.
+        ValueError: more than one axis, or another length.
+    """
+    if hasattr(values, "iloc"):  # a series of pandas, whose nulls Arrow knows
+        values = pa.array(values)
+    elif not isinstance(values, (pa.Array, pa.ChunkedArray)):
+        values = plain(values)
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise ValueError(f"{name} has shape {values.shape}; one number a row is needed")
         values = values.tolist() if values.dtype == object else values
+    if isinstance(values, np.ndarray):
+        values = pa.array(values)
+    elif not isinstance(values, (pa.Array, pa.ChunkedArray)):
+        try:
+            values = array_of(values)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
     if not isinstance(values, pa.ChunkedArray):
-        values = pa.chunked_array([values if isinstance(values, pa.Array) else pa.array(values)])
+        values = pa.chunked_array([values])
     if n is not None and len(values) != n:
         raise ValueError(f"{name} has {len(values)} rows and scores has {n}; they must be of the same rows")
     return values

@@ -54,4 +54,5 @@ def filter_stream(ds: Any, column: str, rule: Rule, one_per: str | None) -> Any:
     # a float32 comes out of a stream as a wider Python float, and must meet the same threshold as in Arrow
     dtype = "float32" if getattr(features.get(column), "dtype", None) == "float32" else None
     test = _Passes(column, rule.threshold, rule.prefer, rule.nulls, dtype)
-    return ds.filter(test, input_columns=[column], batched=True)
+    kept = ds.with_format(None).filter(test, input_columns=[column], batched=True)
+    return kept if ds._formatting is None else kept.with_format(ds._formatting.format_type)

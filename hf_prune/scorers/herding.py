@@ -13,7 +13,7 @@ from hf_prune.data.batch import Batch
 from hf_prune.data.distinct import read_whole
 from hf_prune.data.lookup import find_rows
 from hf_prune.numerics import kmeans
-from hf_prune.numerics.search import power_of_two
+from hf_prune.numerics.search import power_of_two, scaled
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.k_center import check_count, place_score
 
@@ -43,7 +43,7 @@ def herd(x: np.ndarray, mean: np.ndarray, k: int, rule: str = "product") -> tupl
     [[2, 3, 0, 1], [1, 0, 2, 3]]
     """
     scale = power_of_two(x)  # exact, and no square leaves the range of its type
-    x, mean = np.asarray(x * x.dtype.type(scale) if np.isfinite(x.dtype.type(scale)) else x * scale), mean * scale
+    x, mean = scaled(x, scale), mean * scale
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     half = lengths**2 / 2 if rule == "distance" else np.zeros(len(x))
     free = np.ones(len(x), bool)

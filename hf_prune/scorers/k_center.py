@@ -13,7 +13,7 @@ from hf_prune.data.batch import Batch
 from hf_prune.data.distinct import read_whole
 from hf_prune.data.lookup import find_rows
 from hf_prune.numerics import kmeans
-from hf_prune.numerics.search import as_tensor, in_blocks, power_of_two, precision
+from hf_prune.numerics.search import as_tensor, in_blocks, power_of_two, precision, scaled
 from hf_prune.scorer import Scorer
 
 METRICS = ("euclidean", "cosine")
@@ -54,7 +54,7 @@ def k_center(x: np.ndarray, k: int, start: int = 0) -> Cover:
     from hf_prune.scorers._k_center_kernels import lower_to
 
     scale = power_of_two(x)  # exact, and no square leaves the range of its type
-    x = np.ascontiguousarray(x * x.dtype.type(scale) if np.isfinite(x.dtype.type(scale)) else x * scale)
+    x = np.ascontiguousarray(scaled(x, scale))
     n = len(x)
     squares = np.einsum("nd,nd->n", x, x, dtype=np.float64)
     nearest = np.full(n, np.inf)

@@ -11,7 +11,7 @@ import numpy as np
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes, places_among
-from hf_prune.data.sample import blocks
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.supervised_prototypes import mean_distance
 
@@ -120,6 +120,7 @@ class Moderate(Scorer):
         parts: dict[Any, list[np.ndarray]] = {}
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
+            as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             encoded = labels.dictionary_encode()
             codes = encoded.indices.to_numpy()

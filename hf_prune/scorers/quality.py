@@ -12,7 +12,7 @@ import pyarrow as pa
 from hf_prune.data import arrow, identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes
-from hf_prune.data.sample import blocks
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.scorer import Scorer
 
 HEADS = ("ridge", "logistic")
@@ -46,7 +46,7 @@ class Grid(NamedTuple):
         middle = np.median(some, axis=0)
         typical = _median_of_others(np.abs(some - middle))
         typical = np.where(typical > 0, typical, np.maximum(high - middle, middle - low))
-        center = np.where((typical > 0) & (np.abs(middle) > 2.0**ROOM * typical), middle, 0.0)
+        center = np.where(np.abs(middle) > 2.0**ROOM * typical, middle, 0.0)  # all of it where a column is constant
         return cls(np.maximum(high - center, center - low), center, typical)
 
 
@@ -140,10 +140,11 @@ class RidgeSums:
         """
         _, mean, centred = self.centred()
         gram = centred[:-1, :-1] + l2 * np.eye(len(centred) - 1)
-        try:
-            weights = np.linalg.solve(gram, centred[:-1, -1])
-        except np.linalg.LinAlgError as error:
-            raise ValueError("the features depend on each other, so that no weights are best; pass l2 > 0") from error
+        if l2 == 0:  # what the rounding of columns leaves of a dependence is no weight to divide by
+            size = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1))
+            if len(gram) and not np.linalg.eigvalsh(gram / np.outer(size, size))[0] > 2.0 ** (4 - 2 * BITS):
+                raise ValueError("the features depend on each other, so that no weights are best; pass l2 > 0")
+        weights = np.linalg.solve(gram, centred[:-1, -1])
         mean = mean + self.center[:-1]
         return weights, float(mean[-1] - mean[:-1] @ weights)
 
@@ -302,6 +303,7 @@ class QualityClassifier(Scorer):
         total, content, seen = 0, np.zeros((), np.uint64), np.zeros(0)
         least, most, few = np.zeros(0), np.zeros(0), _Lowest(FEW)
         for block in blocks(annotated, embedding, who, label):
+            as_float32(block.x, embedding)  # refused where sums of squares leave float64
             y = _annotations(block.beside, label, block.start)
             ends = [np.append(end(block.x, axis=0), end(y)).astype(np.float64) for end in (np.min, np.max)]
             least = ends[0] if total == 0 else np.minimum(least, ends[0])

@@ -13,7 +13,7 @@ import pyarrow as pa
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes, places_among
-from hf_prune.data.sample import blocks
+from hf_prune.data.sample import as_float32, blocks
 from hf_prune.models import memo
 from hf_prune.numerics import kmeans
 from hf_prune.scorer import Scorer
@@ -222,6 +222,8 @@ class SupervisedPrototypes(Scorer):
         sums, facts = ClassSums(largest), {"column": embedding, "label": label}
         content = np.zeros((), np.uint64)
         for block in blocks(ds, embedding, cls.__name__, label):
+            if metric == "euclidean":
+                as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = identity.seeded(identity.digests(block.x), 0) ^ identity.seeded(identity.digests(labels), 1)

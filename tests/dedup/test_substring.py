@@ -253,3 +253,21 @@ def test_bad_input():
         hp.RemoveRepeats(hp.SubstringDedup.fit(ds, ["text", "more"]))
     with pytest.raises(ValueError, match="empty dataset"):
         hp.SubstringDedup.fit(ds.select([]))
+
+
+@pytest.mark.parametrize("kind", [None, "numpy", "torch", "arrow"])
+def test_chats_are_not_turned_into_text(kind):
+    chats = [[{"role": "user", "content": f"{who} one two three four five"}] for who in "ab"]
+    ds = Dataset.from_dict({"text": chats})
+    remove = hp.RemoveRepeats(hp.SubstringDedup.fit(ds, min_tokens=4))
+    with pytest.raises(TypeError, match="column 'text' holds chats, which would come back as text; write"):
+        ds.with_format(kind).map(remove, batched=True)
+    with pytest.raises(TypeError, match="column 'text' holds chats"):
+        list(ds.to_iterable_dataset().map(remove, batched=True))
+
+
+def test_nulls_before_the_first_text_are_no_chats():
+    ds = Dataset.from_dict({"text": [None, None, "a b c d", "a b c d e"]})
+    remove = hp.RemoveRepeats(hp.SubstringDedup.fit(ds, min_tokens=3), keep="none")
+    assert ds.map(remove, batched=True, batch_size=2)["text"][:] == [None, None, "", "e"]
+    assert remove({"text": ds["text"][:]}) == {"text": [None, None, "", "e"]}

@@ -263,6 +263,9 @@ def test_a_name_is_no_model(ds, tmp_path):
         train_with_log("a/name", ds, tmp_path / "log", epochs=1, **OPTIONS)
 
 
+ODD = [[0.0] * (1 + i % 3) for i in range(N)]
+
+
 def test_bad_input(ds, tmp_path):
     def run(data=ds, net=None, **options):
         return train_with_log(net or make_net(), data, tmp_path / "log", **{**OPTIONS, "epochs": 1, **options})
@@ -281,6 +284,11 @@ def test_bad_input(ds, tmp_path):
         (ValueError, r"1 rows without a class .* first row_id 'r2': -1",
          {"data": ds.map(lambda r, i: {"label": -1 if i == 2 else 0}, with_indices=True)}),
         (ValueError, "1 id occurs more than once: 'r0'", {"data": ds.select([0, 1, 0])}),
+        (ValueError, "column 'odd' has rows of unequal lengths", {"inputs": "odd", "data": ds.add_column("odd", ODD)}),
+        (TypeError, "column 'told' holds something else than numbers",
+         {"inputs": "told", "data": ds.add_column("told", ["1.5"] * N)}),
+        (TypeError, "column 'holes' holds something else than numbers",
+         {"inputs": "holes", "data": ds.add_column("holes", [[None, 1.0]] * N)}),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
             run(**options)

@@ -241,3 +241,24 @@ def test_a_logistic_head_of_rows_far_from_zero():
     far = datasets.Dataset.from_dict({"embedding": list(x + 1e7), "label": labels}, features)
     found = hp.QualityClassifier.fit(far, head="logistic")(far[:])["quality"]
     assert found == pytest.approx(want({"embedding": x})["quality"], abs=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.3, 1e3, 1e6, 1e20])
+def test_a_constant_column_says_nothing_however_large(constant):
+    draw = np.random.default_rng(8)
+    x = np.column_stack([draw.normal(size=(60, 3)), np.full(60, constant)]).astype(np.float32)
+    y = np.arange(60) % 6
+    with_it = datasets.Dataset.from_dict({"embedding": x.tolist(), "label": y})
+    without = datasets.Dataset.from_dict({"embedding": x[:, :3].tolist(), "label": y})
+    for l2 in (1e-9, 1.0):
+        found, expected = (hp.QualityClassifier.fit(ds, l2=l2) for ds in (with_it, without))
+        np.testing.assert_allclose(found.weights, [*expected.weights, 0], rtol=1e-9)
+        np.testing.assert_allclose(found(with_it[:])["quality"], expected(without[:])["quality"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("last", [lambda x: x[:, 0] + x[:, 1], lambda x: np.full(60, 1e6), lambda x: 3.7 * x[:, 2]])
+def test_features_that_depend_on_each_other_up_to_rounding_have_no_weights(last):
+    x = np.random.default_rng(9).normal(size=(60, 3)).astype(np.float32)
+    ds = datasets.Dataset.from_dict({"embedding": np.column_stack([x, last(x)]).tolist(), "label": np.arange(60) % 6})
+    with pytest.raises(ValueError, match="features depend on each other, .* pass l2 > 0"):
+        hp.QualityClassifier.fit(ds, l2=0.0)
