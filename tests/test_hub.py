@@ -116,6 +116,19 @@ def test_both_keeps_scores_out_of_the_data(hub):
     assert by_id(joined, "ssl_proto") == by_id(ds, "ssl_proto")
 
 
+@pytest.mark.parametrize("what", ["data", "both"])
+def test_data_pushed_again_with_other_columns_are_read_as_they_are(hub, what):
+    """`push_to_hub` keeps the old columns in the README, and readers find them full of nulls."""
+    ds = rows()
+    push(hub, ds.add_column("draft", [f"draft {i}" for i in range(len(ds))]), what=what)
+    assert "draft" in load_dataset(REPO, split="train").column_names
+    done = push(hub, ds, what=what)
+    data = load_dataset(REPO, split="train", download_mode="force_redownload")
+    assert data.column_names == ["text", "label", "row_id"] and data.features["label"] == ds.features["label"]
+    assert data["text"][:] == ds["text"][:] and done.changed and done.oid == hub.commits(REPO)[0].oid
+    assert not push(hub, ds, what=what).changed
+
+
 @pytest.mark.parametrize("what", ["scores", "both"])
 def test_a_second_push_changes_nothing(hub, what):
     first = push(hub, rows(), what=what)

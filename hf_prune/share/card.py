@@ -291,6 +291,23 @@ def markers(config_name: str) -> tuple[str, str]:
     return f"<!-- hf_prune:begin{of} -->", f"<!-- hf_prune:end{of} -->"
 
 
+def with_features(readme: str, repo_id: str, config: str, features: Any) -> str:
+    """The README with these features in the `dataset_info:` entry of a config, if it has one with others."""
+    with files.reading(repo_id, "README of", "mend its YAML, then push again"):
+        card = DatasetCard(readme, ignore_metadata_errors=False)
+        _check_header(card.data)
+    infos = card.data.get("dataset_info") or []
+    entries = infos if isinstance(infos, list) else [infos]
+    stale = [
+        e for e in entries if e.get("config_name", "default") == config and e.get("features", features) != features
+    ]
+    if not stale:
+        return readme
+    for entry in stale:
+        entry["features"] = features
+    return "---\n" + card.data.to_yaml(line_break="\n") + "\n---\n" + card.text.lstrip("\n")
+
+
 def merge_readme(
     old: str | None,
     scores: Scores,

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features
 from hf_prune.checks import check_config_name, check_datasets
 from hf_prune.columns import SIDECAR, parse_sidecar, sidecar_text
 from hf_prune.data.files import FULL, making, put, read_text, reading, scratch, write_text
-from hf_prune.share.card import Scores, merge_readme, published
+from hf_prune.share.card import Scores, merge_readme, published, with_features
 from hf_prune.share.join import REMEDY, check_files, choose, described, find, join, pick, read_tables
 from hf_prune.share.remote import README, Remote, data_at, other_reader, retry, undeclared
 from hf_prune.share.tables import (
@@ -130,8 +130,12 @@ def push_scored(
         )
         if create_pr and info.pr_revision:
             remote.revision, create_pr, request = info.pr_revision, False, info.pr_url
+        oid = retry(
+            lambda: _right_features(remote, data_config, next(iter(bare.values())).features) or info.oid,
+            f"reading {repo_id}",
+        )
         if what == "data":
-            return Pushed(request or str(info.repo_url), info.oid, info.oid != before)
+            return Pushed(request or str(info.repo_url), oid, oid != before)
     with scratch() as folder:
         files = dict(write_parquet(tables, config_name, folder))
 
@@ -300,6 +304,21 @@ def _documents(
 def _sidecar(scores: Scores, tables: Mapping[str, pa.Table], files: Mapping[str, Path]) -> str:
     facts = split_facts(tables, files, scores.row_id)
     return sidecar_text(scores.columns, splits=facts, row_id=scores.row_id, data=dict(scores.data))
+
+
+def _right_features(remote: Remote, config: str, features: Features) -> str | None:
+    """Say in the README which columns the data have; the commit, where they were others.
+
+    `push_to_hub` keeps the columns of the only split when it replaces it: whoever loads the data then finds those that
+    are gone, full of nulls.
+    """
+    head = remote.head()
+    old = remote.text(README, head)
+    text = with_features(old or "", remote.repo_id, config, DatasetInfo(features=features)._to_yaml_dict()["features"])
+    if text == old:
+        return None
+    made = remote.put({README: text.encode()}, [], head, "Columns of the data", False)
+    return made.oid if made else None
 
 
 def _readme(
