@@ -171,7 +171,7 @@ def test_a_manifest_without_parts_is_that_of_no_run(tmp_path):
     assert len(score(DS, Widen(), output_dir=tmp_path)["wide"]) == 1200
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "dev-clean", "all", "a/b", "", "a..b", "tr\nain"])
+@pytest.mark.parametrize("name", ["../outside", "/outside", "dev-clean", "all", "a/b", "", "a..b", "tr\nain"])
 def test_names_of_splits_that_become_folders(tmp_path, name):
     both = DatasetDict({"train": DS, name: DS})
     with pytest.raises(ValueError, match="split name .* cannot be read back by datasets; use"):

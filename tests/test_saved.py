@@ -288,8 +288,8 @@ def test_code_needs_trust_and_is_listed(fields, said, hub_embedder):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"source": "live", "revision": "/tmp/place", "preprocess": "a:b"}, "is no digest of 64"),
-        ({"source": "live", "revision": "../../../tmp/place", "preprocess": "a:b"}, "is no digest of 64"),
+        ({"source": "live", "revision": "/elsewhere/place", "preprocess": "a:b"}, "is no digest of 64"),
+        ({"source": "live", "revision": "../../../elsewhere/place", "preprocess": "a:b"}, "is no digest of 64"),
         ({"source": "folder", "revision": "../x"}, "is no digest of 64"),
         ({"revision": "main"}, "is no digest of 40"),
         ({"revision": None}, "is no digest of 40"),

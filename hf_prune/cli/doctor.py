@@ -18,7 +18,6 @@ from typing import Any
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cu11")
 EXTRAS = {"faiss-cpu": "cpu", "sentence-transformers": "st", "scikit-learn": "demo"}
 PROBE_SECONDS = 180
-STATES = ("ok", "note", "warning", "broken")
 
 # imports happen in a process of their own: one that crashes or hangs is a finding, not the end of the doctor
 _PROBES = {

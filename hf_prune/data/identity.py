@@ -360,9 +360,3 @@ def _struct_parts(array: pa.Array) -> list[Part]:
     heads = [_framed(name.encode()) for name in names]
     rows = zip(*(fields[name] for name in names), strict=True)
     return [b"".join(h + _framed(p) for h, p in zip(heads, row, strict=True)) for row in rows]
-
-
-def _media(data: Part, path: Part) -> Part:
-    if data is not None or path is None:
-        return data
-    return _MARK_PATH + bytes(path)

@@ -237,11 +237,6 @@ class EpochRecorder:
 
     # probabilities: of two epochs, in files that the processes share
 
-    def open_last(self, digest: str | None) -> None:
-        """Open the probabilities of the epoch before, as another process left them, and compare their digest."""
-        path = probabilities_path(self.folder, self.epoch - 1)
-        self._maps[self.epoch - 1] = files.open_probabilities(path, self.rows, self.classes, digest)
-
     def flush(self) -> None:
         """Hand what was written to the maps over to the disk."""
         for array in self._maps.values():
