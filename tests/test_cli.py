@@ -271,7 +271,7 @@ def test_files_of_another_kind_are_not_left_out_in_silence(tmp_path):
 def test_help_that_cannot_be_written_is_an_error_in_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from hf_prune.cli import main; main()", "--help"],
+            [sys.executable, "-c", "from hf_prune.cli.main import main; main()", "--help"],
             stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
         )  # fmt: skip
     assert done.returncode == 1 and done.stderr == "hf-prune: error: No space left on device\n"
@@ -305,7 +305,7 @@ def test_an_interruption_leaves_nothing(scored, tmp_path, monkeypatch):
 def test_a_second_interruption_at_the_exit_shows_no_traceback():
     code = """
 import atexit, os, signal
-from hf_prune import cli, doctor
+from hf_prune.cli import doctor, main as cli
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 def interrupted(*args):
     raise KeyboardInterrupt
