@@ -42,7 +42,8 @@ def run(ds, folder, *scorers, **options):
     out = score(ds, *scorers, output_dir=folder, **options)
     return {"fingerprint": out._fingerprint, **{s.name: out[s.name][:] for s in scorers}}
 
-atexit.register(lambda: print("group at exit:", torch.distributed.is_initialized()))  # runs after those made later
+# runs after those made later; one write a process, or the lines of two of them mix
+atexit.register(lambda: os.write(1, f"group at exit: {torch.distributed.is_initialized()}\\n".encode()))
 ds = datasets.load_from_disk(data)
 if options.pop("state_first", False):
     PartialState(cpu=True)
