@@ -13,14 +13,20 @@ __version__ = "0.1.0"
 __all__ = sorted([*PUBLIC, "__version__"])  # noqa: PLE0605
 
 
-def __getattr__(name: str) -> Any:
-    if name not in PUBLIC:
-        raise AttributeError(f"module 'hf_prune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{PUBLIC[name]}", __name__), name)
+if not TYPE_CHECKING:  # a type checker that saw `__getattr__` would take any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in PUBLIC:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, PUBLIC, 1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise AttributeError(f"module 'hf_prune' has no attribute {name!r}{guess}", name=name, obj=None)
+        return getattr(importlib.import_module(f".{PUBLIC[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *PUBLIC})
+    return __all__
 
 
 if TYPE_CHECKING:

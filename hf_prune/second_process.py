@@ -115,7 +115,8 @@ def _through_files(
 
     with tempfile.TemporaryDirectory() as folder:
         task, answer = Path(folder, "task"), Path(folder, "answer")
-        task.write_bytes(dill.dumps((scorer, list(batches))))
+        # a class of a script travels as its code, with what that refers to
+        task.write_bytes(dill.dumps((scorer, list(batches)), recurse=True))
         failed = run(task, answer)
         if failed or not answer.exists():
             raise RuntimeError(f"it failed in a second process: {failed[-500:] or 'no answer came'}")

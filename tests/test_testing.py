@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Mapping
@@ -386,3 +388,38 @@ def test_a_stream_or_splits_are_told():
         check_scorer(hp.Random(), ds.to_iterable_dataset())
     with pytest.raises(TypeError, match="check_scorer got a DatasetDict; choose a split"):
         check_scorer(hp.Random(), DatasetDict({"train": ds}))
+
+
+SCRIPT = '''
+import zlib
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+import hf_prune as hp
+from hf_prune.testing import check_scorer
+
+LEVEL = 6
+
+
+@dataclass(frozen=True, eq=False)
+class CompressionRatio(hp.Scorer):
+    text: str = "text"
+    name: str = "compression_ratio"
+
+    def score(self, batch, rank):
+        raw = [text.encode() for text in batch.texts(self.text)]
+        return [len(zlib.compress(r, LEVEL)) / max(len(r), 1) for r in raw]
+
+
+if __name__ == "__main__":
+    ds = Dataset.from_dict({"text": [f"row {i} " * (i % 7 + 1) for i in range(20)]})
+    print(len(check_scorer(CompressionRatio(), ds)))
+'''
+
+
+def test_a_class_of_a_script_passes(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and int(done.stdout) == len(CHECKS), done.stderr[-2000:]
