@@ -360,19 +360,19 @@ def test_row_ids_are_made_where_they_are_needed(plain, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--scorer", "ssl_prot"), "choose one of aum, cartography, "),
-        (("--scorer", "ssl_prot"), "choose one of "),
-        (("--scorer", "ssl_prot"), "no scorer 'ssl_prot'; choose one of"),
+        (("--scorer", "ssl_prot"), "did you mean 'ssl_proto'?"),
+        (("--scorer", "ssl_prot"), "`hf-prune scorers` lists them"),
+        (("--scorer", "ssl_prot"), "no scorer 'ssl_prot'; did you mean"),
         (("--scorer", "ssl_proto", "--set", "foo=1"), "ssl_proto knows k, embedding"),
         (("--scorer", "ssl_proto", "--set", "k"), "is not key=value"),
         (("--scorer", "aum"), "aum needs log: give it with --set log=..."),
         (("--scorer", "aum", "--set", "log=no/such"), "holds no training log"),
-        (("--scorer", "ssl_proto", "--k", "many"), "k='many' is not int or null"),
+        (("--scorer", "ssl_proto", "--k", "many"), "--k many is not int or null"),
         (("--scorer", "ssl_proto", "--set", "normalize=perhaps"), "is not true or false"),
         (("--scorer", "ssl_proto", "--set", "random.seed=1"), "which --scorer does not name"),
         (("--scorer", "ssl_proto", "--scorer", "ssl_proto"), "twice"),
-        (("--scorer", "ssl_proto", "--k", "5000"), "k=5000"),
-        (("--scorer", "ssl_proto", "--metric", "taxi"), "metric='taxi'"),
+        (("--scorer", "ssl_proto", "--k", "5000"), "--k 5000"),
+        (("--scorer", "ssl_proto", "--metric", "taxi"), "--metric taxi"),
         (("--scorer", "ssl_proto", "--embedding", "vectors"), "'vectors'"),
         (("--scorer", "supervised_proto", "--label", "klass"), "'klass'"),
         (("--scorer", "ssl_proto", "--set", "name=text"), "has already"),
@@ -441,10 +441,10 @@ def test_embed(plain, tmp_path):
     ("options", "expected"),
     [
         (("--by", "nope", "--keep", "0.5"), "no column 'nope'"),
-        (("--by", "ssl_proto", "--keep", "50"), "keep=50.0 is not a fraction"),
+        (("--by", "ssl_proto", "--keep", "50"), "--keep 50.0 is not a fraction"),
         (("--by", "ssl_proto"), "exactly one of keep, rows, threshold and budget"),
         (("--by", "ssl_proto", "--keep", "0.5", "--rows", "3"), "exactly one of"),
-        (("--by", "ssl_proto", "--keep", "0.5", "--prefer", "best"), "prefer='best'"),
+        (("--by", "ssl_proto", "--keep", "0.5", "--prefer", "best"), "--prefer best"),
         (("--by", "ssl_proto", "--budget", "9"), "needs cost"),
         (("--by", "ssl_proto", "--keep", "0.5", "--group-by", "nope"), "'nope'"),
         (("--by", "text", "--keep", "0.5"), "text"),
@@ -494,7 +494,7 @@ def test_push(scored, monkeypatch, tmp_path):
         bare = datasets.load_from_disk(scored / "scored").remove_columns("row_id")
         bare.save_to_disk(tmp_path / "bare")
         assert "row_id" in fails("push", tmp_path / "bare", "user/other")
-        assert "what='all'" in fails("push", scored / "scored", "user/scored", "--what", "all")
+        assert "--what all" in fails("push", scored / "scored", "user/scored", "--what", "all")
 
 
 def test_push_without_scores(plain, tmp_path):

@@ -390,7 +390,7 @@ def test_a_stream_or_splits_are_told():
         check_scorer(hp.Random(), DatasetDict({"train": ds}))
 
 
-SCRIPT = '''
+SCRIPT = """
 import zlib
 from dataclasses import dataclass
 
@@ -415,7 +415,7 @@ class CompressionRatio(hp.Scorer):
 if __name__ == "__main__":
     ds = Dataset.from_dict({"text": [f"row {i} " * (i % 7 + 1) for i in range(20)]})
     print(len(check_scorer(CompressionRatio(), ds)))
-'''
+"""
 
 
 def test_a_class_of_a_script_passes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mimetypes
 import os
 import re
 import warnings
@@ -238,8 +239,11 @@ def check_out(out: Path, overwrite: bool = False, data: str | None = None) -> Pa
     ValueError: kept.json: files are written as .parquet, .jsonl, .csv; a name without extension is a folder
     """
     out = out.expanduser()
-    if out.suffix not in WRITERS and any(end.lower() in READERS for end in out.suffixes[-2:]):  # .JSONL, .csv.gz
-        kinds = ", ".join(WRITERS)
+    kinds = ", ".join(WRITERS)
+    if str(out) == "-":
+        raise ValueError(f"-o -: data are not written to stdout; name a folder, or a file that ends in {kinds}")
+    ends = out.suffixes[-2:]  # .JSONL, .csv.gz
+    if out.suffix not in WRITERS and (any(e.lower() in READERS for e in ends) or any(mimetypes.guess_type(out.name))):
         raise ValueError(f"{out}: files are written as {kinds}; a name without extension is a folder")
     check_replace(out, overwrite, SAVED if out.suffix not in WRITERS else ())
     if data is not None and out.is_dir() and out.resolve() in Path(data).expanduser().resolve().parents:

@@ -5,72 +5,27 @@ Libraries are imported inside of the commands, so that `--help` needs none of th
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from hf_prune import __version__
-from hf_prune.cli.scorers import SCORERS
-from hf_prune.shown import printable, without_tokens
+from hf_prune.cli.errors import NAME, Group, say, show
 
 if TYPE_CHECKING:
     from hf_prune.cli.io import Data
 
-NAME = "hf-prune"
 ESTIMATE_ROWS = 8
-
-
-class _Group(typer.core.TyperGroup):
-    """Turns what goes wrong into one line and an exit code, and warnings into one line each."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except OSError as error:  # the help had nowhere to go
-            if error.errno == errno.EPIPE:
-                raise
-            say(f"error: {explain(error)}")
-            raise typer.Exit(1) from None
-        except Exception as error:
-            raise _clean(error) from None
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with _one_line_warnings():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say("interrupted; nothing was half-written")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit complains
-            raise typer.Exit(1) from None
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if hasattr(error, "exit_code"):  # a usage error
-                raise _clean(error) from None
-            if ctx.meta.get("debug"):  # a traceback that was asked for
-                raise
-            say(f"error: {explain(error)}")
-            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
     name=NAME,
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -81,60 +36,6 @@ def main() -> None:
         app(prog_name=NAME)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # one more Ctrl-C ends what is left, without a traceback
-
-
-def say(text: str) -> None:
-    """One line on stderr: what is written to stdout is the result."""
-    typer.echo(f"{NAME}: {printable(without_tokens(text), lines=True)}", err=True)
-
-
-def show(text: str) -> None:
-    """The result, on stdout: nothing in it that a terminal would obey, and no token."""
-    typer.echo(printable(without_tokens(text), lines=True))
-
-
-def _clean(error: Exception) -> Exception:
-    """An error of the command line's own parser, with what was typed shown as the rest is."""
-    if isinstance(getattr(error, "message", None), str):
-        error.message = printable(without_tokens(error.message))  # type: ignore[attr-defined]
-    return error
-
-
-def explain(error: BaseException) -> str:
-    """An exception as one line that says what to do.
-
-    >>> explain(KeyError("no column 'x'; there are 'a', 'b'"))
-    "no column 'x'; there are 'a', 'b'"
-    >>> explain(ModuleNotFoundError("No module named 'sklearn'", name="sklearn"))
-    "sklearn is not installed; pip install 'hf_prune[demo]'"
-    """
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        extra = {"sklearn": "demo", "sentence_transformers": "st", "faiss": "cpu"}.get(error.name.split(".")[0])
-        command = f"'hf_prune[{extra}]'" if extra else error.name.split(".")[0]
-        return str(error) if "pip install" in str(error) else f"{error.name} is not installed; pip install {command}"
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        where = f": {error.filename}" if error.filename is not None else ""
-        text = f"{error.strerror}{where}"
-    line = " ".join(text.split()) or type(error).__name__
-    if isinstance(error, MemoryError):
-        return f"out of memory ({line}); use fewer rows at a time with --batch-size, or a smaller model"
-    expected = (OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError)
-    if not isinstance(error, expected):
-        return f"{type(error).__name__}: {line} (--debug shows where)"
-    return line
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        say(f"warning: {' '.join(str(message).split())}")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of libraries to programmers
-        warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = show
-        yield
 
 
 def _debug(ctx: typer.Context, value: bool) -> bool:
@@ -176,7 +77,7 @@ def _examples(*lines: str, about: str = "") -> str:
 @app.callback(
     epilog=_examples(
         "hf-prune demo",
-        "hf-prune embed reviews.parquet --model sentence-transformers/all-MiniLM-L6-v2 --column text -o embedded",
+        "hf-prune embed reviews.parquet --model BAAI/bge-small-en-v1.5 -o embedded",
         "hf-prune score embedded --scorer ssl_proto -o scored",
         "hf-prune filter scored --by ssl_proto --keep 0.7 -o kept.parquet",
     )
@@ -215,8 +116,8 @@ def demo(
 
 @app.command(
     epilog=_examples(
-        "hf-prune embed reviews.jsonl --model sentence-transformers/all-MiniLM-L6-v2 --column text -o embedded",
-        "hf-prune embed user/pictures --split train --model facebook/dinov2-small --column image -o embedded.parquet",
+        "hf-prune embed reviews.jsonl --model BAAI/bge-small-en-v1.5 -o embedded",
+        "hf-prune embed user/photos --model facebook/dinov2-small --column image -o e",
     )
 )
 def embed(
@@ -266,10 +167,10 @@ def embed(
 @app.command(
     epilog=_examples(
         "hf-prune score embedded --scorer ssl_proto --k 100 -o scored",
-        "hf-prune score embedded --scorer ssl_proto --scorer supervised_proto --label topic -o scored.parquet",
-        "hf-prune score embedded --scorer ssl_proto --set metric=margin --set name=between -o scored",
+        "hf-prune score embedded --scorer supervised_proto --label topic -o s.parquet",
+        "hf-prune score embedded --scorer ssl_proto --set metric=margin -o scored",
         "hf-prune score new.parquet --scorer saved/ssl_proto -o scored",
-        about=f"Scorers: {', '.join(SCORERS)}.",
+        about="`hf-prune scorers` lists the scorers, `hf-prune scorers NAME` the options of one.",
     )
 )
 def score(
@@ -277,7 +178,7 @@ def score(
     output: Out,
     scorer: Annotated[
         list[str],
-        typer.Option(help="Name (below), folder written by scorer.save(), or package.module:Class. Repeatable."),
+        typer.Option(help="Name, folder written by scorer.save(), or package.module:Class. Repeatable."),
     ],
     k: Annotated[str | None, typer.Option(help="Prototypes; the root of the rows by default.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
@@ -362,8 +263,8 @@ def _run(data: Data, scorers: list[Any], out: Path, scores_dir: Path | None, bat
     "filter",
     epilog=_examples(
         "hf-prune filter scored --by ssl_proto --keep 0.7 -o kept",
-        "hf-prune filter scored --by ssl_proto --keep 0.7 --group-by label --group-floor 0.5 -o kept.parquet",
-        "hf-prune filter scored --by ssl_proto --rows 1000 --prefer low -o easy.jsonl --report easy.html",
+        "hf-prune filter scored --by ssl_proto --keep 0.7 --group-by label -o kept",
+        "hf-prune filter scored --by ssl_proto --rows 1000 --report r.html -o kept",
         "hf-prune filter scored --by quality --budget 1e9 --cost n_tokens -o kept",
     ),
 )
@@ -519,6 +420,22 @@ def push(
         commit_message=message,
     )
     show(f"{done.url} ({'commit ' + done.oid[:12] if done.changed else 'nothing to change'})")
+
+
+@app.command(
+    epilog=_examples(
+        "hf-prune scorers",
+        "hf-prune scorers dsir",
+    )
+)
+def scorers(
+    name: Annotated[str | None, typer.Argument(help="Show this one, with its options.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the scorers by the question they answer, or the options of one."""
+    from hf_prune.cli import catalog
+
+    show(catalog.listing() if name is None else catalog.details(name))
 
 
 @app.command(

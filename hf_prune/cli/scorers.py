@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from hf_prune.checks import MissingColumnError
 
 
 @dataclass(frozen=True)
@@ -26,38 +31,60 @@ class Entry:
     maker: str = "fit"
 
 
+STATE = ("logged", "fitted_on")  # fields that a fit fills, no options
+
 # a new scorer is one line here; its options are read from the signature of its `fit`, or of its class
-SCORERS: dict[str, Entry] = {
-    "aum": Entry("AUM", maker="from_log"),
-    "cartography": Entry("Cartography", maker="from_log"),
-    "dyn_unc": Entry("DynamicUncertainty", maker="from_log"),
-    "el2n": Entry("EL2N"),
-    "el2n_log": Entry("EL2N", maker="from_log"),
-    "forgetting": Entry("Forgetting", maker="from_log"),
-    "grand": Entry("GraNd"),
-    "herding": Entry("Herding"),
-    "k_center": Entry("KCenter"),
-    "moderate": Entry("Moderate"),
-    "ask_llm": Entry("AskLLM"),
-    "kenlm": Entry("KenLM"),
-    "perplexity": Entry("Perplexity"),
-    "quality": Entry("QualityClassifier", ("annotated",)),
-    "dsir": Entry("DSIR", ("target",)),
-    "random": Entry("Random"),
-    "semdedup": Entry("SemDeDup"),
-    "ssl_proto": Entry("SSLPrototypes"),
-    "supervised_proto": Entry("SupervisedPrototypes"),
-    "t2v_alignment": Entry("Task2VecAlignment", ("target",)),
-    "t2v_complexity": Entry("Task2VecComplexity"),
-    "tdds": Entry("TDDS", maker="from_log"),
-    "uncertainty": Entry("Uncertainty"),
-    "uncertainty_log": Entry("Uncertainty", maker="from_log"),
-    "vendi": Entry("VendiContribution"),
-    "exact": Entry("ExactDedup", ("reference",)),
-    "minhash": Entry("MinHashDedup", ("reference",)),
-    "substring": Entry("SubstringDedup", ("reference",)),
-    "text_rules": Entry("TextStatistics"),
+QUESTIONS: dict[str, dict[str, Entry]] = {
+    "Which rows are duplicates?": {
+        "exact": Entry("ExactDedup", ("reference",)),
+        "minhash": Entry("MinHashDedup", ("reference",)),
+        "substring": Entry("SubstringDedup", ("reference",)),
+        "semdedup": Entry("SemDeDup"),
+    },
+    "Which rows are typical, which unusual?": {
+        "ssl_proto": Entry("SSLPrototypes"),
+        "supervised_proto": Entry("SupervisedPrototypes"),
+        "moderate": Entry("Moderate"),
+        "k_center": Entry("KCenter"),
+        "herding": Entry("Herding"),
+        "vendi": Entry("VendiContribution"),
+    },
+    "Which rows are mislabelled, which hard?": {
+        "aum": Entry("AUM", maker="from_log"),
+        "el2n": Entry("EL2N"),
+        "el2n_log": Entry("EL2N", maker="from_log"),
+        "grand": Entry("GraNd"),
+        "forgetting": Entry("Forgetting", maker="from_log"),
+        "cartography": Entry("Cartography", maker="from_log"),
+        "dyn_unc": Entry("DynamicUncertainty", maker="from_log"),
+        "tdds": Entry("TDDS", maker="from_log"),
+        "uncertainty": Entry("Uncertainty"),
+        "uncertainty_log": Entry("Uncertainty", maker="from_log"),
+        "t2v_complexity": Entry("Task2VecComplexity"),
+    },
+    "Which rows are like my target?": {
+        "dsir": Entry("DSIR", ("target",)),
+        "t2v_alignment": Entry("Task2VecAlignment", ("target",)),
+    },
+    "Which texts are of quality?": {
+        "text_rules": Entry("TextStatistics"),
+        "quality": Entry("QualityClassifier", ("annotated",)),
+        "ask_llm": Entry("AskLLM"),
+        "perplexity": Entry("Perplexity"),
+        "kenlm": Entry("KenLM"),
+    },
+    "What must every method beat?": {
+        "random": Entry("Random"),
+    },
 }
+SCORERS = {name: entry for group in QUESTIONS.values() for name, entry in group.items()}
+
+
+def class_of(entry: Entry) -> Any:
+    """The class of a scorer of the command line."""
+    import hf_prune
+
+    return _imported(entry.home) if ":" in entry.home else getattr(hf_prune, entry.home)
 
 
 def find(name: str, trust_code: bool = False) -> tuple[Any, Entry | None]:
@@ -66,25 +93,37 @@ def find(name: str, trust_code: bool = False) -> tuple[Any, Entry | None]:
     Raises:
         ValueError: no such scorer; the message lists those that are. Or a saved one that names code, without trust.
     """
-    import hf_prune
     from hf_prune.scorer import Scorer
-    from hf_prune.values import import_name
 
     folder = Path(name).expanduser()
     if (folder / "scorer.json").is_file():
         return Scorer.load(folder, trust_code=trust_code), None
     if name in SCORERS:
-        home = SCORERS[name].home
-        return (import_name(home) if ":" in home else getattr(hf_prune, home)), SCORERS[name]
+        return class_of(SCORERS[name]), SCORERS[name]
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name):
-        found = import_name(name)
+        found = _imported(name)
         if not (isinstance(found, type) and issubclass(found, Scorer)):
             raise ValueError(f"{name} is no Scorer class")
         return found, Entry(name)
+    if folder.is_dir() or "/" in name:
+        raise ValueError(f"{name} holds no saved scorer: {folder / 'scorer.json'} is missing")
+    near = get_close_matches(name, SCORERS, 1)
     raise ValueError(
-        f"there is no scorer {name!r}; choose one of {', '.join(SCORERS)}, a folder written by scorer.save(), "
-        "or package.module:Class"
+        f"there is no scorer {name!r}; {f'did you mean {near[0]!r}? ' if near else ''}`hf-prune scorers` lists them; a "
+        "folder written by scorer.save(), or package.module:Class, will do too"
     )
+
+
+def _imported(name: str) -> Any:
+    """What `module:Class` names; modules of the current folder are found last, so that they hide no other."""
+    from hf_prune.values import import_name
+
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        return import_name(name)
+    finally:
+        sys.path.remove(here)
 
 
 def build(
@@ -113,8 +152,8 @@ def build(
     found = {name: find(name, trust_code) for name in names}
     if len(found) < len(names):
         raise ValueError(f"--scorer names one scorer twice: {', '.join(names)}")
-    makers = {name: _maker(thing, entry) for name, (thing, entry) in found.items()}
-    known = {name: _parameters(maker) for name, maker in makers.items()}
+    makers = {name: maker_of(thing, entry) for name, (thing, entry) in found.items()}
+    known = {name: parameters_of(maker) for name, maker in makers.items()}
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     pairs = [_pair(text) for text in options] + [(k, v) for k, v in flags.items() if v is not None]
     for key, text in pairs:
@@ -129,6 +168,7 @@ def build(
         missing = [p for p, facts in parameters.items() if facts.default is facts.empty and p not in given[name]]
         if missing:
             raise ValueError(f"{name} needs {missing[0]}: give it with --set {missing[0]}=...")
+        _check_columns(name, parameters, given[name], ds)
     made = []
     for name, maker in makers.items():
         if maker is None:
@@ -141,19 +181,46 @@ def build(
     return made
 
 
-def _maker(thing: Any, entry: Entry | None) -> Any:
+def _check_columns(name: str, parameters: Mapping[str, Any], given: Mapping[str, Any], ds: Any) -> None:
+    """Raise for columns of rows that are not there, with what makes or names them, before anything is computed.
+
+    Raises:
+        MissingColumnError: embeddings, texts or labels are missing.
+    """
+    for what in ("embedding", "text", "label"):
+        column = given.get(what, getattr(parameters.get(what), "default", None))
+        for one in (column,) if isinstance(column, str) else column or ():
+            if isinstance(one, str) and one.split(".")[0] not in ds.column_names:
+                near = get_close_matches(one, ds.column_names, 1)
+                step = (
+                    "make one with `hf-prune embed`" if what == "embedding" else f"name yours with --set {what}=COLUMN"
+                )
+                guess = f"did you mean --set {what}={near[0]}? Or " if near else ""
+                raise MissingColumnError(
+                    f"{name} reads column {one!r}, the rows have {sorted(ds.column_names)}; {guess}{step}"
+                )
+
+
+def maker_of(thing: Any, entry: Entry | None) -> Any:
     """What makes the scorer: its `fit` or `from_log`, or its class; None where it is made already."""
     if entry is None:
         return None
     return getattr(thing, entry.maker, thing)
 
 
-def _parameters(maker: Any) -> dict[str, inspect.Parameter]:
+def parameters_of(maker: Any) -> dict[str, inspect.Parameter]:
+    """Options of a scorer.
+
+    Args:
+        maker: what makes a scorer; None where it is made already.
+    """
     if maker is None:
         return {}
     there = inspect.signature(maker).parameters
     return {
-        name: p for name, p in there.items() if name != "ds" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        name: p
+        for name, p in there.items()
+        if name not in ("ds", *STATE) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
 
 
