@@ -29,7 +29,7 @@ OPTIONAL = {"row_id"}  # used where they are there
 def needs(entry: Entry) -> str:
     """What a scorer needs, in words.
 
-    >>> needs(SCORERS["dsir"]), needs(SCORERS["ssl_proto"])
+    >>> needs(Entry("DSIR")), needs(Entry("SSLPrototypes"))
     ('texts, a target dataset', 'embeddings')
     """
     there = inspect.signature(maker_of(class_of(entry), entry)).parameters
