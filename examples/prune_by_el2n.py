@@ -75,8 +75,8 @@ def main() -> None:
         common = {"inputs": args.column, "label": "given", "batch_size": 64, "augment": augment, "save_every": 0}
         return network, hp.train_with_log(network, rows, log, epochs=epochs, seed=seed, **common, **more)
 
-    # record="eval": a clean pass after each epoch, which is what EL2N is defined on
-    early = {"epochs": args.early, "record": "eval", "schedule": "constant"}
+    # mode="eval": a clean pass after each epoch, which is what EL2N is defined on
+    early = {"epochs": args.early, "mode": "eval", "schedule": "constant"}
     logs = [train(ds, args.output / f"early-{seed}", seed, **early)[1] for seed in range(args.networks)]
     el2n = hp.EL2N.from_log(logs, epochs=args.early - 1)
     ds = hp.score(ds, el2n, output_dir=args.output / "scores")

@@ -90,7 +90,7 @@ LOGGED = {
     "Cartography": lambda log: hp.Cartography.from_log(log),
     "DynamicUncertainty": lambda log: hp.DynamicUncertainty.from_log(log, window=3),
     "TDDS": lambda log: hp.TDDS.from_log(log, window=3),
-    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, measure="margin"),
+    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, statistic="margin"),
 }
 
 

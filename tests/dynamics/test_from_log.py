@@ -224,16 +224,21 @@ def test_rules_for_the_never_learned(tmp_path):
         assert fine[3] > fine[0]  # learned later, more often wrong: harder among the unforgettable
     with pytest.raises(ValueError, match="never='T' is none of 'epochs', 'inf' or a number"):
         hp.Forgetting.from_log(log, never="T")
-    with pytest.raises(ValueError, match="tie_break='x' is not one of None, 'first_learned', 'el2n'"):
+    with pytest.raises(ValueError, match="tie_break='x' is not known; choose one of None, 'first_learned', 'el2n'"):
         hp.Forgetting.from_log(log, tie_break="x")
 
 
-def test_aum_has_two_signs(log):
-    clean, hard = (hp.AUM.from_log(log, mode=mode) for mode in ("noise", "prune"))
-    assert (scored(clean)["aum"] == -scored(hard)["aum"]).all()
-    assert "mislabelled rows are the lowest" in clean.describe().meaning and "its negative" in hard.describe().raw
-    with pytest.raises(ValueError, match="mode='hard' is not one of noise, prune"):
-        hp.AUM.from_log(log, mode="hard")
+def test_high_aum_means_keep(log):
+    column = hp.AUM.from_log(log).describe()
+    assert "mislabelled rows are the lowest" in column.meaning and "the column is it" in column.raw
+    with pytest.raises(TypeError, match="mode"):
+        hp.AUM.from_log(log, mode="prune")
+
+
+@pytest.mark.parametrize("percentile", [200, -1, float("nan"), "99"])
+def test_a_percentile_that_is_none_is_refused_with_and_without_threshold_samples(log, percentile):
+    with pytest.raises(ValueError, match="percentile=.* is not 0 or more and up to 100"):
+        hp.AUM.from_log(log, percentile=percentile)
 
 
 def test_threshold_rows_are_disjoint_and_a_function_of_the_ids():
@@ -385,8 +390,10 @@ def test_bad_input(log, tmp_path, logits):
         hp.DynamicUncertainty.from_log(log, window=20)
     with pytest.raises(ValueError, match="a window of 20 epochs needs as many recorded; there are 14"):
         hp.TDDS.from_log(log, window=20)
-    with pytest.raises(ValueError, match="measure='x' is not one of entropy, least_confidence, margin"):
-        hp.Uncertainty.from_log(log, measure="x")
+    with pytest.raises(
+        ValueError, match="statistic='x' is not known; choose one of 'entropy', 'least_confidence', 'margin'"
+    ):
+        hp.Uncertainty.from_log(log, statistic="x")
     plain = TrainingLog.from_logits(tmp_path / "plain", IDS, logits, LABELS)
     with pytest.raises(ValueError, match="record the run with divergence=True"):
         hp.TDDS.from_log(plain)

@@ -108,7 +108,7 @@ def test_recording_changes_nothing(ds, alone, tmp_path):
     for record, workers in (("train", 0), ("eval", 0), ("eval", 1)):
         one = net()
         log = train_with_log(
-            one, ds, tmp_path / f"{record}{workers}", epochs=2, record=record, workers=workers, **OPTIONS
+            one, ds, tmp_path / f"{record}{workers}", epochs=2, mode=record, workers=workers, **OPTIONS
         )
         assert log.mode == record and one.training == (record == "train")
         found.append([value.clone() for value in one.state_dict().values()])
@@ -271,10 +271,10 @@ def test_bad_input(ds, tmp_path):
         return train_with_log(net or make_net(), data, tmp_path / "log", **{**OPTIONS, "epochs": 1, **options})
 
     for error, words, options in (
-        (ValueError, "epochs=0 and batch_size=16", {"epochs": 0}),
-        (KeyError, "no column 'id' in the dataset", {"id_column": "id"}),
-        (KeyError, "no column 'y' in the dataset", {"label": "y"}),
-        (KeyError, "no column 'image' in the dataset", {"inputs": "image"}),
+        (ValueError, "epochs=0 is no whole number from 1 up", {"epochs": 0}),
+        (KeyError, "reads column 'id', the rows have", {"row_id": "id"}),
+        (KeyError, "reads column 'y', the rows have", {"label": "y"}),
+        (KeyError, "reads column 'image', the rows have", {"inputs": "image"}),
         (ValueError, "schedule='steps' is not known", {"schedule": "steps"}),
         (ValueError, "the dataset has no rows", {"data": ds.select([])}),
         (TypeError, "hard labels", {"label": "soft", "data": ds.add_column("soft", [0.5] * N)}),

@@ -175,7 +175,7 @@ def test_the_loss_of_a_language_model_is_that_of_the_model(tmp_path):
     ds = texts(8)
     trainer = RecordingTrainer(
         language_model(0.0), arguments(tmp_path, num_train_epochs=1, learning_rate=0.0), train_dataset=ds,
-        data_collator=pad_lm, log=tmp_path / "log", record="eval",
+        data_collator=pad_lm, log=tmp_path / "log", mode="eval",
     )  # fmt: skip
     trainer.train()
     log = TrainingLog(tmp_path / "log")
@@ -195,7 +195,7 @@ def test_a_clean_pass_draws_nothing_and_sees_all(tmp_path):
         train_dataset=ds,
         data_collator=pad,
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     ours.train()
     assert torch.equal(weights(ours), weights(stock))
@@ -225,7 +225,7 @@ def test_images_with_a_transform_that_drops_the_ids(tmp_path):
         train_dataset=ds.with_transform(flip),
         clean_dataset=ds.with_transform(straight),
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     trainer.train()
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_going_on(tmp_path, steps, record):
     def run(name, checkpoint=None, callbacks=(), **more):
         made = RecordingTrainer(
             classifier(), arguments(tmp_path / name, **{**options, **more}), train_dataset=ds, data_collator=pad,
-            log=tmp_path / f"{name}-log", record=record, callbacks=list(callbacks),
+            log=tmp_path / f"{name}-log", mode=record, callbacks=list(callbacks),
         )  # fmt: skip
         made.train(resume_from_checkpoint=checkpoint)
         return made
@@ -311,7 +311,7 @@ def test_an_epoch_that_is_cut_off_is_told(tmp_path, how, record):
     options = {"max_steps": 8} if how == "max_steps" else {}
     trainer = RecordingTrainer(
         classifier(), arguments(tmp_path, **options), train_dataset=texts(), data_collator=pad, log=tmp_path / "log",
-        record=record, callbacks=[] if options else [Stop()],
+        mode=record, callbacks=[] if options else [Stop()],
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"epoch 1 was cut off after 8 of its 22 rows and is not .* a multiple of 6$"):
         trainer.train()
@@ -419,7 +419,7 @@ def test_a_damaged_epoch_is_recorded_again_from_a_checkpoint_before_it(tmp_path,
     def run(name, checkpoint=None):
         made = RecordingTrainer(
             classifier(), arguments(tmp_path / name, save_strategy="epoch", num_train_epochs=4),
-            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", record=record,
+            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", mode=record,
         )  # fmt: skip
         made.train(resume_from_checkpoint=checkpoint)
         return TrainingLog(tmp_path / f"{name}-log")
@@ -528,7 +528,7 @@ def test_labels_are_shifted_for_causal_models_only(tmp_path, kind):
         train_dataset=ds,
         data_collator=pad_lm,
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     trainer.train()
     log = TrainingLog(tmp_path / "log")
@@ -615,7 +615,7 @@ for record in ("train", "eval"):
     options = {"optim": "sgd", "per_device_train_batch_size": 2, "average_tokens_across_devices": False}
     options = arguments(folder / record, **options)
     data = {"train_dataset": texts(21), "data_collator": pad}
-    trainer = RecordingTrainer(classifier(0.0), options, **data, log=folder / f"{record}-log", record=record)
+    trainer = RecordingTrainer(classifier(0.0), options, **data, log=folder / f"{record}-log", mode=record)
     trainer.train()
     facts[record] = weights(trainer)[:50].tolist()
 (folder / f"facts-{options.process_index}.json").write_text(json.dumps({"world": options.world_size, **facts}))
