@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.aum import AUM as AUM
     from hf_prune.dynamics.aum import with_threshold_samples as with_threshold_samples
     from hf_prune.dynamics.cartography import Cartography as Cartography
+    from hf_prune.dynamics.dual import DUAL as DUAL
     from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
     from hf_prune.dynamics.el2n import EL2N as EL2N
     from hf_prune.dynamics.evaluate import evaluate_model as evaluate_model

@@ -12,6 +12,7 @@ PUBLIC = {
     "Batch": "data.batch",
     "Cartography": "dynamics.cartography",
     "DSIR": "scorers.dsir",
+    "DUAL": "dynamics.dual",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
     "EL2N": "dynamics.el2n",
     "Embedder": "networks.embedder",

@@ -30,6 +30,7 @@ class Entry:
 SCORERS: dict[str, Entry] = {
     "aum": Entry("AUM", maker="from_log"),
     "cartography": Entry("Cartography", maker="from_log"),
+    "dual": Entry("DUAL", maker="from_log"),
     "dyn_unc": Entry("DynamicUncertainty", maker="from_log"),
     "el2n": Entry("EL2N"),
     "el2n_log": Entry("EL2N", maker="from_log"),

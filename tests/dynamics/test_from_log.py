@@ -11,6 +11,7 @@ import hf_prune as hp
 from hf_prune.data.identity import digests
 from hf_prune.dynamics.aum import flagged, threshold_rows
 from hf_prune.dynamics.cartography import training_map
+from hf_prune.dynamics.dual import dual
 from hf_prune.dynamics.dynamic_uncertainty import dynamic_uncertainty
 from hf_prune.dynamics.forgetting import forgetting_events
 from hf_prune.dynamics.from_log import mean_of_epochs
@@ -83,6 +84,20 @@ def by_hand(logits):
             out["tdds"][i] += np.sqrt(((window - window.mean()) ** 2).sum()) * 0.9 * 0.1 ** (T - 10 - k)
         out["uncertainty_entropy"][i] = -(p[:, i] * np.log(p[:, i])).sum(1).mean()
     return out
+
+
+def test_dual_vectors(tmp_path):
+    p = np.array([[0.2, 0.5, 0.9], [0.4, 0.6, 0.9], [0.7, 0.4, 0.95], [0.6, 0.7, 0.9]])
+    np.testing.assert_allclose(dual(p, window=3), [0.10440037, 0.05809638, 0.00240563], atol=5e-9)
+    z = np.stack([np.log(p / (1 - p)), np.zeros_like(p)], axis=2)
+    log = TrainingLog.from_logits(tmp_path, list("abc"), z, [0] * 3, mode="eval")
+    scores = hp.DUAL.from_log(log, window=3)({"row_id": list("abc")})["dual"]
+    np.testing.assert_allclose(scores, dual(p, window=3), atol=1e-7)
+    np.testing.assert_allclose(dual(p, window=4), p.std(0, ddof=1) * (1 - p.mean(0)), rtol=1e-12)  # all epochs
+    with pytest.raises(ValueError, match="a window of 5 epochs needs as many recorded"):
+        hp.DUAL.from_log(log, window=5)
+    with pytest.raises(ValueError, match="window=1 is no whole number from 2 up"):
+        hp.DUAL.from_log(log, window=1)
 
 
 def test_forgetting_vectors():
