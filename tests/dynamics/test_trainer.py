@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2LMHeadModel,
     ResNetConfig,
@@ -644,3 +646,47 @@ def test_two_processes(tmp_path):
     # the first epoch but for its last step, where repeated rows weigh in: the same order, half a batch each
     for name in logs["alone"].columns:
         np.testing.assert_allclose(logs["train"].read(name, 0), logs["alone"].read(name, 0), atol=1e-4)
+
+
+def test_rows_that_are_packed(tmp_path):
+    """Scores of packed sequences are not scores of documents: said where it shows; joined batches are refused."""
+    long = [[1 + (i + j) % 39 for j in range(64)] for i in range(10)]
+    ds = Dataset.from_dict({"row_id": [f"r{i}" for i in range(10)], "input_ids": long})
+
+    def make(ds, model=None, **more):
+        more = {"data_collator": pad_lm, "log": tmp_path / "log", **more}
+        return RecordingTrainer(model or language_model(), arguments(tmp_path), train_dataset=ds, **more)
+
+    for packed, why in (
+        (ds, "all are 64 tokens long, without padding"),
+        (ds.add_column("attention_mask", [[1] * 64] * 10), "all are 64 tokens long, without padding"),
+        (ds.select(range(3)).add_column("seq_lengths", [[30, 34]] * 3), "column 'seq_lengths'"),
+        (ds.select(range(3)).add_column("position_ids", [[*range(30), *range(34)]] * 3), "'position_ids' begins anew"),
+    ):
+        with pytest.warns(UserWarning, match=rf"look packed \(.*{why}.*\): scores will be those of packed sequences"):
+            make(packed)
+    padded = [[1] * 60 + [0] * 4] * 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(ds.add_column("attention_mask", padded))
+        make(ds.select(range(3)).add_column("position_ids", [[*range(64)]] * 3))
+        make(ds.map(lambda row: {"input_ids": row["input_ids"][: 32 + int(row["row_id"][1:])]}))
+        make(ds.add_column("label", [0] * 10), model=classifier(), data_collator=pad)  # rows of a classifier are rows
+    with pytest.raises(ValueError, match="DataCollatorWithFlattening joins the rows of a batch to one"):
+        make(ds, data_collator=DataCollatorWithFlattening())
+    options = arguments(tmp_path)
+    options.packing = True  # as TRL has it, whose packing drops the ids
+    with pytest.raises(KeyError, match="packing=True joined the documents and dropped their ids; no column 'row_id'"):
+        RecordingTrainer(language_model(), options, train_dataset=ds.remove_columns("row_id"), log=tmp_path / "log")
+
+
+def test_classes_of_other_names(tmp_path):
+    ds, model = texts().cast_column("label", ClassLabel(names=["cat", "dog", "fish"])), classifier()
+    model.config.id2label = {0: "dog", 1: "cat", 2: "fish"}
+    options = {"data_collator": pad, "log": tmp_path / "log"}
+    with pytest.raises(ValueError, match="has the classes 0: 'cat', .*; the model BertForSeq.* has 0: 'dog', 1: 'cat'"):
+        RecordingTrainer(model, arguments(tmp_path), train_dataset=ds, **options)
+    model.config.id2label = {0: "CAT", 1: "Dog", 2: "fish"}
+    trainer = RecordingTrainer(model, arguments(tmp_path, num_train_epochs=1), train_dataset=ds, **options)
+    trainer.train()
+    assert TrainingLog(tmp_path / "log").facts["class_names"] == ["cat", "dog", "fish"]
