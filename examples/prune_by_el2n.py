@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from label_noise import spoil
 from small_pictures import load
-from small_resnet import small_resnet, to_input
+from small_resnet import small_resnet
 
 import hf_prune as hp
 
@@ -44,17 +44,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
-
-
-def accuracy(network: torch.nn.Module, test: Dataset, column: str, label: str) -> float:
-    """Share of test rows that the network gets right."""
-    network.eval()
-    with torch.no_grad():
-        right = [
-            network(to_input(batch[column])).argmax(1) == torch.tensor(batch[label])
-            for batch in test.iter(batch_size=256)
-        ]
-    return float(torch.cat(right).float().mean())
 
 
 def main() -> None:
@@ -96,7 +85,7 @@ def main() -> None:
         found = []
         for seed in range(args.seeds):
             network, _ = train(rows, args.output / f"{name}-{seed}", 100 + seed, args.epochs)
-            found.append(accuracy(network, test, args.column, args.label))
+            found.append(hp.evaluate_model(network, test, inputs=args.column, label=args.label).accuracy)
         spread = f" ({min(found):.1%} to {max(found):.1%})" if args.seeds > 1 else ""
         wrong, hard = np.mean(rows["wrong"][:]), np.mean(rows[el2n.name][:])
         print(f"{name:<12} {len(rows):>6} {wrong:>7.1%} {hard:>10.3f} {fmean(found):>14.1%}{spread}")

@@ -74,7 +74,7 @@ class DynamicUncertainty(LoggedScorer):
 
     paper: ClassVar[str] = "He et al., Large-scale Dataset Pruning with Dynamic Uncertainty, 2023, arXiv 2306.05175"
     meaning: ClassVar[str] = (
-        "its probability moves from epoch to epoch; mislabelled rows are low until they are memorised"
+        "its probability moves from epoch to epoch; mislabelled rows are low until they are memorized"
     )
 
     window: int = 10

@@ -109,7 +109,7 @@ class EL2N(ModelsOrLog):
         def statistic(run: Run) -> dict[str, Column]:
             if run.epochs == [0] and run.log.mode == "train":
                 warn(
-                    f"{cls.__name__}: the training passes of epoch 0 begin at initialisation, where this score says "
+                    f"{cls.__name__}: the training passes of epoch 0 begin at initialization, where this score says "
                     "little more than how long the input is (Kirsch, arXiv 2303.14753); take a later epoch, or more"
                 )
             return {"score": mean_of_epochs(error for (error,) in run.each("el2n"))}

@@ -2,7 +2,8 @@
 
 A global batch is the same rows whatever the number of processes, each of which takes its share; the loss is the mean
 over the global batch. So no row is repeated to fill a batch, and two processes train as one does (but for dropout,
-augmentation, and batch norm, whose statistics are those of a share).
+augmentation, and batch norm, whose statistics are those of a share). The function is long by its arguments: what it does
+is thirty lines, and `_Run` has the rest.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def test_clean_passes_are_el2n_and_training_passes_are_not(logits, log, tmp_path
     clean = TrainingLog.from_logits(tmp_path / "clean", IDS, logits, LABELS, mode="eval")
     assert hp.EL2N.from_log(clean).name == "el2n" and hp.EL2N.from_log(log).name == "el2n_train"
     assert "not the paper's clean pass" in hp.EL2N.from_log(log).describe().raw
-    with pytest.warns(UserWarning, match="epoch 0 begin at initialisation"):
+    with pytest.warns(UserWarning, match="epoch 0 begin at initialization"):
         hp.EL2N.from_log(log, epochs=0)
     hp.EL2N.from_log(clean, epochs=0)  # a clean pass comes after the epoch
     with pytest.raises(ValueError, match="log 1 has mode 'train', log 0 has 'eval'"):
