@@ -85,6 +85,7 @@ def evaluate_model(
 
     check_model(model)
     check_count("batch_size", batch_size)
+    check_count("workers", workers, 0)
     feed = Feed(ds, inputs=inputs, label=label, who="evaluate_model")
     feed.check_names(model, f"the network {type(model).__name__}")
     accelerator, world = processes(accelerator)

@@ -96,10 +96,11 @@ class Feed:
         try:
             out = model(**x) if isinstance(x, Mapping) else model(x)
         except RuntimeError as error:
-            if self._fits or not getattr(x, "ndim", 0) == 4 or not isinstance(self.make, Columns):
+            shape = any(words in str(error) for words in ("channels", "cannot be multiplied"))
+            if not shape or getattr(x, "ndim", 0) != 4 or not isinstance(self.make, Columns):
                 raise
             raise ValueError(
-                f"the network does not take images as they are fed, (b, 3, h, w) from -1 to 1, here "
+                "the network does not take images as they are fed, (b, 3, h, w) from -1 to 1, here "
                 f"{tuple(x.shape)}: {str(error).splitlines()[0]}. Give a function of a batch's columns as inputs= that "
                 "makes what it wants; for one channel: lambda batch: torch.stack([pil_to_tensor(image.convert('L')) "
                 f"for image in batch[{self.make.column!r}]]) / 255"
@@ -123,7 +124,15 @@ def to_device(x: Any, device: Any) -> Any:
 
 
 def crop_and_flip(x: torch.Tensor, generator: torch.Generator, pad: int = 4) -> torch.Tensor:
-    """Augment images (b, c, h, w): a crop of the reflected image, moved by up to `pad` pixels, and a flip for half.
+    """Augment images: a crop of the reflected image, moved by up to `pad` pixels, and a flip for half of them.
+
+    Args:
+        x: images (b, c, h, w).
+        generator: source of the random numbers, on the device of the images.
+        pad: largest number of pixels by which an image is moved.
+
+    Returns:
+        Images of the same shape.
 
     >>> import torch
     >>> crop_and_flip(torch.zeros(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape

@@ -2,8 +2,8 @@
 
 A global batch is the same rows whatever the number of processes, each of which takes its share; the loss is the mean
 over the global batch. So no row is repeated to fill a batch, and two processes train as one does (but for dropout,
-augmentation, and batch norm, whose statistics are those of a share). The function is long by its arguments: what it does
-is thirty lines, and `_Run` has the rest.
+augmentation, and batch norm, whose statistics are those of a share). The function is long by its arguments: what it
+does is thirty lines, and `_Run` has the rest.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def train_with_log(
     (2, 'train')
     """
     check_count("epochs", epochs)
+    check_count("save_every", save_every, 0)
+    check_count("workers", workers, 0)
     check_model(model)
     factor = _factor(schedule)
     feed = Feed(ds, inputs=inputs, label=label, row_id=row_id, who="train_with_log")

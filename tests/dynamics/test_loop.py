@@ -297,6 +297,9 @@ def test_bad_input(ds, tmp_path):
 
     for error, words, options in (
         (ValueError, "epochs=0 is no whole number from 1 up", {"epochs": 0}),
+        (ValueError, "batch_size=0 is no whole number from 1 up", {"batch_size": 0}),
+        (ValueError, "save_every=-1 is no whole number from 0 up", {"save_every": -1}),
+        (ValueError, "workers=None is no whole number from 0 up", {"workers": None}),
         (KeyError, "reads column 'id', the rows have", {"row_id": "id"}),
         (KeyError, "reads column 'y', the rows have", {"label": "y"}),
         (KeyError, "reads column 'image', the rows have", {"inputs": "image"}),
