@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset
 from label_noise import spoil
 from small_pictures import load
-from small_resnet import small_resnet, to_input
+from small_resnet import small_resnet
 
 import hf_prune as hp
 
@@ -46,17 +46,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def accuracy(network: torch.nn.Module, test: Dataset, column: str, label: str) -> float:
-    """Share of test rows that the network gets right."""
-    network.eval()
-    with torch.no_grad():
-        right = [
-            network(to_input(batch[column])).argmax(1) == torch.tensor(batch[label])
-            for batch in test.iter(batch_size=256)
-        ]
-    return float(torch.cat(right).float().mean())
-
-
 def main() -> None:
     args = parse()
     ds = load(args.data, args.split, args.column, args.label, args.limit)
@@ -75,8 +64,8 @@ def main() -> None:
         common = {"inputs": args.column, "label": "given", "batch_size": 64, "augment": augment, "save_every": 0}
         return network, hp.train_with_log(network, rows, log, epochs=epochs, seed=seed, **common, **more)
 
-    # record="eval": a clean pass after each epoch, which is what EL2N is defined on
-    early = {"epochs": args.early, "record": "eval", "schedule": "constant"}
+    # mode="eval": a clean pass after each epoch, which is what EL2N is defined on
+    early = {"epochs": args.early, "mode": "eval", "schedule": "constant"}
     logs = [train(ds, args.output / f"early-{seed}", seed, **early)[1] for seed in range(args.networks)]
     el2n = hp.EL2N.from_log(logs, epochs=args.early - 1)
     ds = hp.score(ds, el2n, output_dir=args.output / "scores")
@@ -96,7 +85,7 @@ def main() -> None:
         found = []
         for seed in range(args.seeds):
             network, _ = train(rows, args.output / f"{name}-{seed}", 100 + seed, args.epochs)
-            found.append(accuracy(network, test, args.column, args.label))
+            found.append(hp.evaluate_model(network, test, inputs=args.column, label=args.label).accuracy)
         spread = f" ({min(found):.1%} to {max(found):.1%})" if args.seeds > 1 else ""
         wrong, hard = np.mean(rows["wrong"][:]), np.mean(rows[el2n.name][:])
         print(f"{name:<12} {len(rows):>6} {wrong:>7.1%} {hard:>10.3f} {fmean(found):>14.1%}{spread}")

@@ -45,12 +45,14 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.aum import AUM as AUM
     from hf_prune.dynamics.aum import with_threshold_samples as with_threshold_samples
     from hf_prune.dynamics.cartography import Cartography as Cartography
+    from hf_prune.dynamics.dual import DUAL as DUAL
     from hf_prune.dynamics.dynamic_uncertainty import DynamicUncertainty as DynamicUncertainty
     from hf_prune.dynamics.el2n import EL2N as EL2N
+    from hf_prune.dynamics.evaluate import evaluate_model as evaluate_model
+    from hf_prune.dynamics.feed import crop_and_flip as crop_and_flip
     from hf_prune.dynamics.forgetting import Forgetting as Forgetting
     from hf_prune.dynamics.grand import GraNd as GraNd
     from hf_prune.dynamics.log import TrainingLog as TrainingLog
-    from hf_prune.dynamics.loop import crop_and_flip as crop_and_flip
     from hf_prune.dynamics.loop import train_with_log as train_with_log
     from hf_prune.dynamics.tdds import TDDS as TDDS
     from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin

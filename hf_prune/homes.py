@@ -12,6 +12,7 @@ PUBLIC = {
     "Batch": "data.batch",
     "Cartography": "dynamics.cartography",
     "DSIR": "scorers.dsir",
+    "DUAL": "dynamics.dual",
     "DynamicUncertainty": "dynamics.dynamic_uncertainty",
     "EL2N": "dynamics.el2n",
     "Embedder": "networks.embedder",
@@ -49,7 +50,7 @@ PUBLIC = {
     "alignment_coefficient": "fisher.coefficients",
     "alignment_matrix": "fisher.coefficients",
     "chunk_texts": "data.chunk",
-    "crop_and_flip": "dynamics.loop",
+    "crop_and_flip": "dynamics.feed",
     "cross_diversity_coefficient": "fisher.coefficients",
     "d4": "recipes.d4",
     "data_quality": "fisher.coefficients",
@@ -57,6 +58,7 @@ PUBLIC = {
     "diversity_coefficient": "fisher.coefficients",
     "diversity_matrix": "fisher.coefficients",
     "duplicate_pairs": "dedup.pairs",
+    "evaluate_model": "dynamics.evaluate",
     "filter_by_score": "prune.filter",
     "keep_mask": "prune.filter",
     "load_scores": "share.push",
@@ -88,47 +90,16 @@ PARTS = {
 }
 
 # what a file may name: it must not choose what is imported
-VALUES = frozenset(
-    {
-        "AUM",
-        "AskLLM",
-        "Cartography",
-        "DSIR",
-        "DynamicUncertainty",
-        "EL2N",
-        "Embedder",
-        "ExactDedup",
-        "Forgetting",
-        "GraNd",
-        "Herding",
-        "KCenter",
-        "KenLM",
-        "LoggedValues",
-        "MinHashDedup",
-        "Model",
-        "Moderate",
-        "Neighbours",
-        "NgramCounts",
-        "Passages",
-        "Perplexity",
-        "Probe",
-        "QualityClassifier",
-        "Random",
-        "Reference",
-        "SSLPrototypes",
-        "SemDeDup",
-        "Sketch",
-        "Spans",
-        "SubstringDedup",
-        "SupervisedPrototypes",
-        "TDDS",
-        "Task2VecAlignment",
-        "Task2VecComplexity",
-        "TextStatistics",
-        "Uncertainty",
-        "VendiContribution",
-    }
-)
+VALUES = frozenset(name for name in {**PUBLIC, **PARTS} if name[0].isupper()) - {
+    "Batch",
+    "Ledger",
+    "RecordingMixin",
+    "RecordingTrainer",
+    "RemoveRepeats",
+    "ScoreColumn",
+    "Scorer",
+    "TrainingLog",
+}
 
 
 class Former(NamedTuple):
@@ -139,25 +110,33 @@ class Former(NamedTuple):
         fields: today's name of a field: its name then.
         values: today's name of a field: what its values were, by what they are.
         added: fields that were not there.
+        gone: fields that are no more, and what they held by default.
+        refused: fields that are no more: values with which nothing loads, and why.
     """
 
     module: str
     fields: Mapping[str, str] = {}
     values: Mapping[str, Mapping[str, Any]] = {}
     added: tuple[str, ...] = ()
+    gone: Mapping[str, Any] = {}
+    refused: Mapping[str, Mapping[Any, str]] = {}
 
 
 FORMER = {
-    "AUM": Former("hf_prune.dynamics.aum"),
+    "AUM": Former(
+        "hf_prune.dynamics.aum",
+        gone={"mode": "noise"},
+        refused={"mode": {"prune": "make AUM anew, and keep hard rows by prefer='low'"}},
+    ),
     "AskLLM": Former("hf_prune.scorers.ask_llm"),
     "Cartography": Former("hf_prune.dynamics.cartography"),
     "DSIR": Former("hf_prune.scorers.dsir"),
     "DynamicUncertainty": Former("hf_prune.dynamics.dynamic_uncertainty"),
-    "EL2N": Former("hf_prune.dynamics.el2n"),
+    "EL2N": Former("hf_prune.dynamics.el2n", {"modality": "kind"}),
     "Embedder": Former("hf_prune.embed"),
     "ExactDedup": Former("hf_prune.dedup.exact"),
     "Forgetting": Former("hf_prune.dynamics.forgetting"),
-    "GraNd": Former("hf_prune.dynamics.grand"),
+    "GraNd": Former("hf_prune.dynamics.grand", {"modality": "kind"}),
     "Herding": Former("hf_prune.scorers.herding"),
     "KCenter": Former("hf_prune.scorers.k_center"),
     "KenLM": Former("hf_prune.scorers.kenlm"),
@@ -183,6 +162,8 @@ FORMER = {
     "Task2VecAlignment": Former("hf_prune.fisher.scorers"),
     "Task2VecComplexity": Former("hf_prune.fisher.scorers"),
     "TextStatistics": Former("hf_prune.scorers.heuristics"),
-    "Uncertainty": Former("hf_prune.dynamics.uncertainty"),
+    "Uncertainty": Former(
+        "hf_prune.dynamics.uncertainty", {"modality": "kind", "statistic": "measure"}, gone={"label": "label"}
+    ),
     "VendiContribution": Former("hf_prune.diversity.vendi_contribution"),
 }

@@ -165,7 +165,8 @@ def _is_ours(cls: type) -> bool:
 
 def former_name(cls: type) -> str:
     """`class_name` of version 0.1.0, when it was made of modules."""
-    return f"{FORMER[cls.__qualname__].module}:{cls.__qualname__}" if _is_ours(cls) else class_name(cls)
+    then = FORMER.get(cls.__qualname__) if _is_ours(cls) else None
+    return class_name(cls) if then is None else f"{then.module}:{cls.__qualname__}"
 
 
 def former_digest(value: Value) -> str:
@@ -191,6 +192,7 @@ def _as_written(cls: type, now: dict[str, Any]) -> dict[str, Any]:
     if then is None:
         return now
     kept = {name: value for name, value in now.items() if name not in then.added}
+    kept |= then.gone
     return {then.fields.get(n, n): then.values[n].get(_key(v), v) if n in then.values else v for n, v in kept.items()}
 
 
@@ -199,6 +201,10 @@ def _as_today(cls: type, written: dict[str, Any]) -> dict[str, Any]:
     then = FORMER.get(cls.__qualname__) if _is_ours(cls) else None
     if then is None:
         return written
+    for name, reasons in then.refused.items():
+        if why := reasons.get(_key(written.get(name))):
+            raise ValueError(f"it was saved with {name}={written[name]!r}, which is no more: {why}")
+    written = {name: value for name, value in written.items() if name not in then.gone}
     names = {old: new for new, old in then.fields.items() if new not in written}
     today = {names.get(name, name): value for name, value in written.items()}
     for old, new in names.items():

@@ -88,9 +88,10 @@ LOGGED = {
     "Forgetting": lambda log: hp.Forgetting.from_log([log, log], never="inf", tie_break="first_learned"),
     "AUM": lambda log: hp.AUM.from_log(sampled(log), threshold_seed=0),
     "Cartography": lambda log: hp.Cartography.from_log(log),
+    "DUAL": lambda log: hp.DUAL.from_log(log, window=3),
     "DynamicUncertainty": lambda log: hp.DynamicUncertainty.from_log(log, window=3),
     "TDDS": lambda log: hp.TDDS.from_log(log, window=3),
-    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, measure="margin"),
+    "Uncertainty-log": lambda log: hp.Uncertainty.from_log(log, statistic="margin"),
 }
 
 

@@ -28,6 +28,7 @@ SCORERS = {
     "forgetting": lambda ds: hp.Forgetting.from_log(log_of(ds)),
     "aum": lambda ds: hp.AUM.from_log(log_of(ds)),
     "cartography": lambda ds: hp.Cartography.from_log(log_of(ds)),
+    "dual": lambda ds: hp.DUAL.from_log(log_of(ds), window=3),
     "dyn_unc": lambda ds: hp.DynamicUncertainty.from_log(log_of(ds), window=3),
     "tdds": lambda ds: hp.TDDS.from_log(log_of(ds), window=3),
     "uncertainty": lambda ds: hp.Uncertainty.from_log(log_of(ds, "eval")),

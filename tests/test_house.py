@@ -6,9 +6,11 @@ A module imports from its own room and from those above it in `ROOMS`; what is i
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import hf_prune
+from hf_prune import homes
 
 PACKAGE = Path(hf_prune.__file__).parent
 CONTRACT = "contract"  # the modules at the root
@@ -124,3 +126,14 @@ def test_private_names_stay_in_their_module():
 def test_every_room_is_in_the_plan():
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
     assert rooms == set(PLACE) - {CONTRACT}
+
+
+def test_type_checkers_see_every_export():
+    """`homes.PUBLIC` is the one list; HF_PRUNE_UPDATE_GOLDEN=1 writes the block for type checkers out of it."""
+    path = PACKAGE / "__init__.py"
+    head, mark, _ = path.read_text(encoding="utf-8").rpartition("if TYPE_CHECKING:\n")
+    lines = sorted(f"    from hf_prune.{home} import {name} as {name}\n" for name, home in homes.PUBLIC.items())
+    wanted = head + mark + "".join(sorted(lines, key=lambda line: line.split()[1]))
+    if os.environ.get("HF_PRUNE_UPDATE_GOLDEN"):
+        path.write_text(wanted, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == wanted

@@ -429,3 +429,33 @@ def test_the_store_survives_a_kill_at_any_step(tmp_path):
     assert len(deaths) > 25 and sum(death.died for death in deaths) > 25
     for death in deaths:
         assert death.after == [True] * 4, str(death)
+
+
+# -- fields that are no more --------------------------------------------------
+
+
+def test_areas_whose_sign_was_turned_do_not_load(tmp_path):
+    """High means keep in every column since: the numbers of mode="prune" would be read upside down."""
+    shutil.copytree(V1 / "aum", tmp_path / "aum")
+    file = tmp_path / "aum" / "scorer.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["value"]["fields"]["mode"] == "noise" and Scorer.load(tmp_path / "aum").name == "aum"
+    document["value"]["fields"]["mode"] = "prune"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mode='prune', which is no more: make AUM anew, .* by prefer='low'"):
+        Scorer.load(tmp_path / "aum")
+
+
+def test_a_field_that_was_not_read_is_let_go(tmp_path, small_log):
+    scorer = hp.Uncertainty.from_log(small_log, statistic="margin")
+    scorer.save(tmp_path)
+    file = tmp_path / "scorer.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    then = document["value"]["fields"]
+    then |= {"label": "fine_label", "kind": then.pop("modality"), "measure": then.pop("statistic")}
+    arrays = next(tmp_path.glob("arrays-*.safetensors"))
+    arrays.rename(tmp_path / "arrays.safetensors")
+    kept = {name: part for name, part in document.items() if name not in ("digest", "arrays")}
+    file.write_text(json.dumps(kept | {"format": 1}), encoding="utf-8")
+    again = Scorer.load(tmp_path)
+    assert again == scorer and again.statistic == "margin" and not hasattr(again, "label")

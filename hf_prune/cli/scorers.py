@@ -58,6 +58,7 @@ QUESTIONS: dict[str, dict[str, Entry]] = {
         "cartography": Entry("Cartography", maker="from_log"),
         "dyn_unc": Entry("DynamicUncertainty", maker="from_log"),
         "tdds": Entry("TDDS", maker="from_log"),
+        "dual": Entry("DUAL", maker="from_log"),
         "uncertainty": Entry("Uncertainty"),
         "uncertainty_log": Entry("Uncertainty", maker="from_log"),
         "t2v_complexity": Entry("Task2VecComplexity"),

@@ -97,6 +97,12 @@ class Batch(Mapping[str, Any]):
             )
         return _arrow.finite(matrix, name)
 
+    def class_names(self, name: str) -> tuple[str, ...] | None:
+        """Names of the classes of a ClassLabel column, where the engine says what its columns are."""
+        features = getattr(getattr(self.source, "formatter", None), "features", None) or {}
+        names = getattr(features.get(name), "names", None)
+        return tuple(map(str, names)) if names else None
+
     def numbers(self, name: str) -> np.ndarray:
         """One column of numbers as an (n,) array; nulls become NaN (and integers then float64)."""
         stored = self._stored(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+_UNNAMED = re.compile(r"(label|class)?[\W_]*\d+", re.IGNORECASE)
+
+
+def model_classes(config: Any) -> tuple[str, ...] | None:
+    """Names of the classes in a configuration of transformers, in their order; None where it has none."""
+    known = getattr(config, "id2label", None) or {}
+    return tuple(str(known[i]) for i in range(len(known))) if set(known) == set(range(len(known))) and known else None
+
+
+def check_class_names(ours: Sequence[str] | None, theirs: Sequence[str] | None, label: str | None, model: str) -> None:
+    """Raise a ValueError that lists both if two sides name their classes, and one class has two names.
+
+    Names are compared without case and punctuation, as far as the shorter one goes: "neg" is "NEGATIVE". Names like
+    "LABEL_1" or "7" are none. Classes that only one side has are not looked at.
+
+    Args:
+        ours: names of the dataset's classes; None where they are numbers alone.
+        theirs: names of the model's (or the log's) classes.
+        label: column of the dataset.
+        model: what has the other names, for the message.
+
+    >>> check_class_names(["cat", "dog"], ["Dog", "Cat"], "label", "the model")
+    Traceback (most recent call last):
+    ...
+    ValueError: column 'label' has the classes 0: 'cat', 1: 'dog'; the model has 0: 'Dog', 1: 'Cat'. If they mean the \
+same in this order, take the names away: ds.cast_column('label', datasets.Value('int64'))
+    """
+    if not ours or not theirs or any(all(_UNNAMED.fullmatch(name) for name in names) for names in (ours, theirs)):
+        return
+    for mine, other in zip(ours, theirs, strict=False):
+        a, b = (re.sub(r"[\W_]+", "", name).casefold() for name in (mine, other))
+        if a != b and not (min(len(a), len(b)) > 1 and (a.startswith(b) or b.startswith(a))):
+            listed = [", ".join(f"{i}: {name!r}" for i, name in enumerate(names[:10])) for names in (ours, theirs)]
+            more = [", ..." if len(names) > 10 else "" for names in (ours, theirs)]
+            raise ValueError(
+                f"column {label!r} has the classes {listed[0]}{more[0]}; {model} has {listed[1]}{more[1]}. "
+                f"If they mean the same in this order, take the names away: ds.cast_column({label!r}, "
+                "datasets.Value('int64'))"
+            )
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.checks import check_dataset
+from hf_prune.checks import check_column, check_count, check_dataset, check_number, warn
 from hf_prune.data import identity
-from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, open_logs, read_runs
+from hf_prune.dynamics.from_log import Column, Epochs, LoggedScorer, Logs, Run, mean_of_epochs, open_logs, read_runs
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_prune.dynamics.log import TrainingLog
 
-MODES = ("noise", "prune")
 PERCENTILE = 99.0
 
 
 def threshold_rows(keys: NDArray[np.uint64], classes: int, run: int = 0, seed: int = 0) -> NDArray[np.bool_]:
-    """Which rows (n,) are threshold samples of a run: `floor(n / (classes + 1))`, others in every run.
+    """Which rows (n,) are threshold samples of a run: `floor(n / (C + 1))` rows, others in every run.
 
     Args:
-        keys: (n,) digests of the row ids, in any order.
-        classes: real ones, C.
-        run: 0, 1, ..., up to C: run r has the r-th lot of rows in the order of their seeded hashes.
-        seed: of the hash.
+        keys: digests of the row ids, (n,) in any order.
+        classes: number of real classes, C.
+        run: number of the run, 0 to C: run r has the r-th lot of rows in the order of their seeded hashes.
+        seed: seed of the hash.
 
     Raises:
-        ValueError: so few rows that there is none, or a run beyond the last lot.
+        ValueError: so few rows that none is left for a lot, or a run beyond the last lot.
 
     >>> lots = [threshold_rows(np.arange(30, dtype=np.uint64), 2, run) for run in (0, 1)]
     >>> [int(lot.sum()) for lot in lots], bool((lots[0] & lots[1]).any())
@@ -52,20 +52,29 @@ def threshold_rows(keys: NDArray[np.uint64], classes: int, run: int = 0, seed: i
 
 
 def with_threshold_samples(
-    ds: Any, label: str = "label", *, classes: int | None = None, run: int = 0, seed: int = 0, row_id: str = "row_id"
-) -> Any:
-    """`ds` with some rows relabelled to a class that does not exist, to show what a wrong label's AUM looks like.
+    ds: Dataset,
+    *,
+    label: str = "label",
+    classes: int | None = None,
+    run: int = 0,
+    seed: int = 0,
+    row_id: str = "row_id",
+) -> Dataset:
+    """Relabel some rows to a class that does not exist, to see what the AUM of a wrong label looks like.
 
-    Train a network with C + 1 outputs on it, twice, with `run=0` and `run=1`, and hand both logs to
+    Train a network with C + 1 outputs on the result, twice, with `run=0` and `run=1`, and hand both logs to
     `AUM.from_log([...], threshold_seed=seed)`.
 
     Args:
-        ds: a `Dataset` with integer classes 0 to C - 1.
-        label: their column; it comes back as a ClassLabel (or int64) with one class more.
-        classes: C; read off a ClassLabel, else counted.
-        run: which of the disjoint sets of rows.
-        seed: chooses them, by row id.
+        ds: `Dataset` of n rows with integer classes 0 to C - 1.
+        label: column of the classes.
+        classes: number of real classes, C; None reads it off a ClassLabel, or counts.
+        run: number of the run, 0 to C: each relabels `floor(n / (C + 1))` rows, others than every other run.
+        seed: seed of the choice, a function of the row ids.
         row_id: column of ids.
+
+    Returns:
+        The dataset with the same rows and columns; the labels are a ClassLabel (or int64) with one class more.
 
     Raises:
         KeyError: no such column.
@@ -79,11 +88,11 @@ def with_threshold_samples(
     from datasets import ClassLabel, Value
     from datasets.fingerprint import Hasher
 
-    from hf_prune.checks import check_column
     from hf_prune.data.arrow import column_array, numbers
     from hf_prune.data.layout import with_column
 
     check_dataset(ds, "with_threshold_samples")
+    check_count("classes", classes, optional=True)
     for column in (label, row_id):
         check_column(ds, column, "with_threshold_samples")
     feature = ds.features[label]
@@ -114,9 +123,9 @@ def flagged(
     A row is flagged in a run if more than `100 - percentile` percent of the run's threshold samples have a larger AUM.
 
     Args:
-        areas: (n,) AUM of each run.
-        threshold: (n,) the threshold samples of each run, disjoint between runs.
-        percentile: of the threshold samples' AUM, 99 in the paper.
+        areas: AUM of the rows, (n,) for each run.
+        threshold: whether a row is a threshold sample, (n,) for each run, disjoint between runs.
+        percentile: percentile of the threshold samples' AUM, 0 to 100; 99 in the paper.
 
     >>> areas = [np.array([5.0, -3.0, 1.0, 0.0]), np.array([4.0, -2.0, 0.5, 1.0])]
     >>> flagged(areas, [np.array([0, 0, 1, 0], bool), np.array([0, 0, 0, 1], bool)]).tolist()
@@ -132,22 +141,24 @@ def flagged(
     return result & judged
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AUM(LoggedScorer):
-    """Logit of the label minus the largest other logit, averaged over epochs. High = clean and easy = keep.
+    """Area under the margin: how far a row's label leads, on average over training. High = clean and easy = keep.
 
-    Mislabelled rows get the lowest scores: the network, taught by their neighbours, pulls them to another class. This
-    is the score that drops them; with `mode="prune"` the sign is turned, and they are kept like every hard row.
+        M_t(i) = z_t[y_i] - max over c != y_i of z_t[c]
+        AUM(i) = 1/T sum over t of M_t(i)
 
-    Train for it with a constant learning rate, and stop before the network has memorised the wrong labels.
+    with z_t the logits of the row in epoch t of T. Mislabelled rows get the lowest scores: the network, taught by their
+    neighbors, pulls them to another class. This is the score that drops them; to keep the hard rows instead, prune with
+    `prefer="low"`. Train for it with a constant learning rate, and stop before the network has memorized the wrong
+    labels.
 
     Args:
-        logged: what `from_log` computed.
-        mode: "noise": the column is the area. "prune": its negative, so that hard rows are kept.
-        name: column.
+        logged: score and companions of each row, as `from_log` computed them.
+        name: score column.
         fitted_on: facts about the logs.
 
-    With `threshold_seed`, writes `<name>_flagged`: whether it looks mislabelled in every run in which it was no
+    With `threshold_seed`, writes `<name>_flagged`: whether a row looks mislabelled in every run in which it was no
     threshold sample (see `with_threshold_samples`). A row's area leaves out the runs in which it was one.
 
     Reference: Pleiss et al., 2020, arXiv 2001.10528: logits of the training passes. A log of clean passes gives
@@ -156,46 +167,28 @@ class AUM(LoggedScorer):
     >>> import tempfile
     >>> from hf_prune import TrainingLog
     >>> z = np.array([[[2.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 1.0]]])   # 2 epochs, 2 rows, 2 classes
-    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ["a", "b"], z, labels=[0, 0])
+    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ids=["a", "b"], logits=z, labels=[0, 0])
     >>> AUM.from_log(log)({"row_id": ["b", "a"]})
     {'aum': array([-1.5,  2.5], dtype=float32)}
     """
 
     paper: ClassVar[str] = "Pleiss et al., Area Under the Margin Ranking, NeurIPS 2020, arXiv 2001.10528"
+    meaning: ClassVar[str] = "clean and easy; mislabelled rows are the lowest, and are dropped"
+    raw: ClassVar[str] = (
+        "logit of the label minus the largest other logit, mean over epochs (and runs); "
+        "the column is it; NaN where a loss was not finite"
+    )
 
-    mode: str = "noise"
     name: str = "aum"
-    fitted_on: Mapping[str, Any] | None = None
-
-    def check_fields(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
-
-    @property
-    def meaning(self) -> str:  # type: ignore[override]
-        """What a high value says, by mode."""
-        if self.mode == "noise":
-            return "clean and easy; mislabelled rows are the lowest, and are dropped"
-        return "small margin in training: hard, or mislabelled (such rows are kept)"
-
-    @property
-    def raw(self) -> str:  # type: ignore[override]
-        """The raw quantity, by mode."""
-        sign = "it" if self.mode == "noise" else "its negative"
-        return (
-            "logit of the label minus the largest other logit, mean over epochs (and runs); "
-            f"the column is {sign}; NaN where a loss was not finite"
-        )
 
     @classmethod
     def from_log(
         cls,
-        log: Any,
+        log: Logs,
         *,
-        mode: str = "noise",
         threshold_seed: int | None = None,
         percentile: float = PERCENTILE,
-        epochs: int | Iterable[int] | None = None,
+        epochs: Epochs = None,
         row_id: str | None = None,
         name: str = "aum",
     ) -> Self:
@@ -203,18 +196,20 @@ class AUM(LoggedScorer):
 
         Args:
             log: a `TrainingLog`, its folder, or a list of them.
-            mode, name: of the scorer.
-            threshold_seed: the runs had threshold samples, drawn by `with_threshold_samples(run=0, 1, ..., seed=this)`
-                in the order of the list, and networks with one output more than there are classes. Compared with the
-                labels of the logs.
-            percentile: of the threshold samples' areas, below which a row is flagged.
-            epochs: those that count, as in `range(60)` before the learning rate drops; all by default.
+            threshold_seed: seed of the threshold samples, which the runs had from `with_threshold_samples(run=0, 1,
+                ..., seed=threshold_seed)` in the order of the list, and networks with one output more than there are
+                classes; compared with the labels of the logs. None where there were none.
+            percentile: percentile of the threshold samples' areas, 0 to 100, below which a row is flagged.
+            epochs: numbers of the epochs that count, as in `range(60)` before the learning rate drops; all by default.
             row_id: column of ids in the dataset to be scored; the log's own by default.
+            name: score column.
 
         Raises:
             ValueError: logs of other rows or kind; one run with threshold samples (their own areas would be unknown);
-                logs whose labels say that they are of other runs, or in another order (the message has the right one).
+                logs whose labels say that they are of other runs, or in another order (the message has the right one);
+                a percentile outside 0 to 100.
         """
+        check_number("percentile", percentile, 0, 100)
         logs = open_logs(log, cls.__name__)
         samples: list[NDArray[np.bool_]] = []
         if threshold_seed is not None:
@@ -238,12 +233,12 @@ class AUM(LoggedScorer):
             score = (np.stack(areas) * counted).sum(0) / counted.sum(0)
             return {"score": score, "flagged": flagged(areas, samples, percentile)}
 
-        logged, facts = read_runs(logs, epochs, cls.__name__, area, ["margin"], row_id, combine)
-        if mode == "prune":
-            logged = replace(logged, values={**logged.values, "score": -logged.values["score"]})
+        logged, facts = read_runs(
+            logs, area, who=cls.__name__, needs=["margin"], epochs=epochs, row_id=row_id, combine=combine
+        )
         if samples:
             facts |= {"threshold_seed": threshold_seed, "percentile": percentile}
-        return cls(logged.typed(score="float32"), mode, name, facts)
+        return cls(logged=logged.typed(score="float32"), name=name, fitted_on=facts)
 
     def companions(self) -> dict[str, str]:
         line = "looks mislabelled: below the threshold samples' percentile in every run in which it was none of them"
@@ -261,13 +256,12 @@ def _check_samples(
     labels = [log.labels for log in logs]
     silent = [number for number, known in enumerate(labels) if known is None]
     if silent:
-        warnings.warn(
+        warn(
             f"{who}: log {silent[0]} does not know the labels it was trained on, so whether threshold_seed={seed} and "
-            "the order of the logs are right cannot be checked; give TrainingLog.create(labels=...) to be sure",
-            stacklevel=4,
+            "the order of the logs are right cannot be checked; give TrainingLog.create(labels=...) to be sure"
         )
-    known = [found for found in labels if found is not None]
-    top = max((int(found.max()) for found in known), default=classes)
+    known = [each for each in labels if each is not None]
+    top = max((int(each.max()) for each in known), default=classes)
     if top != classes:
         more = " or these are no runs with threshold samples" if top < classes else ""
         raise ValueError(
@@ -275,10 +269,10 @@ def _check_samples(
             f"threshold samples, but the labels go to {top}: either the network is too wide{more}; train with "
             f"{top + 1} outputs on what with_threshold_samples gave, or leave threshold_seed out"
         )
-    runs = [None if found is None else _run_of(logs[0].keys, found == classes, classes, seed) for found in labels]
-    wrong = [n for n, found in enumerate(labels) if found is not None and ((found == classes) != samples[n]).any()]
+    runs = [None if each is None else _run_of(logs[0].keys, each == classes, classes, seed) for each in labels]
+    wrong = [n for n, each in enumerate(labels) if each is not None and ((each == classes) != samples[n]).any()]
     if wrong:
-        told = ", ".join(
+        held = ", ".join(
             f"log {n} has {'none of them' if runs[n] is None else f'those of run {runs[n]}'}"
             for n in range(len(logs)) if labels[n] is not None
         )  # fmt: skip
@@ -287,13 +281,13 @@ def _check_samples(
             remedy = f"give them in the order of their runs: [{order}]"
         else:
             remedy = f"give the logs of runs 0 to {len(logs) - 1}, in this order, and the seed they were drawn with"
-        raise ValueError(f"{who}: of the threshold samples drawn with seed {seed}, {told}; {remedy}")
-    for number, found in enumerate(labels):
-        if found is not None and labels[0] is not None:
-            other = np.flatnonzero((found != labels[0]) & ~samples[number] & ~samples[0])
+        raise ValueError(f"{who}: of the threshold samples drawn with seed {seed}, {held}; {remedy}")
+    for number, each in enumerate(labels):
+        if each is not None and labels[0] is not None:
+            other = np.flatnonzero((each != labels[0]) & ~samples[number] & ~samples[0])
             if len(other):
                 raise ValueError(
-                    f"{who}: log {number} has other labels than log 0 in {len(other)} of {len(found)} rows that are no "
+                    f"{who}: log {number} has other labels than log 0 in {len(other)} of {len(each)} rows that are no "
                     f"threshold samples, first {logs[0].ids[int(other[0])].as_py()!r}; give runs of one dataset"
                 )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, read_runs
+from hf_prune.dynamics.from_log import Column, Epochs, LoggedScorer, Logs, Run, read_runs
 
 
 class Map(NamedTuple):
@@ -17,9 +17,9 @@ class Map(NamedTuple):
 
     Attributes:
         confidence: mean over epochs of the label's probability.
-        variability: its standard deviation over epochs, the population's (ddof 0).
+        variability: standard deviation over epochs of the label's probability, the population's (ddof 0).
         correctness: number of epochs in which the row was right.
-        epochs: T.
+        epochs: number of epochs, T.
     """
 
     confidence: NDArray[np.float64]
@@ -43,7 +43,13 @@ def training_map(epochs: Iterable[tuple[Any, Any]]) -> Map:
     """Coordinates from epochs that come one by one, by Welford's recurrence in float64.
 
     Args:
-        epochs: T pairs of (n,) arrays: probability of the label, and whether the row was right.
+        epochs: T pairs of arrays (n,): probability of the label, and whether the row was right.
+
+    Returns:
+        The map of the n rows.
+
+    Raises:
+        ValueError: no epoch.
 
     Reference: Swayamdipta et al., 2020, arXiv 2009.10795; Welford, 1962.
 
@@ -63,29 +69,33 @@ def training_map(epochs: Iterable[tuple[Any, Any]]) -> Map:
     return Map(mean, np.sqrt(np.maximum(squares, 0) / count), right, count)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Cartography(LoggedScorer):
     """Spread over epochs of the label's probability. High = ambiguous, learned now and not then = keep.
 
+        mu_i    = 1/T sum over t of p_t(y_i | x_i)                        confidence
+        sigma_i = sqrt(1/T sum over t of (p_t(y_i | x_i) - mu_i)^2)       variability, the score
+
     Mislabelled rows have low confidence, and low variability where they are never learned: so they are mostly dropped
-    with the easy ones, unless the network has begun to memorise them. To find them sort by `confidence`, low first.
+    with the easy ones, unless the network has begun to memorize them. To find them sort by `confidence`, low first.
 
     Args:
-        logged: what `from_log` computed.
-        include_ci: widen by the reference's `include_ci`.
-        name: column.
+        logged: score and companions of each row, as `from_log` computed them.
+        include_ci: whether the variability is widened, as the reference's `include_ci` does, to
+            `sqrt(sigma^2 + sigma^4 / (T - 1))`.
+        name: score column.
         fitted_on: facts about the logs.
 
-    Beside it are `confidence` (high = easy), `correctness` (epochs in which it was right) and `threshold_closeness`;
-    under another `name` theirs begin with it. They are the paper's raw quantities: hard-to-learn rows are
-    `filter_by_score(ds, "confidence", prefer="low")`.
+    Writes beside it `confidence` (high = easy), `correctness` (number of epochs in which the row was right) and
+    `threshold_closeness`; under another `name` they are named `<name>_confidence` and so on. They are the paper's raw
+    quantities: hard-to-learn rows are `filter_by_score(ds, "confidence", prefer="low")`.
 
     Reference: Swayamdipta et al., 2020, arXiv 2009.10795. Few epochs make it coarse.
 
     >>> import tempfile
     >>> from hf_prune import TrainingLog
     >>> z = np.array([[[2.0, 0.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 0.0]]])   # 2 epochs, 2 rows, 2 classes
-    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ["a", "b"], z, labels=[0, 0])
+    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ids=["a", "b"], logits=z, labels=[0, 0])
     >>> Cartography.from_log(log)({"row_id": ["b", "a"]})["variability"].round(4)
     array([0.1904, 0.    ], dtype=float32)
     """
@@ -95,7 +105,6 @@ class Cartography(LoggedScorer):
 
     include_ci: bool = False
     name: str = "variability"
-    fitted_on: Mapping[str, Any] | None = None
 
     @property
     def raw(self) -> str:  # type: ignore[override]
@@ -107,10 +116,10 @@ class Cartography(LoggedScorer):
     @classmethod
     def from_log(
         cls,
-        log: Any,
+        log: Logs,
         *,
         include_ci: bool = False,
-        epochs: int | Iterable[int] | None = None,
+        epochs: Epochs = None,
         row_id: str | None = None,
         name: str = "variability",
     ) -> Self:
@@ -118,12 +127,13 @@ class Cartography(LoggedScorer):
 
         Args:
             log: a `TrainingLog`, its folder, or a list of them.
-            include_ci, name: of the scorer.
-            epochs: those that count; all by default.
+            include_ci: whether the variability is widened to `sqrt(sigma^2 + sigma^4 / (T - 1))`.
+            epochs: numbers of the epochs that count, from 0; all by default.
             row_id: column of ids in the dataset to be scored; the log's own by default.
+            name: score column.
 
         Raises:
-            ValueError: logs of other rows or kind.
+            ValueError: logs of other rows or kind, or an epoch that is not there.
         """
 
         def statistic(run: Run) -> dict[str, Column]:
@@ -136,8 +146,9 @@ class Cartography(LoggedScorer):
                 "threshold_closeness": found.threshold_closeness,
             }
 
-        logged, facts = read_runs(log, epochs, cls.__name__, statistic, ["p_label"], row_id)
-        return cls(logged.typed(**dict.fromkeys(logged.values, "float32")), include_ci, name, facts)
+        logged, facts = read_runs(log, statistic, who=cls.__name__, needs=["p_label"], epochs=epochs, row_id=row_id)
+        logged = logged.typed(**dict.fromkeys(logged.values, "float32"))
+        return cls(logged=logged, include_ci=include_ci, name=name, fitted_on=facts)
 
     def column_of(self, value: str) -> str:
         return value if value != "score" and self.name == "variability" else super().column_of(value)

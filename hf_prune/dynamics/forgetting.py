@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.dynamics.from_log import Column, LoggedScorer, Run, mean_of_epochs, read_runs
+from hf_prune.checks import check_choice
+from hf_prune.dynamics.from_log import Column, Epochs, LoggedScorer, Logs, Run, mean_of_epochs, read_runs
 
-TIE_BREAKS = (None, "first_learned", "el2n")
+TieBreak: TypeAlias = Literal["first_learned", "el2n"]
+Never: TypeAlias = Literal["epochs", "inf"] | float
 
 
 class Events(NamedTuple):
     """What a history of right and wrong says of each row.
 
     Attributes:
-        forgotten: (n,) int32, presentations that were wrong after one that was right.
-        first_learned: (n,) int32, the first presentation (from 0) that was right; -1 if none was.
-        presentations: T.
+        forgotten: number of presentations that were wrong after one that was right, (n,) int32.
+        first_learned: index of the first presentation that was right, (n,) int32 from 0; -1 if none was.
+        presentations: number of presentations, T.
     """
 
     forgotten: NDArray[np.int32]
@@ -33,6 +35,12 @@ def forgetting_events(history: Iterable[Any]) -> Events:
 
     Args:
         history: T arrays (n,) of bools, one a presentation: whether the row was right.
+
+    Returns:
+        The counts of the n rows.
+
+    Raises:
+        ValueError: no presentation.
 
     Reference: Toneva et al., 2019, arXiv 1812.05159.
 
@@ -54,27 +62,30 @@ def forgetting_events(history: Iterable[Any]) -> Events:
     return Events(count, first, epoch + 1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Forgetting(LoggedScorer):
     """Number of times a row was forgotten in training. High = often forgotten, or never learned = keep.
 
-    Mislabelled rows are never learned, or learned late and forgotten, so they get the highest scores and are kept.
-    Under label noise keep the low end or the middle (`prefer=`), cut off the hardest first
-    (`filter_by_score(offset=)`), or find them with `AUM`.
+        F(i) = number of t = 2..T with acc_(t-1)(i) = 1 and acc_t(i) = 0;    T, if acc_t(i) = 0 for all t
+
+    with acc_t(i) whether the row was right at its presentation in epoch t of T. Mislabelled rows are never learned, or
+    learned late and forgotten, so they get the highest scores and are kept. Under label noise keep the low end or the
+    middle (`prefer=`), cut off the hardest first (`filter_by_score(offset=)`), or find them with `AUM`.
 
     Args:
-        logged: what `from_log` computed.
-        never: what a row that was never right counts in a run: "epochs" is their number T (Toneva's rule), "inf" makes
-            it infinite (data_diet), or a number (cartography has 1000; 0, as in DeepCore and CCS, would call it
+        logged: score and companions of each row, as `from_log` computed them.
+        never: count of a row that was never right in a run: "epochs" is the number T of epochs (Toneva's rule), "inf"
+            is infinity (data_diet), or a number (cartography has 1000; 0, as in DeepCore and CCS, would call it
             unforgettable). It is added for each such run: 2.5 and two runs in which it was never right give 5.
-        tie_break: None leaves counts with many ties. "first_learned" or "el2n" adds a fraction below 1 that grows with
-            the epoch in which the row was first right, or with its mean EL2N (the mean over the runs); the column is
-            float64 then, and `never` a whole number, for the fraction to break ties and nothing else.
-        name: column.
+        tie_break: what is added to the counts, which have many ties; None adds nothing. "first_learned" or "el2n" adds
+            a fraction below 1 that grows with the epoch in which the row was first right, or with its mean EL2N (the
+            mean over the runs); the column is float64 then, and `never` a whole number, for the fraction to break ties
+            and nothing else.
+        name: score column.
         fitted_on: facts about the logs.
 
-    Writes `<name>_first_learned` (epoch from 0; the latest over the runs; -1 where it was never right in one of them)
-    and `<name>_never_learned` (runs in which it was never right).
+    Writes `<name>_first_learned` (number of the epoch, from 0; the latest over the runs; -1 where the row was never
+    right in one of them) and `<name>_never_learned` (number of runs in which it was never right).
 
     Reference: Toneva et al., 2019, arXiv 1812.05159. Counts of clean passes (an eval-mode log) are smaller than the
     paper's, which come from the training passes themselves.
@@ -82,7 +93,7 @@ class Forgetting(LoggedScorer):
     >>> import tempfile
     >>> from hf_prune import TrainingLog
     >>> z = np.array([[[2.0, 0.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 2.0]]])   # 2 epochs, 2 rows, 2 classes
-    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ["a", "b"], z, labels=[0, 0])
+    >>> log = TrainingLog.from_logits(tempfile.mkdtemp(), ids=["a", "b"], logits=z, labels=[0, 0])
     >>> Forgetting.from_log(log)({"row_id": ["b", "a"]})["forgetting"]
     array([2., 1.], dtype=float32)
     """
@@ -90,10 +101,13 @@ class Forgetting(LoggedScorer):
     paper: ClassVar[str] = "Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019, arXiv 1812.05159"
     meaning: ClassVar[str] = "often forgotten or never learned in training: hard, or mislabelled (such rows are kept)"
 
-    never: str | float = "epochs"
-    tie_break: str | None = None
+    never: Never = "epochs"
+    tie_break: TieBreak | None = None
     name: str = "forgetting"
-    fitted_on: Mapping[str, Any] | None = None
+
+    def check_fields(self) -> None:
+        check_choice("tie_break", self.tie_break, (None, *get_args(TieBreak)))
+        _check_never(self.never, self.tie_break)
 
     @property
     def raw(self) -> str:  # type: ignore[override]
@@ -107,11 +121,11 @@ class Forgetting(LoggedScorer):
     @classmethod
     def from_log(
         cls,
-        log: Any,
+        log: Logs,
         *,
-        never: str | float = "epochs",
-        tie_break: str | None = None,
-        epochs: int | Iterable[int] | None = None,
+        never: Never = "epochs",
+        tie_break: TieBreak | None = None,
+        epochs: Epochs = None,
         row_id: str | None = None,
         name: str = "forgetting",
     ) -> Self:
@@ -119,21 +133,17 @@ class Forgetting(LoggedScorer):
 
         Args:
             log: a `TrainingLog`, its folder, or a list of them.
-            never, tie_break, name: of the scorer.
-            epochs: those that count; all by default.
+            never: count of a row that was never right in a run: "epochs", "inf" or a number that is not negative.
+            tie_break: "first_learned" or "el2n" adds a fraction below 1 to the counts; None adds nothing.
+            epochs: numbers of the epochs that count, from 0; all by default.
             row_id: column of ids in the dataset to be scored; the log's own by default.
+            name: score column.
 
         Raises:
             ValueError: a log of a language model, logs of other rows, an unknown rule.
         """
-        if tie_break not in TIE_BREAKS:
-            raise ValueError(f"tie_break={tie_break!r} is not one of {', '.join(map(repr, TIE_BREAKS))}")
-        never = _rule(never)
-        if tie_break and isinstance(never, float) and not never.is_integer():
-            raise ValueError(
-                f"never={never!r} with tie_break={tie_break!r}: a fraction breaks ties between whole numbers only; "
-                f"give never={round(never)}, or no tie_break"
-            )
+        check_choice("tie_break", tie_break, (None, *get_args(TieBreak)))
+        never = _check_never(never, tie_break)
 
         def statistic(run: Run) -> dict[str, Column]:
             # p_label is read along, for NaN: a row without a loss is neither right nor wrong
@@ -156,9 +166,11 @@ class Forgetting(LoggedScorer):
             }
 
         needs = ["p_label", "correct", *(["el2n"] if tie_break == "el2n" else [])]
-        logged, facts = read_runs(log, epochs, cls.__name__, statistic, needs, row_id, _sum_of_runs)
+        logged, facts = read_runs(
+            log, statistic, who=cls.__name__, needs=needs, epochs=epochs, row_id=row_id, combine=_sum_of_runs
+        )
         logged = logged.typed(score="float64" if tie_break else "float32")
-        return cls(logged, never, tie_break, name, facts)
+        return cls(logged=logged, never=never, tie_break=tie_break, name=name, fitted_on=facts)
 
     def companions(self) -> dict[str, str]:
         first = "epoch, from 0, in which it was first right (the latest of several runs); -1 if never"
@@ -168,15 +180,20 @@ class Forgetting(LoggedScorer):
         }
 
 
-def _rule(never: Any) -> str | float:
+def _check_never(never: Any, tie_break: TieBreak | None) -> Never:
     """The rule for rows that were never right, as it is stored: "epochs", "inf" or a number."""
     if isinstance(never, str) and never in ("epochs", "inf"):
-        return never
+        return never  # type: ignore[return-value]
     number = isinstance(never, int | float | np.integer | np.floating) and not isinstance(never, bool)
     if not number or not never >= 0:
         raise ValueError(f"never={never!r} is none of 'epochs', 'inf' or a number that is not negative")
     if never == np.inf:
         return "inf"
+    if tie_break and never != int(never):
+        raise ValueError(
+            f"never={never!r} with tie_break={tie_break!r}: a fraction breaks ties between whole numbers only; "
+            f"give never={round(never)}, or no tie_break"
+        )
     return int(never) if isinstance(never, int | np.integer) else float(never)
 
 

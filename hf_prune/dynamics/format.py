@@ -1,4 +1,4 @@
-"""What lies in the folder of a `TrainingLog`: names, the manifest, rows, reports and parts; all checked when read.
+"""What lies in the folder of a `TrainingLog`: names, the manifest and the rows, checked when read.
 
     log.json                          what was recorded, and the digest of the rows
     rows.parquet                      keys (ascending), ids, and labels where the recorder knew them
@@ -6,17 +6,19 @@
     epoch-00000/report.json           written last: the parts with sizes and digests; without it the epoch is unfinished
     probabilities-00000.npy           of the last two epochs, for the divergence of the next
 
-An epoch that is damaged, or is recorded again, is moved aside: `epoch-00001.damaged-1`, `epoch-00002.replaced-1`.
+An epoch that is damaged, or is recorded again, is moved aside: `epoch-00001.damaged-1`, `epoch-00002.replaced-1`. What
+lies in the folder of an epoch is read by `epochs.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,23 +26,21 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune.checks import check_choice, check_digest, check_inside
+from hf_prune.checks import check_choice, check_count, check_digest
 from hf_prune.data.files import Explain, file_digest, read_json, reading, write_text
 from hf_prune.networks.statistics import FLOATS
 
-Mode = Literal["train", "eval"]
-Task = Literal["classification", "language_model"]
+Mode: TypeAlias = Literal["train", "eval"]
+Task: TypeAlias = Literal["classification", "language_model"]
 
-FORMAT = 2
-READ = (1, 2)  # what was written before there were digests is read, too
-MODES, TASKS = ("train", "eval"), ("classification", "language_model")
+FORMAT = 3
+READ = (1, 2, 3)  # 1 has no digests, and up to 2 row_id was called id_column
 MANIFEST, ROWS, REPORT = "log.json", "rows.parquet", "report.json"
 SHOWN = 5  # ids that a message or a report lists
 LOG = ("training log", "put it back from a copy, or record the run again in another folder")
-CHOICE = "put its folder back from a copy, leave the epoch out (epochs=...), or record the run again"
 _EPOCH = re.compile(r"epoch-(\d{5,9})")
 _ASIDE = re.compile(r"epoch-(\d{5,9})\.(damaged|replaced)-\d+")
-_TYPES = {"row": pa.int64(), "step": pa.int64(), "correct": pa.bool_(), "tokens": pa.int32()}
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ class Manifest:
     """What a log is of.
 
     Args:
-        mode, task, id_column, label, classes, divergence, facts: see `TrainingLog`.
-        run: tells the runs that begin in one folder apart; None in logs from before runs had names.
-        rows: digest of `rows.parquet`; None in logs from before there were digests.
+        mode, task, row_id, label, classes, divergence, facts: attributes of the `TrainingLog`.
+        run: name of the run, other than those of all runs that began in this folder; None in logs from before runs had
+            names.
+        rows: digest of `rows.parquet`; None in logs from before there were digests, and before it is written.
     """
 
     mode: Mode
     task: Task | None
-    id_column: str
+    row_id: str
     label: str | None
     classes: int | None
     divergence: bool
@@ -84,27 +85,32 @@ class Manifest:
             raise ValueError(f"{path} has format {version!r}, this version reads {known}; install a matching hf_prune")
         with reading(path, *LOG):
             facts = unsealed(found, required=version > 1)
+            if version < 3 and "id_column" in facts:
+                facts["row_id"] = facts.pop("id_column")
             optional = {"run"} if version == 1 else set()
             names = {each for each in cls.__dataclass_fields__ if version > 1 or each != "rows"}
-            _check_keys(set(facts), names | {"format", "columns"}, optional)
+            check_keys(set(facts), names | {"format", "columns"}, optional)
             made = cls(**{name: facts[name] for name in names & set(facts)})
             made._check()
             return made
         raise AssertionError  # `reading` raises
 
     def _check(self) -> None:
-        check_choice("mode", self.mode, MODES)
-        check_choice("task", self.task, (None, *TASKS))
+        self.check_choices()
         for name, kinds in (
-            ("id_column", (str,)), ("label", (str, type(None))), ("run", (str, type(None))), ("divergence", (bool,)),
+            ("row_id", (str,)), ("label", (str, type(None))), ("run", (str, type(None))), ("divergence", (bool,)),
             ("classes", (int, type(None))), ("facts", (dict,)),
         ):  # fmt: skip
             if type(getattr(self, name)) not in kinds:
                 raise TypeError(f"{name} is {getattr(self, name)!r}")
-        if self.classes is not None and self.classes < 2:
-            raise ValueError(f"{self.classes} classes")
+        check_count("classes", self.classes, 2, optional=True)
         if self.rows is not None:
             check_digest(self.rows)
+
+    def check_choices(self) -> None:
+        """Raise a ValueError where the mode or the task is none."""
+        check_choice("mode", self.mode, get_args(Mode))
+        check_choice("task", self.task, (None, *get_args(Task)))
 
     def write(self, folder: Path, explained: Explain) -> Manifest:
         """Write it, with the digest of the rows that lie there; returns what was written."""
@@ -112,33 +118,6 @@ class Manifest:
         facts = {"format": FORMAT, **asdict(made), "columns": columns_of(self.task, self.divergence)}
         write_text(folder / MANIFEST, sealed(facts), explained)
         return made
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What is worth knowing of an epoch beside its numbers.
-
-    Args:
-        epoch: from 0.
-        rows: recorded, each once.
-        nan: rows whose loss was not finite; their statistics are NaN.
-        nan_ids: the first of them.
-        empty: rows of a language model without a labelled token; their statistics are NaN as well.
-        padding: presentations left out, with which a sampler filled the last batches of several processes.
-        parts: the finished part files and their sizes in bytes.
-        digests: of the part files; empty in logs from before there were digests.
-        probabilities: digest of the file of probabilities, where `divergence` is recorded.
-    """
-
-    epoch: int
-    rows: int
-    nan: int
-    nan_ids: Sequence[Any]
-    empty: int
-    padding: int
-    parts: Mapping[str, int]
-    digests: Mapping[str, str] = field(default_factory=dict)
-    probabilities: str | None = None
 
 
 def sealed(facts: Mapping[str, Any]) -> str:
@@ -176,12 +155,12 @@ def columns_of(task: Task | None, divergence: bool) -> tuple[str, ...]:
 
 
 def epoch_folder(folder: Path, epoch: int) -> Path:
-    """Where the parts of an epoch are."""
+    """Folder of the parts of an epoch."""
     return folder / f"epoch-{epoch:05d}"
 
 
 def probabilities_path(folder: Path, epoch: int) -> Path:
-    """Where the probabilities of an epoch are."""
+    """File of the probabilities of an epoch."""
     return folder / f"probabilities-{epoch:05d}.npy"
 
 
@@ -192,114 +171,19 @@ def epoch_folders(folder: Path) -> dict[int, Path]:
 
 
 def moved_aside(folder: Path) -> list[tuple[int, str, Path]]:
-    """Epochs that were moved aside: their number, why ("damaged" or "replaced"), and where they are."""
+    """Epochs that were moved aside: their number, why ("damaged" or "replaced"), and their folder."""
     found = ((_ASIDE.fullmatch(path.name), path) for path in folder.glob("epoch-*.*"))
     return [(int(match[1]), match[2], path) for match, path in found if match]
 
 
 def aside(path: Path, why: str) -> Path:
-    """A free name for what is moved aside: the same with the reason and a number."""
+    """A free path for what is moved aside: the same with the reason and a number."""
     return next(at for n in range(1, 1 << 30) if not (at := path.with_name(f"{path.name}.{why}-{n}")).exists())
 
 
 def finished(folder: Path) -> int:
     """Number of finished epochs, damaged ones too: one more than the last that has a report."""
     return max((epoch + 1 for epoch, path in epoch_folders(folder).items() if (path / REPORT).exists()), default=0)
-
-
-def read_report(folder: Path, epoch: int, rows: int) -> EpochReport:
-    """The report of a finished epoch of n `rows`, whose parts are there.
-
-    Raises:
-        DamagedFileError: the report or a part is missing, cut off or changed.
-    """
-    at = epoch_folder(folder, epoch)
-    with reading(at, f"recording of epoch {epoch}", CHOICE):
-        if not (at / REPORT).is_file():
-            raise ValueError(f"{REPORT} is missing")
-        found = read_json(at / REPORT, f"report of epoch {epoch}", CHOICE)
-        facts = unsealed(found, required=False)
-        fields = set(EpochReport.__dataclass_fields__)
-        _check_keys(set(facts), fields if "digest" in found else fields - {"digests", "probabilities"})
-        report = EpochReport(**facts)
-        _check_report(report, epoch, rows)
-        for name, size in report.parts.items():
-            path = check_inside(at, name)
-            if not path.is_file():
-                raise ValueError(f"{name} is missing")
-            if path.stat().st_size != size:
-                raise ValueError(f"{name} has {path.stat().st_size} bytes, not {size}")
-        return report
-    raise AssertionError  # `reading` raises
-
-
-def _check_report(report: EpochReport, epoch: int, rows: int) -> None:
-    counts = {name: getattr(report, name) for name in ("epoch", "rows", "nan", "empty", "padding")}
-    counts |= dict(report.parts)
-    if wrong := [name for name, count in counts.items() if type(count) is not int or count < 0]:
-        raise TypeError(f"{wrong[0]} is {counts[wrong[0]]!r}")
-    if (report.epoch, report.rows) != (epoch, rows):
-        raise ValueError(f"it is of epoch {report.epoch} of {report.rows} rows, not of {epoch} of {rows}")
-    if report.nan + report.empty > rows or not isinstance(report.nan_ids, list) or len(report.nan_ids) > SHOWN:
-        raise ValueError(f"{report.nan} of {rows} rows are not finite, {report.nan_ids!r}")
-    if not report.parts or (report.digests and set(report.digests) != set(report.parts)):
-        raise ValueError(f"parts {sorted(report.parts)} with digests of {sorted(report.digests)}")
-    for digest in (*report.digests.values(), *([] if report.probabilities is None else [report.probabilities])):
-        check_digest(digest)
-
-
-def check_parts(folder: Path, report: EpochReport) -> None:
-    """Compare the parts of an epoch with their digests.
-
-    Raises:
-        DamagedFileError: a part has changed.
-    """
-    at = epoch_folder(folder, report.epoch)
-    with reading(at, f"recording of epoch {report.epoch}", CHOICE):
-        for name, digest in report.digests.items():
-            if file_digest(check_inside(at, name)) != digest:
-                raise ValueError(f"{name} has changed since it was recorded")
-
-
-def read_parts(folder: Path, report: EpochReport, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Columns (n,) of an epoch, in the order of the keys.
-
-    Raises:
-        DamagedFileError: the parts do not hold each row once, or other types.
-    """
-    at, n = epoch_folder(folder, report.epoch), report.rows
-    with reading(at, f"recording of epoch {report.epoch}", CHOICE):
-        paths = [check_inside(at, name) for name in sorted(report.parts)]
-        stored = sum(pq.read_metadata(path).num_rows for path in paths)
-        if stored != n:
-            raise ValueError(f"{stored} rows, not {n}")
-        tables = [read_table(path, ("row", *columns)) for path in paths]
-        rows = np.concatenate([table["row"] for table in tables])
-        seen = np.zeros(n, bool)
-        if rows.min(initial=0) >= 0 and rows.max(initial=-1) < n:
-            seen[rows] = True
-        if not seen.all():
-            raise ValueError("rows that are there twice, or not in the log")
-        out = {}
-        for column in columns:
-            values = np.concatenate([table[column] for table in tables])
-            out[column] = np.empty_like(values)
-            out[column][rows] = values
-        return out
-    raise AssertionError  # `reading` raises
-
-
-def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Columns of a part, of the types that a part has, without nulls; the caller says which file it is."""
-    schema = pq.read_schema(path)
-    for column in columns:
-        want = _TYPES.get(column, pa.float32())
-        if column not in schema.names or schema.field(column).type != want:
-            raise TypeError(f"{path.name} has no column {column!r} of type {want}")
-    table = pq.read_table(path, columns=list(columns), partitioning=None)
-    if any(table.column(column).null_count for column in columns):
-        raise ValueError(f"{path.name} has nulls")
-    return {column: table.column(column).to_numpy() for column in columns}
 
 
 def check_rows(folder: Path, manifest: Manifest) -> None:
@@ -338,42 +222,34 @@ def read_rows(folder: Path, column: str) -> pa.ChunkedArray:
 
 
 def read_keys(folder: Path, manifest: Manifest) -> NDArray[np.uint64]:
-    """The keys (n,), ascending.
+    """The keys (n,) of the rows, ascending.
 
     Raises:
-        DamagedFileError: they are not ascending, or not those that the manifest tells of.
+        DamagedFileError: they are not ascending, or not those that the manifest names.
     """
     keys: NDArray[np.uint64] = read_rows(folder, "key").to_numpy()
     with reading(folder / ROWS, "list of rows", LOG[1]):
         if not len(keys) or (keys[1:] <= keys[:-1]).any():
             raise ValueError("keys that are not ascending")
-        told = manifest.facts.get("ids")
-        if told is not None and told != xxhash.xxh3_128_hexdigest(keys.tobytes()):
-            raise ValueError(f"the keys are not those that {MANIFEST} tells of")
+        known = manifest.facts.get("ids")
+        if known is not None and known != xxhash.xxh3_128_hexdigest(keys.tobytes()):
+            raise ValueError(f"the keys are not those that {MANIFEST} names")
     return keys
 
 
-def open_probabilities(
-    path: Path, rows: int, classes: int | None, digest: str | None = None
-) -> np.memmap[Any, np.dtype[np.float32]]:
-    """The probabilities (n, C) of an epoch, mapped for reading and writing.
-
-    Raises:
-        DamagedFileError: the file is of another shape or type, or not that of the digest.
-    """
-    remedy = "go on from the checkpoint of another epoch, or begin a log in another folder"
-    with reading(path, "file of probabilities", remedy):
-        if digest is not None and file_digest(path) != digest:
-            raise ValueError("it has changed since it was recorded")
-        found = np.lib.format.open_memmap(path, mode="r+")
-        if found.shape != (rows, classes) or found.dtype != np.float32 or not found.flags.c_contiguous:
-            raise ValueError(f"{found.dtype} of shape {found.shape}, not float32 of {(rows, classes)}")
-        return found
-    raise AssertionError  # `reading` raises
-
-
-def _check_keys(found: set[str], known: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def check_keys(found: Set[str], known: Set[str], optional: Set[str] = frozenset()) -> None:
+    """Raise a KeyError unless the names that were found are those that are known; the optional ones may be missing."""
     if missing := sorted(known - optional - found):
         raise KeyError(f"no {missing[0]!r}")
     if strange := sorted(found - known):
         raise KeyError(f"{strange[0]!r} is not known")
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Say of errors of the disk what is kept, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        message = f"the log cannot be written to {folder}: {error.strerror or error}; finished epochs are kept"
+        raise type(error)(error.errno, f"{message}: make room or name another folder, and resume") from error

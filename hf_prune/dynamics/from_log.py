@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.checks import check_parallel
+from hf_prune.checks import check_parallel, warn
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
 from hf_prune.data.files import DamagedFileError
+from hf_prune.data.labels import check_class_names
 from hf_prune.data.lookup import find_rows
+from hf_prune.dynamics.summaries import ScoreSummary
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.log import TrainingLog
 
 Column = NDArray[Any]
+Logs: TypeAlias = "TrainingLog | str | Path | Sequence[TrainingLog | str | Path]"
+Epochs: TypeAlias = int | Iterable[int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +33,14 @@ class LoggedValues(Value):
     """Numbers of each row of one or several logs.
 
     Args:
-        keys: (n,) digests of the row ids, ascending.
-        values: (n,) arrays in that order; "score" is the score, others are its companions.
+        keys: digests of the row ids, (n,) in ascending order.
+        values: arrays (n,) in the order of `keys`; "score" is the score, the others are its companions.
         row_id: column of ids in the dataset that will be scored.
     """
 
     keys: NDArray[np.uint64]
     values: Mapping[str, Column]
+    _: KW_ONLY
     row_id: str = "row_id"
 
     def check_fields(self) -> None:
@@ -54,18 +58,27 @@ class LoggedValues(Value):
         return {name: values[at] for name, values in self.values.items()}
 
     def typed(self, **dtypes: str) -> Self:
-        """The same with some of the values cast."""
+        """The same values, those that are named cast to the type that stands beside their name."""
         cast = {name: values.astype(dtypes.get(name, values.dtype)) for name, values in self.values.items()}
         return replace(self, values=cast)
 
 
 @dataclass(frozen=True, eq=False)
 class LoggedScorer(Scorer):
-    """Base of scores that only a log can give: they look up what `from_log` computed."""
+    """Base of scores that only a log can give: they look up what `from_log` computed.
+
+    A subclass is a keyword-only dataclass with a field `name`, and a class method `from_log`.
+
+    Args:
+        logged: score and companions of each row, as `from_log` computed them.
+        fitted_on: facts about the logs, as `read_runs` gives them.
+    """
 
     nan_rows: ClassVar[bool] = True
 
     logged: LoggedValues
+    _: KW_ONLY
+    fitted_on: Mapping[str, Any] | None = None
 
     @property
     def row_id(self) -> str:
@@ -74,6 +87,10 @@ class LoggedScorer(Scorer):
 
     def describe(self) -> ScoreColumn:
         return described(super().describe(), self.logged)
+
+    def summary(self) -> ScoreSummary:
+        """What the logs hold, and how the scores spread."""
+        return ScoreSummary.of(self.name, self.logged.values, self.fitted_on)
 
     def column_of(self, value: str) -> str:
         """The column that a value is written to: companions are named after the score."""
@@ -97,17 +114,18 @@ class Run:
     """One log, restricted to some of its epochs, that notes which rows had no finite loss there.
 
     Attributes:
-        log: the `TrainingLog`.
-        epochs: those that count, ascending.
-        lost: (n,) rows that were NaN in one of the epochs read so far.
+        log: the `TrainingLog` of n rows.
+        epochs: numbers of the epochs that count, ascending.
+        last: number of the last of them.
+        lost: whether a row was NaN in one of the epochs read so far, (n,) bool.
     """
 
     def __init__(self, log: TrainingLog, epochs: list[int]) -> None:
-        self.log, self.epochs = log, epochs
+        self.log, self.epochs, self.last = log, epochs, epochs[-1]
         self.lost = np.zeros(len(log.keys), bool)
 
     def each(self, *columns: str) -> Iterator[tuple[Column, ...]]:
-        """Arrays (n,) of the columns, epoch by epoch; the first column is float and tells which rows are NaN."""
+        """Arrays (n,) of the columns, epoch by epoch; the first column holds floats, and NaN where a row is lost."""
         for epoch in self.epochs:
             found = tuple(self.log.read(column, epoch) for column in columns)
             self.lost |= np.isnan(found[0])
@@ -115,11 +133,12 @@ class Run:
 
 
 def read_runs(
-    logs: Any,
-    epochs: int | Iterable[int] | None,
-    who: str,
+    logs: Logs,
     statistic: Callable[[Run], Mapping[str, Column]],
+    *,
+    who: str,
     needs: Sequence[str],
+    epochs: Epochs = None,
     row_id: str | None = None,
     combine: Callable[[Sequence[Mapping[str, Column]]], Mapping[str, Column]] | None = None,
 ) -> tuple[LoggedValues, dict[str, Any]]:
@@ -127,19 +146,21 @@ def read_runs(
 
     Args:
         logs: a `TrainingLog`, its folder, or several of the same rows (independent runs).
-        epochs: those that count; all finished ones by default.
+        statistic: function of one run that gives {"score": (n,) float64, companion: (n,)}.
         who: name of the scorer, for messages.
-        statistic: gives {"score": (n,) float64, companion: (n,)} of one run.
         needs: columns of the log that the statistic reads.
+        epochs: numbers of the epochs that count, from 0; all finished ones by default.
         row_id: column of ids in the dataset to be scored; the log's own by default.
-        combine: makes the values of those of the runs, be it one; by default the mean in float64 of several.
+        combine: function that makes one such dict of those of the runs, be it one; by default the mean, in float64, of
+            several runs, and of a single run what the statistic gave.
 
     Returns:
         The values, and facts about the logs for `fitted_on`.
 
     Raises:
-        ValueError: no log, logs of other rows or of another kind, an epoch that is not there, a column that was not
+        ValueError: no log; logs of other rows or of another kind; an epoch that is not there; a column that was not
             recorded.
+        DamagedFileError: an epoch that counts is damaged.
     """
     runs = [Run(log, _chosen(log, epochs, who)) for log in open_logs(logs, who)]
     first = runs[0].log
@@ -153,16 +174,14 @@ def read_runs(
     values = dict(together(parts))
     lost = np.logical_or.reduce([run.lost for run in runs])
     if lost.any():
-        warnings.warn(
+        warn(
             f"{who}: {int(lost.sum())} of {len(lost)} rows had no finite loss in an epoch that counts; their score is "
             "NaN, and filter_by_score asks what to do with them (nulls=...). If training diverged, take earlier epochs "
-            "with epochs=range(...)",
-            stacklevel=3,
+            "with epochs=range(...)"
         )
         values["score"] = np.where(lost, np.nan, values["score"])
-    column = row_id or first.id_column
     facts: dict[str, Any] = {
-        **first.facts,
+        **{name: fact for name, fact in first.facts.items() if name != "class_names"},
         "label": first.label,
         "mode": first.mode,
         "task": first.task,
@@ -170,15 +189,16 @@ def read_runs(
         "epochs": counted,
         "recorded_epochs": int(first.epochs),
         "runs": len(runs),
+        "accuracy": round(float(np.mean([run.log.accuracy(run.last) for run in runs])), 4),
     }
     if lost.any():
         facts["nan_rows"] = int(lost.sum())
     if first.classes is not None:
         facts["classes"] = int(first.classes)
-    return LoggedValues(first.keys, values, column), facts
+    return LoggedValues(keys=first.keys, values=values, row_id=row_id or first.row_id), facts
 
 
-def open_logs(logs: Any, who: str) -> list[TrainingLog]:
+def open_logs(logs: Logs, who: str) -> list[TrainingLog]:
     """One or several logs, opened, of the same rows and kind.
 
     Raises:
@@ -187,7 +207,7 @@ def open_logs(logs: Any, who: str) -> list[TrainingLog]:
     from hf_prune.dynamics.log import TrainingLog
 
     several = logs if isinstance(logs, (list, tuple)) else [logs]
-    opened = [TrainingLog(log) if isinstance(log, (str, Path)) else log for log in several]
+    opened: list[Any] = [TrainingLog(log) if isinstance(log, (str, Path)) else log for log in several]
     for number, log in enumerate(opened):
         if not isinstance(log, TrainingLog):
             raise TypeError(
@@ -202,6 +222,9 @@ def open_logs(logs: Any, who: str) -> list[TrainingLog]:
                     f"{who}.from_log: log {number} has {what} {theirs!r}, log 0 has {ours!r}; these are no runs of "
                     "one kind"
                 )
+        check_class_names(
+            log.facts.get("class_names"), opened[0].facts.get("class_names"), log.label, f"{who}.from_log: log 0"
+        )
         if not np.array_equal(opened[0].keys, log.keys):
             strange = int((~np.isin(log.keys, opened[0].keys)).sum())
             raise ValueError(
@@ -214,7 +237,7 @@ def open_logs(logs: Any, who: str) -> list[TrainingLog]:
 
 
 def mean_of_runs(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
-    """Means over runs, taken in float64."""
+    """Means (n,) over runs, taken in float64."""
     return {name: np.asarray(np.mean([part[name] for part in parts], axis=0, dtype=np.float64)) for name in parts[0]}
 
 
@@ -232,7 +255,25 @@ def mean_of_epochs(arrays: Iterable[Column]) -> NDArray[np.float64]:
     return total / count
 
 
-def _chosen(log: TrainingLog, epochs: int | Iterable[int] | None, who: str) -> list[int]:
+def windows(arrays: Iterable[Any], size: int) -> Iterator[NDArray[np.float64]]:
+    """Each run of `size` arrays (n,) that follow one another, as (size, n) float64; in one buffer, written over.
+
+    The order within a window is not that of the arrays: for what does not depend on it, as means and deviations.
+
+    >>> [sorted(window[:, 0].tolist()) for window in windows([[1.0], [2.0], [4.0]], 2)]
+    [[1.0, 2.0], [2.0, 4.0]]
+    """
+    ring: NDArray[np.float64] | None = None
+    for number, array in enumerate(arrays):
+        value = np.asarray(array, np.float64)
+        if ring is None:
+            ring = np.empty((size, *value.shape))
+        ring[number % size] = value
+        if number >= size - 1:
+            yield ring
+
+
+def _chosen(log: TrainingLog, epochs: Epochs, who: str) -> list[int]:
     if epochs is None:
         if damaged := log.damaged():
             sound = [epoch for epoch in range(log.epochs) if epoch not in damaged]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.data.batch import Batch
-from hf_prune.dynamics.from_models import ModelsOrLog
+from hf_prune.dynamics.from_models import ModelsOrLog, check_names
 from hf_prune.models import memo
 from hf_prune.networks.classifier import Classifier, networks, next_tokens, warn_if_untrained
 from hf_prune.networks.inputs import Inputs
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from hf_prune.fisher.squares import Squares
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GraNd(ModelsOrLog):
-    """Length of the gradient of a row's loss over all parameters, mean over models. High = hard = keep.
+    """Length of the gradient of a row's loss over all parameters. High = moves the weights far = hard = keep.
 
-    At initialisation it says little more than how long the input is (Kirsch): take models after some epochs, several of
-    them, from different seeds. Mislabelled rows get the highest scores and are kept; under label noise keep the low end
-    or the middle (`prefer=`), or cut off the hardest first.
+        GraNd(i) = mean over models of || d/dw cross_entropy(z_w(x_i), y_i) ||
+
+    with w the parameters of a model and z_w its logits. At initialization it says little more than how long the input
+    is (Kirsch): take models after some epochs, several of them, from different seeds. Mislabelled rows get the highest
+    scores and are kept; under label noise keep the low end or the middle (`prefer=`), or cut off the hardest first.
 
     One forward and one backward pass give it for all rows together, by `Squares`; no gradient of a row is formed where
     that costs more. The lengths are averaged, not the gradients. For a causal language model the loss is the sum over
@@ -37,21 +39,24 @@ class GraNd(ModelsOrLog):
 
     Args:
         models: `Model`s, folders, Hub names or live modules, run in eval mode, all held on the device at once.
-        label: column of classes, integers or names that the model knows; a language model reads none.
-        column: of pictures, texts or vectors; by default `image`, `text` or `embedding`, whichever goes with the model.
-        last_layer: of the last linear layer's parameters only, column `grand_last_layer`: no more than a forward pass.
-            With one position `||softmax - onehot|| sqrt(1 + ||h||^2)`, where h is what that layer is given. A table
-            tied to it does not count.
+        label: column of classes, integers or names that the model knows; a language model reads none. Where the dataset
+            and the model both name their classes, the names are compared.
+        last_layer: whether the parameters of the last linear layer count alone (column `grand_last_layer`), for no more
+            than a forward pass. With one position that is `||softmax - onehot|| sqrt(1 + ||h||^2)`, where h is the
+            input of that layer. A table tied to it does not count.
+        column: column of images, texts or vectors; by default `image`, `text` or `embedding`, as the model reads.
         task: "classification", "language_model", or "auto" by the head that the model's folder names.
-        kind: of input: "text", "image", "vector" (rows of numbers, for a module of your own), or "auto".
-        max_length: tokens after which texts are cut; None for the model's own limit.
-        micro_batch: tokens (padding counted) or rows a pass; None for what suits the device.
-        preprocess: `package.module:function` for networks of your own: a list of texts or RGB PIL images to tensors.
-        name: column.
+        modality: what the column holds: "text", "image", "vector" (rows of numbers, for a module of your own), or
+            "auto".
+        max_length: number of tokens after which a text is cut; None for the model's own limit.
+        micro_batch: number of tokens (padding counted) or rows in a forward pass; None for what suits the device.
+        preprocess: `package.module:function` for networks of your own, from a list of texts or RGB PIL images to
+            tensors; None if their `Model` names it.
+        name: score column; `grand` or `grand_last_layer` by default.
 
     Raises:
-        ValueError: a label that is no class of the model, an empty text, a damaged picture, float16, a network that
-            mixes rows.
+        ValueError: a label that is no class of the model, classes of other names, an empty text, a damaged image,
+            float16, a network that mixes rows.
 
     Reference: Paul et al., 2021, arXiv 2107.07075; Kirsch, 2023, arXiv 2303.14753.
 
@@ -68,8 +73,8 @@ class GraNd(ModelsOrLog):
     meaning: ClassVar[str] = "moves the weights far: hard, or mislabelled (such rows are kept)"
     atol: ClassVar[float] = 1e-4  # lengths are not bounded by 1, and sums over positions round by their number
 
+    label: str = "label"
     last_layer: bool = False
-    _: KW_ONLY
     name: str = ""
 
     def __post_init__(self, preprocess: str | None) -> None:
@@ -99,6 +104,7 @@ class GraNd(ModelsOrLog):
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         classifiers = self._classifiers(rank)
+        check_names(classifiers, batch, self.label)
         total = np.zeros(batch.n)
         if batch.n:
             for number, (one, network) in enumerate(zip(classifiers, networks(classifiers), strict=True)):

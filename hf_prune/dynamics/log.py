@@ -12,8 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hf_prune.data.files import DamagedFileError
-from hf_prune.dynamics import format as files
-from hf_prune.dynamics.format import EpochReport, Manifest, Mode, Task, columns_of
+from hf_prune.dynamics import epochs as files
+from hf_prune.dynamics.epochs import EpochReport
+from hf_prune.dynamics.format import Manifest, Mode, Task, check_rows, columns_of, finished, read_keys, read_rows
+from hf_prune.dynamics.summaries import LogSummary
 
 if TYPE_CHECKING:
     from hf_prune.data.world import World
@@ -28,17 +30,18 @@ class TrainingLog:
     compared with its digest first, if the log was written by a version that records digests.
 
     Args:
-        folder: with `log.json`, `rows.parquet` (ids, their keys, and labels where the recorder knew them) and a folder
-            of parts for each epoch.
+        folder: folder with `log.json`, `rows.parquet` (ids, their keys, and labels where the recorder knew them) and a
+            folder of parts for each epoch.
 
     Attributes:
-        mode: "train": of the forward passes of training itself, with augmentation and dropout, before each update;
-            "eval": of one clean pass after each epoch.
+        mode: passes that were recorded; "train": the forward passes of training itself, with augmentation and dropout,
+            before each update; "eval": one clean pass after each epoch.
         task: "classification", or "language_model" (means over the labelled tokens).
-        id_column, label: columns of the dataset that ids and labels came from.
+        row_id: column of the dataset that the ids came from.
+        label: column of the dataset that the labels came from.
         classes: width of the logits; None for a language model.
-        columns: that can be read.
-        facts: of the run, for the provenance of a score.
+        divergence: whether the column `divergence` was recorded.
+        facts: facts about the run, for the provenance of a score.
 
     Raises:
         FileNotFoundError: there is no log in the folder.
@@ -48,21 +51,21 @@ class TrainingLog:
     >>> import tempfile
     >>> logits = np.array([[[2.0, 0.0], [0.0, 1.0]]] * 3)  # three epochs of two rows
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     log = TrainingLog.from_logits(folder, ["a", "b"], logits, labels=[0, 0])
+    ...     log = TrainingLog.from_logits(folder, ids=["a", "b"], logits=logits, labels=[0, 0])
     ...     log.epochs, log.read("margin", 2)[np.argsort(log.ids.to_pylist())].tolist()
     (3, [2.0, -1.0])
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self._manifest = found = Manifest.read(self.folder)
-        self.mode: Mode = found.mode
-        self.task: Task | None = found.task
-        self.id_column: str = found.id_column
-        self.label: str | None = found.label
-        self.classes: int | None = found.classes
-        self.divergence: bool = found.divergence
-        self.facts: dict[str, Any] = dict(found.facts)
+        self._manifest = of = Manifest.read(self.folder)
+        self.mode: Mode = of.mode
+        self.task: Task | None = of.task
+        self.row_id: str = of.row_id
+        self.label: str | None = of.label
+        self.classes: int | None = of.classes
+        self.divergence: bool = of.divergence
+        self.facts: dict[str, Any] = dict(of.facts)
         self._checked: set[tuple[str, ...]] = set()  # digests of the epochs that were compared with their files
 
     def __repr__(self) -> str:
@@ -70,48 +73,93 @@ class TrainingLog:
 
     @property
     def epochs(self) -> int:
-        """Finished epochs, damaged ones too."""
-        return files.finished(self.folder)
+        """Number of finished epochs, damaged ones too."""
+        return finished(self.folder)
 
     def damaged(self) -> dict[int, str]:
         """Finished epochs that cannot be read, and what is wrong with them; what their parts hold is not looked at.
 
         The other epochs can be read, and scored by `from_log(epochs=...)`.
         """
-        found = {}
+        broken = {}
         for epoch in range(self.epochs):
             try:
                 files.read_report(self.folder, epoch, len(self.keys))
             except DamagedFileError as error:
-                found[epoch] = str(error)
-        return found
+                broken[epoch] = str(error)
+        return broken
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
-        """`rows.digests` of the ids, (n,), ascending: the order of everything that is read."""
-        files.check_rows(self.folder, self._manifest)
-        return files.read_keys(self.folder, self._manifest)
+        """Digests of the ids, (n,) in ascending order: the order of everything that is read."""
+        check_rows(self.folder, self._manifest)
+        return read_keys(self.folder, self._manifest)
 
     @property
     def ids(self) -> pa.ChunkedArray:
         """The ids, (n,), in the order of `keys`."""
-        files.check_rows(self.folder, self._manifest)
-        return files.read_rows(self.folder, "id")
+        check_rows(self.folder, self._manifest)
+        return read_rows(self.folder, "id")
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """The labels, (n,), in the order of `keys`; None where the recorder did not know them."""
-        files.check_rows(self.folder, self._manifest)
-        found: NDArray[np.int64] = files.read_rows(self.folder, "label").to_numpy()
-        return found if len(found) else None
+        check_rows(self.folder, self._manifest)
+        known: NDArray[np.int64] = read_rows(self.folder, "label").to_numpy()
+        return known if len(known) else None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names that `read` takes."""
         return columns_of(self.task, self.divergence)
 
+    def accuracy(self, epoch: int) -> float:
+        """Share of the rows that were right in an epoch; of a language model, mean over rows of the share of tokens.
+
+        Raises:
+            IndexError: no such finished epoch.
+            DamagedFileError: the epoch was finished, and is damaged.
+        """
+        right = self.read("correct" if "correct" in self.columns else "accuracy", epoch)
+        return float(np.nanmean(right, dtype=np.float64)) if not np.isnan(right).all() else float("nan")
+
+    def summary(self) -> LogSummary:
+        """What the run did to its rows; reads all sound epochs, one at a time.
+
+        >>> import tempfile
+        >>> logits = np.array([[[2.0, 0.0], [0.0, 1.0]]] * 3)  # three epochs of two rows
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     TrainingLog.from_logits(folder, ids=["a", "b"], logits=logits, labels=[0, 0]).summary()
+        Training log
+          rows            2
+          classes         2
+          mode            train
+          epochs          3
+          first accuracy  0.5
+          final accuracy  0.5
+          never learned   1
+        """
+        broken = self.damaged()
+        sound = [epoch for epoch in range(self.epochs) if epoch not in broken]
+        ever = np.zeros(len(self.keys), bool)
+        if "correct" in self.columns:
+            for epoch in sound:
+                ever |= self.read("correct", epoch)
+        nan = max((self.report(epoch).nan for epoch in sound), default=0)
+        return LogSummary(
+            rows=len(self.keys),
+            classes=None if self.task == "language_model" else self.classes,
+            mode=self.mode,
+            epochs=self.epochs,
+            damaged=len(broken) or None,
+            first_accuracy=self.accuracy(sound[0]) if sound else None,
+            final_accuracy=self.accuracy(sound[-1]) if sound else None,
+            never_learned=int((~ever).sum()) if sound and "correct" in self.columns else None,
+            not_finite=nan or None,
+        )
+
     def report(self, epoch: int) -> EpochReport:
-        """Rows with a loss that was not finite, and the like.
+        """How many rows of an epoch had a loss that was not finite, and what else is worth knowing of it.
 
         Raises:
             IndexError: no such finished epoch.
@@ -123,7 +171,14 @@ class TrainingLog:
         return files.read_report(self.folder, epoch, len(self.keys))
 
     def read(self, column: str, epoch: int) -> NDArray[Any]:
-        """One column of one epoch, (n,), in the order of `keys`; float32, `correct` bool, `tokens` int32.
+        """One column of one epoch.
+
+        Args:
+            column: name of the column, one of `columns`.
+            epoch: number of the epoch, from 0.
+
+        Returns:
+            Values (n,) in the order of `keys`: float32; of `correct` bool, of `tokens` int32.
 
         Raises:
             KeyError: no such column; the message lists those there are.
@@ -133,7 +188,10 @@ class TrainingLog:
         return self._read((column,), epoch)[0]
 
     def each(self, *columns: str) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Tuples of columns, epoch by epoch.
+        """Columns (n,) in the order of `keys`, epoch by epoch.
+
+        Args:
+            columns: names of the columns, each one of `columns`.
 
         Raises:
             KeyError: no such column.
@@ -142,7 +200,7 @@ class TrainingLog:
 
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     log = TrainingLog.from_logits(folder, ["a"], np.zeros((2, 1, 3)), labels=[0])
+        ...     log = TrainingLog.from_logits(folder, ids=["a"], logits=np.zeros((2, 1, 3)), labels=[0])
         ...     [round(float(loss[0]), 3) for (loss,) in log.each("loss")]
         [1.099, 1.099]
         """
@@ -161,8 +219,8 @@ class TrainingLog:
         if known not in self._checked:
             files.check_parts(self.folder, report)
             self._checked.add(known)
-        found = files.read_parts(self.folder, report, columns)
-        return tuple(found[column] for column in columns)
+        parts = files.read_parts(self.folder, report, columns)
+        return tuple(parts[column] for column in columns)
 
     @staticmethod
     def create(
@@ -172,7 +230,7 @@ class TrainingLog:
         labels: Any = None,
         mode: Mode = "train",
         task: Task | None = None,
-        id_column: str = "row_id",
+        row_id: str = "row_id",
         label: str | None = "label",
         classes: int | None = None,
         divergence: bool = False,
@@ -185,20 +243,25 @@ class TrainingLog:
         Under `accelerate launch` all processes call it, with the same arguments.
 
         Args:
-            folder: seen by all processes.
-            ids: n of the dataset's rows: a list, an array or an Arrow column.
-            labels: (n,) integers, for a classifier: kept, so that a resumed run with other labels is refused.
-            mode: what will be recorded; see `TrainingLog`.
-            task: "classification" or "language_model"; by default what the first logits are.
-            id_column, label: the columns' names, for those who read the log.
-            classes: width of the logits; by default that of the first.
-            divergence: record the column `divergence` too; keeps the probabilities of two epochs, (n, classes)
-                float32 each, in files of the folder.
-            facts: of the run, for the provenance.
-            resume: go on after the last finished epoch of the log that is there, if one is; if one is damaged, with
-                that one (the writer's `epoch`): it and those after it are moved aside when it is recorded again.
-                Without it, a log that has no finished epoch is begun anew, with a warning.
-            world: the processes; by default those of `accelerate launch`.
+            folder: folder of the log, seen by all processes.
+            ids: ids of the dataset's n rows: a list, an array or an Arrow column.
+            labels: classes of the rows, (n,) integers, for a classifier: kept, so that a resumed run with other labels
+                is refused; None where they are not known.
+            mode: passes that will be recorded: "train", those of training itself, or "eval", clean ones.
+            task: "classification" or "language_model"; None for what the first logits are.
+            row_id: column of the dataset that the ids come from, for those who read the log.
+            label: column of the dataset that the labels come from, for those who read the log.
+            classes: width of the logits; None for that of the first.
+            divergence: whether the column `divergence` is recorded too; keeps the probabilities of two epochs,
+                (n, classes) float32 each, in files of the folder.
+            facts: facts about the run, for the provenance; `class_names`, a list, are the names of the classes.
+            resume: whether to go on after the last finished epoch of the log that is there, if one is; if an epoch is
+                damaged, with that one (the writer's `epoch`): it and those after it are moved aside when it is recorded
+                again. Without it, a log that has no finished epoch is begun anew, with a warning.
+            world: the processes that record; None for those of `accelerate launch`.
+
+        Returns:
+            The writer, whose `record` and `end_epoch` are called by the loop.
 
         Raises:
             ValueError: there is a log in the folder and `resume` is False, or it is one of another dataset or other
@@ -223,7 +286,7 @@ class TrainingLog:
             labels=labels,
             mode=mode,
             task=task,
-            id_column=id_column,
+            row_id=row_id,
             label=label,
             classes=classes,
             divergence=divergence,
@@ -234,17 +297,20 @@ class TrainingLog:
 
     @classmethod
     def from_logits(
-        cls, folder: str | Path, ids: Any, logits: Any, labels: Any, mode: Mode = "train", **options: Any
+        cls, folder: str | Path, ids: Any, logits: Any, labels: Any, *, mode: Mode = "train", **options: Any
     ) -> TrainingLog:
         """A log of logits that were stored already.
 
         Args:
-            folder: where to write it.
-            ids: of the n rows.
-            logits: (T, n, C), or (T, n, t, V) of a language model; an array, a memory map or a tensor.
-            labels: (n,), or (n, t) with -100 where there is no label, one for the logits at the same place.
-            mode: of the passes that they came from.
-            options: those of `create`.
+            folder: folder of the log, which is made.
+            ids: ids of the n rows.
+            logits: array, memory map or tensor (T, n, C), or (T, n, t, V) of a language model.
+            labels: integers (n,), or (n, t) with -100 where there is no label, each for the logits at its position.
+            mode: passes that the logits came from: "train" or "eval".
+            options: further arguments of `create`.
+
+        Returns:
+            The log of T epochs.
 
         Raises:
             ValueError: there is no epoch, or what `create` and `record` refuse.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_prune.data import identity
-from hf_prune.data.files import Explain, reading, remove, temporary_path, write_parquet
+from hf_prune.data.files import reading, remove, temporary_path, write_parquet
 from hf_prune.data.world import World
-from hf_prune.dynamics import format as files
-from hf_prune.dynamics.format import SHOWN, Task, columns_of, probabilities_path
+from hf_prune.dynamics.epochs import open_probabilities, read_table
+from hf_prune.dynamics.format import SHOWN, Task, columns_of, explained, probabilities_path, sealed, unsealed
+from hf_prune.dynamics.ids import RowIds
 from hf_prune.networks import statistics
 
 BLOCK = 1 << 22  # logits that wait for their statistics, which are worked out together, off the path of training
@@ -33,23 +33,19 @@ class EpochRecorder:
     """Statistics of the rows that this process saw in the epoch so far.
 
     Args:
-        folder: of the log.
-        rows: n of the log.
-        id_of: the id of a row of the log, for messages.
-        divergence: compare with the probabilities of the epoch before.
-        world: the processes.
-        explained: gives errors of the disk their reason and the next step.
+        folder: folder of the log.
+        ids: ids of the n rows of the log.
+        divergence: whether an epoch is compared with the probabilities of the one before.
+        world: the processes that record.
 
     Attributes:
-        task, classes: what the logits are; None until that is told, or the first are seen.
-        epoch: that is recorded; whoever owns the recorder counts it on.
+        task: "classification" or "language_model"; None until it is given, or the first logits are seen.
+        classes: width of the logits, likewise.
+        epoch: number of the epoch that is recorded; whoever owns the recorder counts it on.
     """
 
-    def __init__(
-        self, folder: Path, rows: int, id_of: Callable[[Any], Any], divergence: bool, world: World, explained: Explain
-    ) -> None:
-        self.folder, self.rows, self.id_of, self.divergence = folder, rows, id_of, divergence
-        self.world, self.explained = world, explained
+    def __init__(self, folder: Path, ids: RowIds, *, divergence: bool, world: World) -> None:
+        self.folder, self.ids, self.divergence, self.world = folder, ids, divergence, world
         self.task: Task | None = None
         self.classes: int | None = None
         self.epoch = 0
@@ -60,20 +56,20 @@ class EpochRecorder:
 
     @property
     def seen(self) -> int:
-        """Rows recorded in this epoch."""
+        """Number of rows recorded in this epoch."""
         return sum(len(part["row"]) for part in self._parts) + sum(len(rows) for rows, _ in self._waiting)
 
     @property
     def held_bytes(self) -> tuple[int, int]:
-        """Memory of what waits for its statistics, and of the statistics."""
+        """Bytes of what waits for its statistics, and of the statistics."""
         waiting = sum(x.nbytes for _, part in self._waiting for x in part.values())
         return waiting, sum(array.nbytes for part in self._parts for array in part.values())
 
     def settle(self, task: Task | None, width: int) -> None:
-        """Fix what the log is of, from what was told or from the first logits."""
+        """Fix the task and the width of the logits, as given or as the first logits have them."""
         if width < 2:
             raise ValueError(
-                f"logits of {width} class have nothing to tell apart: every margin is infinite, every loss 0; "
+                f"logits of {width} class distinguish nothing: every margin is infinite, every loss 0; "
                 "give the network an output for each class"
             )
         if self.divergence and task == "language_model":
@@ -143,13 +139,13 @@ class EpochRecorder:
             if self.task == "classification":
                 labels = joined["labels"]
                 outside = (labels < 0) | (labels >= (self.classes or 0))
-                _refuse(outside, labels, lambda i: self.id_of(rows[i]), self.classes)
+                self._refuse(outside, labels, rows)
                 stats = statistics.of_rows(joined["logits"], labels)
                 if self.divergence:
                     stats["divergence"] = self._divergence(rows, joined["logits"])
             else:
                 worst, outside = joined.pop("worst"), joined.pop("outside")
-                _refuse(outside, worst, lambda i: self.id_of(rows[i]), self.classes)
+                self._refuse(outside, worst, rows)
                 stats = joined
             part = {name: value.cpu().numpy() for name, value in stats.items()}
         self._parts.append({"row": rows, "step": np.repeat(np.arange(first, first + len(sizes)), sizes), **part})
@@ -199,7 +195,7 @@ class EpochRecorder:
         of = {"epoch": self.epoch, "task": self.task, "classes": self.classes, "run": run, "table": _digest(columns)}
         if self.divergence and len(columns["row"]):
             of["probabilities"] = self._digest_of(columns["row"])
-        write_parquet(path, pa.table(columns).replace_schema_metadata({"hf_prune": files.sealed(of)}), self.explained)
+        write_parquet(path, pa.table(columns).replace_schema_metadata({"hf_prune": sealed(of)}), explained)
 
     def load(self, path: Path, run: str | None) -> None:
         """Add what `save` kept.
@@ -214,7 +210,7 @@ class EpochRecorder:
         with reading(path, "state of a recorder", CHECKPOINT):
             task, classes = of["task"], of["classes"]
             names = ("row", "step", *columns_of(task, self.divergence))
-            columns = files.read_table(path, names)
+            columns = read_table(path, names)
             if "table" in of and _digest(columns) != of["table"]:
                 raise ValueError("it has changed since it was written")
         if self.divergence and len(columns["row"]):
@@ -225,7 +221,7 @@ class EpochRecorder:
                     "from a checkpoint of the run of this log, or begin a log in a new folder"
                 )
         with reading(path, "state of a recorder", CHECKPOINT):
-            if len(columns["row"]) and not 0 <= columns["row"].min() <= columns["row"].max() < self.rows:
+            if len(columns["row"]) and not 0 <= columns["row"].min() <= columns["row"].max() < len(self.ids):
                 raise ValueError("rows that are not in the log")
         self.task, self.classes = task, classes
         if "probabilities" in of:
@@ -238,7 +234,7 @@ class EpochRecorder:
     # probabilities: of two epochs, in files that the processes share
 
     def flush(self) -> None:
-        """Hand what was written to the maps over to the disk."""
+        """Write the mapped probabilities to the disk."""
         for array in self._maps.values():
             array.flush()
 
@@ -265,15 +261,15 @@ class EpochRecorder:
             if not path.exists():
                 temporary = temporary_path(path)
                 try:
-                    with self.explained(self.folder):
-                        shape = (self.rows, self.classes or 0)
+                    with explained(self.folder):
+                        shape = (len(self.ids), self.classes or 0)
                         np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
                         with contextlib.suppress(FileExistsError):
                             os.link(temporary, path)
                 finally:
                     remove(temporary)
             self._maps = {k: v for k, v in self._maps.items() if k >= epoch - 1}
-            self._maps[epoch] = files.open_probabilities(path, self.rows, self.classes)
+            self._maps[epoch] = open_probabilities(path, len(self.ids), self.classes)
         return self._maps[epoch]
 
     def _digest_of(self, rows: NDArray[np.int64]) -> str:
@@ -284,6 +280,18 @@ class EpochRecorder:
             state.update(np.ascontiguousarray(table[rows[i : i + step]]).data)
         return state.hexdigest()
 
+    def _refuse(self, outside: Any, labels: Any, rows: NDArray[np.int64]) -> None:
+        """Refuse labels (b,) that are no classes."""
+        if not bool(outside.any()):
+            return
+        which = outside.nonzero()[:, 0].tolist()
+        shown = [f"{int(labels[i])} of {self.ids.of(rows[i])!r}" for i in which[:SHOWN]]
+        many = f"{len(which)} label is" if len(which) == 1 else f"{len(which)} labels are"
+        raise ValueError(
+            f"{many} not in 0..{(self.classes or 0) - 1}: {', '.join(shown)}{', ...' if len(which) > SHOWN else ''}; "
+            "give the network an output for each class, or drop such rows"
+        )
+
 
 def state_of(path: Path) -> dict[str, Any]:
     """What `EpochRecorder.save` said of a file: its epoch, its run, and what is recorded.
@@ -293,7 +301,7 @@ def state_of(path: Path) -> dict[str, Any]:
     """
     with reading(path, "state of a recorder", CHECKPOINT):
         found = json.loads(pq.read_schema(path).metadata[b"hf_prune"])
-        return files.unsealed(found, required="table" in found)
+        return unsealed(found, required="table" in found)
     raise AssertionError  # `reading` raises
 
 
@@ -303,15 +311,3 @@ def _digest(columns: dict[str, NDArray[Any]]) -> str:
         state.update(name.encode())
         state.update(np.ascontiguousarray(values).data)
     return state.hexdigest()
-
-
-def _refuse(outside: Any, labels: Any, id_of: Callable[[int], Any], classes: int | None) -> None:
-    if not bool(outside.any()):
-        return
-    which = outside.nonzero()[:, 0].tolist()
-    shown = [f"{int(labels[i])} of {id_of(i)!r}" for i in which[:SHOWN]]
-    many = f"{len(which)} label is" if len(which) == 1 else f"{len(which)} labels are"
-    raise ValueError(
-        f"{many} not in 0..{(classes or 0) - 1}: {', '.join(shown)}{', ...' if len(which) > SHOWN else ''}; give the "
-        "network an output for each class, or drop such rows"
-    )

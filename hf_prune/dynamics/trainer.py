@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_prune.checks import warn
 from hf_prune.data.arrow import column_array
 from hf_prune.data.lock import Lock, locked
 from hf_prune.data.world import World
-from hf_prune.dynamics.format import MANIFEST, Mode, finished
+from hf_prune.dynamics.format import CHECKPOINT, MANIFEST, Mode, explained, finished
 from hf_prune.dynamics.log import TrainingLog
 from hf_prune.dynamics.recorder import state_of
-from hf_prune.dynamics.trainer_inputs import check, labels_of, logits_of, stored_labels
-from hf_prune.dynamics.writer import CHECKPOINT, LogWriter, explained
+from hf_prune.dynamics.trainer_inputs import check, class_names, labels_of, logits_of, stored_labels
+from hf_prune.dynamics.writer import LogWriter
 
 NUMBER = "hf_prune_row"  # key of a batch: where in the log its rows are
 KEPT = "training_log-{}.parquet"  # beside a checkpoint: what a process has of the epoch so far
@@ -47,23 +47,30 @@ class RecordingMixin(_Base):
     shifted for causal ones). Gradient accumulation, mixed precision, several processes and `resume_from_checkpoint` are
     those of the Trainer. An epoch that `max_steps` or a callback cuts off is not logged, and a warning says so.
 
+    A score belongs to a row of `train_dataset`. Where rows are packed (several documents joined, and cut to one length,
+    as with `packing=True` of TRL or after `group_texts`), scores are those of packed sequences, not of documents: a
+    document gets a score of its own only if it is a row. Padding-free collators, which join the rows of a batch to one,
+    are refused.
+
     Args:
-        args, kwargs: of the Trainer. `train_dataset` is a `datasets.Dataset` with a column of ids.
-        log: folder for the log, seen by all processes. A new run needs a new one, or one without a finished epoch,
+        args, kwargs: arguments of the Trainer. `train_dataset` is a `datasets.Dataset` with a column of ids.
+        log: folder of the log, seen by all processes. A new run needs a new one, or one without a finished epoch,
             which it clears; `train(resume_from_checkpoint=...)` goes on with the log that is there.
-        id_column: as `with_row_id` adds it.
-        record: "train": what the forward passes of training give, for free; "eval": one clean pass after each epoch,
+        row_id: column of ids, as `with_row_id` adds it.
+        mode: passes that are recorded: "train", training's own, for free; "eval", one clean pass after each epoch,
             which costs about a third of the epoch.
-        clean_dataset: what the clean pass reads, if `train_dataset` augments its rows: the same rows in the same order.
-        divergence: record `divergence` too; see `TrainingLog.create`.
-        shift_labels: whether logits are for the next token; by default they are for causal language models.
+        clean_dataset: dataset that the clean pass reads, if `train_dataset` augments its rows: the same rows in the
+            same order; None for `train_dataset`.
+        divergence: whether the column `divergence` is recorded too; see `TrainingLog.create`.
+        shift_labels: whether logits are for the next token; None for what the model is: true of causal language models.
 
     Attributes:
-        log_folder: the log's, which `TrainingLog` and the scorers' `from_log` take.
+        log_folder: folder of the log, which `TrainingLog` and the scorers' `from_log` take.
 
     Raises:
         TypeError: `train_dataset` is not a `datasets.Dataset`.
-        ValueError: `dataloader_drop_last=True`, or `clean_dataset` has other ids.
+        ValueError: `dataloader_drop_last=True`, `clean_dataset` has other ids, or classes of other names than the
+            model's.
         KeyError: no such id column; the message lists those there are.
     """
 
@@ -71,15 +78,15 @@ class RecordingMixin(_Base):
         self,
         *args: Any,
         log: str | Path,
-        id_column: str = "row_id",
-        record: Mode = "train",
+        row_id: str = "row_id",
+        mode: Mode = "train",
         clean_dataset: Any = None,
         divergence: bool = False,
         shift_labels: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.log_folder, self.id_column, self.record = Path(log), id_column, record
+        self.log_folder, self.row_id, self.mode = Path(log), row_id, mode
         self.divergence, self.shift_labels = divergence, shift_labels
         self.clean_dataset = clean_dataset
         self.train_dataset: Any
@@ -113,13 +120,13 @@ class RecordingMixin(_Base):
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(locked(folder, "recorded", world, explained))
             goes_on = world.from_main(lambda: self._goes_on(wanted))
-            ids = column_array(self.train_dataset, self.id_column)
+            ids = column_array(self.train_dataset, self.row_id)
             self._writer = writer = TrainingLog.create(
                 folder,
                 ids=ids,
                 labels=stored_labels(self),
-                mode=self.record,
-                id_column=self.id_column,
+                mode=self.mode,
+                row_id=self.row_id,
                 label=next(iter(self.label_names or ["labels"])),
                 divergence=self.divergence,
                 facts=_facts(self),
@@ -159,10 +166,9 @@ class RecordingMixin(_Base):
             return False
         if epochs:
             words = "its first checkpoint was cut off" if found else "there is no checkpoint"
-            warnings.warn(
+            warn(
                 f"the run recorded in {self.log_folder} cannot be gone on with ({words}): it begins anew; what it had "
-                "recorded is kept aside until it is recorded again",
-                stacklevel=3,
+                "recorded is kept aside until it is recorded again"
             )
         return epochs > 0
 
@@ -175,13 +181,12 @@ class RecordingMixin(_Base):
         if not found:
             return None
         for path, share in reversed(found):
-            again = share == reach + 1 and (self.record == "eval" or _kept_epoch(path) == reach)
+            again = share == reach + 1 and (self.mode == "eval" or _kept_epoch(path) == reach)
             if share < reach + 1 or again:
                 if path != found[-1][0]:
-                    warnings.warn(
+                    warn(
                         f"the log in {self.log_folder} reaches to epoch {reach} without damage: the run goes on from "
-                        f"{path.name}, not from {found[-1][0].name}",
-                        stacklevel=3,
+                        f"{path.name}, not from {found[-1][0].name}"
                     )
                 return str(path)
         return str(found[-1][0])  # and the writer says why not
@@ -202,7 +207,7 @@ class RecordingMixin(_Base):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         numbers = inputs.pop(NUMBER, None)
-        self._numbers = numbers if self.record == "train" else None
+        self._numbers = numbers if self.mode == "train" else None
         try:
             loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
             return loss
@@ -246,15 +251,15 @@ class RecordingMixin(_Base):
         if self._checkpoint is None or not state.global_step:
             writer.go_to(0)  # again from the start, if a smaller batch is tried
             return
-        if within and not self.args.ignore_data_skip and self.record == "train":
+        if within and not self.args.ignore_data_skip and self.mode == "train":
             writer.go_to(epoch, partial=True)
             writer.load_state(self._kept())
         elif (
             writer.epoch == epoch - 1
             and not within
-            and (self.record == "eval" or _kept_epoch(self._checkpoint) == writer.epoch)
+            and (self.mode == "eval" or _kept_epoch(self._checkpoint) == writer.epoch)
         ):
-            if self.record == "train":  # killed between the last checkpoint of an epoch and its end, or that is damaged
+            if self.mode == "train":  # killed between the last checkpoint of an epoch and its end, or that is damaged
                 writer.load_state(self._kept())
             self._finish_epoch()
         else:
@@ -280,19 +285,18 @@ class RecordingMixin(_Base):
             return
         world, args = self._writer.world, self.args  # max_steps, or a callback that stops
         seen = sum(world.gather(self._writer.discard()))
-        if self.record == "eval":
+        if self.mode == "eval":
             seen = round(share * batches) * args.train_batch_size * args.world_size
         if world.main:
-            warnings.warn(
+            warn(
                 f"epoch {int(self.state.epoch or 0)} was cut off after {seen} of its {len(self.train_dataset)} rows "
                 "and is not in the log: end the run with an epoch, by num_train_epochs or by a max_steps that is a "
-                f"multiple of {-(-batches // args.gradient_accumulation_steps)}",
-                stacklevel=2,
+                f"multiple of {-(-batches // args.gradient_accumulation_steps)}"
             )
 
     def _finish_epoch(self) -> None:
         assert self._writer is not None
-        if self.record == "eval":
+        if self.mode == "eval":
             self._clean_pass()
         self._writer.world.from_main(self._lock.check)
         self._writer.end_epoch()
@@ -410,6 +414,7 @@ def _facts(trainer: Any) -> dict[str, Any]:
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning_rate": args.learning_rate,
         "seed": args.seed,
+        **({"class_names": names} if (names := class_names(trainer.train_dataset)) else {}),
     }
 
 

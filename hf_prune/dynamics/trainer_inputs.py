@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from hf_prune.checks import MissingColumnError, warn
 from hf_prune.data.arrow import column_array, numbers
+from hf_prune.data.labels import check_class_names, model_classes
+
+LOOKED_AT = 100  # rows looked at
+SHORTEST_PACK = 64  # tokens: shorter rows of one length are as likely prompts
 
 
 def check(trainer: Any) -> None:
@@ -24,24 +28,68 @@ def check(trainer: Any) -> None:
             "training: load it without streaming"
         )
     for rows in (ds, *([] if trainer.clean_dataset is None else [trainer.clean_dataset])):
-        if trainer.id_column not in rows.column_names:
-            raise KeyError(
-                f"no column {trainer.id_column!r} in the dataset; its columns are {rows.column_names}: add ids with "
-                "with_row_id(ds), or name yours as id_column"
+        if trainer.row_id not in rows.column_names:
+            lost = "packing=True joined the documents and dropped their ids; " if _packs(trainer) else ""
+            raise MissingColumnError(
+                f"{lost}no column {trainer.row_id!r} in the dataset; its columns are {rows.column_names}: add ids with "
+                "with_row_id(ds), or name yours as row_id"
             )
     if trainer.clean_dataset is not None:
-        ids = [column_array(rows, trainer.id_column).to_pylist() for rows in (ds, trainer.clean_dataset)]
+        ids = [column_array(rows, trainer.row_id).to_pylist() for rows in (ds, trainer.clean_dataset)]
         if ids[0] != ids[1]:
             raise ValueError("clean_dataset has other ids than train_dataset, or another order; give the same rows")
     if trainer.args.dataloader_drop_last:
         raise ValueError("dataloader_drop_last=True leaves rows out of each epoch; set it to False to record all")
     if {"label", "labels"} <= set(ds.column_names) and _is_classifier(trainer.model):
-        warnings.warn(
+        warn(
             "the dataset has columns 'label' and 'labels', and the collators of transformers train on 'label'; rename "
-            "or drop the one that is not meant",
-            stacklevel=3,
+            "or drop the one that is not meant"
         )
     _check_labels(trainer, ds)
+    _check_packing(trainer, ds)
+
+
+def _packs(trainer: Any) -> bool:
+    """Whether the settings of TRL ask for packed rows."""
+    return bool(getattr(trainer.args, "packing", False))
+
+
+def _check_packing(trainer: Any, ds: Any) -> None:
+    """Refuse collators that join the rows of a batch, and warn of rows that look packed.
+
+    Raises:
+        ValueError: a padding-free collator.
+    """
+    collator = trainer.data_collator
+    if type(collator).__name__ == "DataCollatorWithFlattening" or getattr(collator, "padding_free", False):
+        raise ValueError(
+            f"{type(collator).__name__} joins the rows of a batch to one (padding-free), so that no row has logits of "
+            "its own; record with a collator that pads (padding_free=False)"
+        )
+    why = "packing=True" if _packs(trainer) else _looks_packed(ds) if trainer._shifts() else ""
+    if why:
+        warn(
+            f"the rows look packed ({why}): scores will be those of packed sequences, not of documents; to score "
+            "documents, record a run in which each is a row"
+        )
+
+
+def _looks_packed(ds: Any) -> str:
+    """Why the first rows look like several documents each; empty if they do not."""
+    if ds.format["type"] == "custom":  # a transform makes the rows
+        return ""
+    if "seq_lengths" in ds.column_names:
+        return "column 'seq_lengths'"
+    first = ds.with_format(None).select(range(min(len(ds), LOOKED_AT)))
+    if "position_ids" in ds.column_names and any(0 in row[1:] for row in first["position_ids"]):
+        return "column 'position_ids' begins anew within a row"
+    if "input_ids" not in ds.column_names or len(first) < 8:
+        return ""
+    lengths = {len(row) for row in first["input_ids"]}
+    padded = "attention_mask" in ds.column_names and any(0 in row for row in first["attention_mask"])
+    if len(lengths) == 1 and min(lengths) >= SHORTEST_PACK and not padded:
+        return f"all are {min(lengths)} tokens long, without padding"
+    return ""
 
 
 def _is_classifier(model: Any) -> bool:
@@ -57,9 +105,10 @@ def _check_labels(trainer: Any, ds: Any) -> None:
             f"the model's problem_type is {problem!r}; a log is of hard labels, one class a row: set it to "
             "'single_label_classification' or None, if that is what the labels are"
         )
-    name = next((n for n in ("label", "labels") if n in ds.column_names), None)
+    name = label_column(ds)
     if name is None or not _is_classifier(trainer.model):
         return
+    check_class_names(class_names(ds), model_classes(config), name, f"the model {type(trainer.model).__name__}")
     column, width = column_array(ds, name), getattr(config, "num_labels", 0)
     stored = ds.format["type"] != "custom"  # or a transform may change the labels
     if stored and pa.types.is_nested(column.type):
@@ -84,9 +133,20 @@ def _check_labels(trainer: Any, ds: Any) -> None:
     ):  # fmt: skip
         at = np.flatnonzero(wrong)
         if len(at):
-            shown = column_array(ds, trainer.id_column).take(pa.array(at[:5])).to_pylist()
+            shown = column_array(ds, trainer.row_id).take(pa.array(at[:5])).to_pylist()
             labels = column.take(pa.array(at[:5])).to_pylist()
             raise ValueError(f"column {name!r} has {len(at)} {words}: {labels} of {shown}; {remedy}")
+
+
+def label_column(ds: Any) -> str | None:
+    """The column of labels that the collators of transformers read."""
+    return next((n for n in ("label", "labels") if n in ds.column_names), None)
+
+
+def class_names(ds: Any) -> list[str] | None:
+    """Names of the classes, where the column of labels has them."""
+    names = getattr(ds.features.get(label_column(ds)), "names", None)
+    return [str(name) for name in names] if names else None
 
 
 def stored_labels(trainer: Any) -> np.ndarray | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune.checks import check_choice
 from hf_prune.data.batch import Batch
-from hf_prune.dynamics.from_log import Column, Run, mean_of_epochs, read_runs
+from hf_prune.dynamics.from_log import Column, Epochs, Logs, Run, mean_of_epochs, read_runs
 from hf_prune.dynamics.from_models import ModelsOrLog
 
-STATISTICS = {"entropy": "entropy", "least_confidence": "p_max", "margin": "gap"}  # measure -> what is averaged
+Statistic: TypeAlias = Literal["entropy", "least_confidence", "margin"]
+
+AVERAGED = {"entropy": "entropy", "least_confidence": "p_max", "margin": "gap"}  # what is averaged over models, epochs
 RAW = {
     "entropy": "entropy of softmax(logits) in nats",
     "least_confidence": "1 - largest probability",
@@ -21,39 +23,45 @@ RAW = {
 }
 
 
-def oriented(measure: str, statistic: NDArray[Any]) -> NDArray[np.float64]:
-    """The score, high = uncertain, of (n,) entropies, largest probabilities or gaps.
+def oriented(statistic: Statistic, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The score (n,), high = uncertain, of entropies, largest probabilities or gaps (n,).
 
     >>> oriented("least_confidence", np.array([0.75])).tolist()
     [0.25]
     """
-    value = np.asarray(statistic, np.float64)
-    return value if measure == "entropy" else 1 - value
+    value = np.asarray(values, np.float64)
+    return value if statistic == "entropy" else 1 - value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Uncertainty(ModelsOrLog):
     """How undecided models are about a row, whatever its label. High = uncertain = keep.
 
-    The label is not looked at: a mislabelled row that the network recognises is as certain as its true class, and is
-    dropped with the easy ones while the network has not memorised it. What is ambiguous is kept.
+        entropy            - sum over c of p[c] ln p[c]
+        least_confidence   1 - p_1
+        margin             1 - (p_1 - p_2)
+
+    with p a model's probabilities, p_1 and p_2 the largest two. The label is not looked at: a mislabelled row that the
+    network recognizes is as certain as its true class, and is dropped with the easy ones while the network has not
+    memorized it. What is ambiguous is kept.
 
     Args:
         models: `Model`s, folders, Hub names or live modules; averaged in float64, all held on the device at once.
-        label: not read.
-        column: of pictures, texts or vectors; by default `image`, `text` or `embedding`, whichever goes with the model.
+        column: column of images, texts or vectors; by default `image`, `text` or `embedding`, as the model reads.
         task: "classification", "language_model" (mean over tokens), or "auto" by the head that the folder names.
-        kind: of input: "text", "image", "vector" (rows of numbers, for a module of your own), or "auto".
-        max_length: tokens after which texts are cut; None for the model's own limit.
-        micro_batch: tokens (padding counted) or rows a forward pass; None for what suits the device.
-        logged: what `from_log` computed, instead of models.
+        modality: what the column holds: "text", "image", "vector" (rows of numbers, for a module of your own), or
+            "auto".
+        max_length: number of tokens after which a text is cut; None for the model's own limit.
+        micro_batch: number of tokens (padding counted) or rows in a forward pass; None for what suits the device.
+        logged: score of each row, as `from_log` computed it, instead of models.
         fitted_on: facts about the logs.
-        preprocess: `package.module:function` for networks of your own: a list of texts or RGB PIL images to tensors.
-        measure: "entropy"; "least_confidence": 1 - p_max; "margin": 1 - (p_1 - p_2). The last two are computed from
-            float32 probabilities and tie where the models are sure to seven digits.
-        name: column, `uncertainty_<measure>` by default.
+        preprocess: `package.module:function` for networks of your own, from a list of texts or RGB PIL images to
+            tensors; None if their `Model` names it.
+        statistic: "entropy", "least_confidence" or "margin". The last two are computed from float32 probabilities and
+            tie where the models are sure to seven digits.
+        name: score column; `uncertainty_<statistic>` by default.
 
-    Reference: the measures of DeepCore's "Uncertainty" (Guo et al., 2022, arXiv 2204.08499), whose code has the
+    Reference: the statistics of DeepCore's "Uncertainty" (Guo et al., 2022, arXiv 2204.08499), whose code has the
     opposite sign and keeps the most certain rows unless classes are balanced.
 
     >>> import datasets, torch
@@ -68,33 +76,33 @@ class Uncertainty(ModelsOrLog):
     paper: ClassVar[str] = "Guo et al., DeepCore, 2022, arXiv 2204.08499"
     meaning: ClassVar[str] = "the models are undecided about it; the label plays no part, mislabelled rows are anywhere"
 
-    measure: str = "entropy"
+    statistic: Statistic = "entropy"
     name: str = ""
 
     def __post_init__(self, preprocess: str | None) -> None:
-        _check_measure(self.measure)
+        check_choice("statistic", self.statistic, get_args(Statistic))
         if not self.name:
-            object.__setattr__(self, "name", f"uncertainty_{self.measure}")
+            object.__setattr__(self, "name", f"uncertainty_{self.statistic}")
         super().__post_init__(preprocess)
 
     def check_fields(self) -> None:
         super().check_fields()
-        _check_measure(self.measure)
+        check_choice("statistic", self.statistic, get_args(Statistic))
 
     @property
     def raw(self) -> str:  # type: ignore[override]
-        """The raw quantity, by measure."""
+        """The raw quantity, by statistic."""
         where = f"epochs and runs of a log ({(self.fitted_on or {}).get('mode')} mode)" if self.logged else "models"
         end = "; NaN where a loss was not finite" if self.logged else ""
-        return f"{RAW[self.measure]}, mean over {where}; the column is it{end}"
+        return f"{RAW[self.statistic]}, mean over {where}; the column is it{end}"
 
     @classmethod
     def from_log(
         cls,
-        log: Any,
+        log: Logs,
         *,
-        measure: str = "entropy",
-        epochs: int | Iterable[int] | None = None,
+        statistic: Statistic = "entropy",
+        epochs: Epochs = None,
         row_id: str | None = None,
         name: str = "",
     ) -> Self:
@@ -102,27 +110,23 @@ class Uncertainty(ModelsOrLog):
 
         Args:
             log: a `TrainingLog`, its folder, or a list of them.
-            measure, name: of the scorer.
-            epochs: those that count; all by default.
+            statistic: "entropy", "least_confidence" or "margin".
+            epochs: numbers of the epochs that count, from 0; all by default.
             row_id: column of ids in the dataset to be scored; the log's own by default.
+            name: score column; `uncertainty_<statistic>` by default.
 
         Raises:
-            ValueError: an unknown measure, an epoch that is not there, logs of other rows or kind.
+            ValueError: an unknown statistic, an epoch that is not there, logs of other rows or kind.
         """
-        _check_measure(measure)
-        column = STATISTICS[measure]
+        check_choice("statistic", statistic, get_args(Statistic))
+        column = AVERAGED[statistic]
 
-        def statistic(run: Run) -> dict[str, Column]:
-            return {"score": oriented(measure, mean_of_epochs(value for (value,) in run.each(column)))}
+        def mean(run: Run) -> dict[str, Column]:
+            return {"score": oriented(statistic, mean_of_epochs(value for (value,) in run.each(column)))}
 
-        logged, facts = read_runs(log, epochs, cls.__name__, statistic, [column], row_id)
-        return cls(logged=logged.typed(score="float32"), fitted_on=facts, measure=measure, name=name)
+        logged, facts = read_runs(log, mean, who=cls.__name__, needs=[column], epochs=epochs, row_id=row_id)
+        return cls(logged=logged.typed(score="float32"), fitted_on=facts, statistic=statistic, name=name)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        values = self.values(batch, rank, STATISTICS[self.measure], None)
-        return values if self.logged else oriented(self.measure, values)
-
-
-def _check_measure(measure: str) -> None:
-    if measure not in STATISTICS:
-        raise ValueError(f"measure={measure!r} is not one of {', '.join(STATISTICS)}")
+        values = self.values(batch, rank, AVERAGED[self.statistic], None)
+        return values if self.logged else oriented(self.statistic, values)

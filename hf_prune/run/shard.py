@@ -100,6 +100,11 @@ class Rows(Mapping[str, Any]):
     def keys_to_format(self) -> Rows:
         return self
 
+    @property
+    def formatter(self) -> Any:
+        """What knows the columns' features."""
+        return self.reader.formatter
+
     def column(self, name: str) -> pa.ChunkedArray:
         """The stored column, or the one an earlier scorer wrote."""
         if name in self.added:

@@ -11,6 +11,7 @@ import hf_prune as hp
 from hf_prune.data.identity import digests
 from hf_prune.dynamics.aum import flagged, threshold_rows
 from hf_prune.dynamics.cartography import training_map
+from hf_prune.dynamics.dual import dual
 from hf_prune.dynamics.dynamic_uncertainty import dynamic_uncertainty
 from hf_prune.dynamics.forgetting import forgetting_events
 from hf_prune.dynamics.from_log import mean_of_epochs
@@ -83,6 +84,20 @@ def by_hand(logits):
             out["tdds"][i] += np.sqrt(((window - window.mean()) ** 2).sum()) * 0.9 * 0.1 ** (T - 10 - k)
         out["uncertainty_entropy"][i] = -(p[:, i] * np.log(p[:, i])).sum(1).mean()
     return out
+
+
+def test_dual_vectors(tmp_path):
+    p = np.array([[0.2, 0.5, 0.9], [0.4, 0.6, 0.9], [0.7, 0.4, 0.95], [0.6, 0.7, 0.9]])
+    np.testing.assert_allclose(dual(p, window=3), [0.10440037, 0.05809638, 0.00240563], atol=5e-9)
+    z = np.stack([np.log(p / (1 - p)), np.zeros_like(p)], axis=2)
+    log = TrainingLog.from_logits(tmp_path, list("abc"), z, [0] * 3, mode="eval")
+    scores = hp.DUAL.from_log(log, window=3)({"row_id": list("abc")})["dual"]
+    np.testing.assert_allclose(scores, dual(p, window=3), atol=1e-7)
+    np.testing.assert_allclose(dual(p, window=4), p.std(0, ddof=1) * (1 - p.mean(0)), rtol=1e-12)  # all epochs
+    with pytest.raises(ValueError, match="a window of 5 epochs needs as many recorded"):
+        hp.DUAL.from_log(log, window=5)
+    with pytest.raises(ValueError, match="window=1 is no whole number from 2 up"):
+        hp.DUAL.from_log(log, window=1)
 
 
 def test_forgetting_vectors():
@@ -183,7 +198,7 @@ def test_clean_passes_are_el2n_and_training_passes_are_not(logits, log, tmp_path
     clean = TrainingLog.from_logits(tmp_path / "clean", IDS, logits, LABELS, mode="eval")
     assert hp.EL2N.from_log(clean).name == "el2n" and hp.EL2N.from_log(log).name == "el2n_train"
     assert "not the paper's clean pass" in hp.EL2N.from_log(log).describe().raw
-    with pytest.warns(UserWarning, match="epoch 0 begin at initialisation"):
+    with pytest.warns(UserWarning, match="epoch 0 begin at initialization"):
         hp.EL2N.from_log(log, epochs=0)
     hp.EL2N.from_log(clean, epochs=0)  # a clean pass comes after the epoch
     with pytest.raises(ValueError, match="log 1 has mode 'train', log 0 has 'eval'"):
@@ -224,16 +239,21 @@ def test_rules_for_the_never_learned(tmp_path):
         assert fine[3] > fine[0]  # learned later, more often wrong: harder among the unforgettable
     with pytest.raises(ValueError, match="never='T' is none of 'epochs', 'inf' or a number"):
         hp.Forgetting.from_log(log, never="T")
-    with pytest.raises(ValueError, match="tie_break='x' is not one of None, 'first_learned', 'el2n'"):
+    with pytest.raises(ValueError, match="tie_break='x' is not known; choose one of None, 'first_learned', 'el2n'"):
         hp.Forgetting.from_log(log, tie_break="x")
 
 
-def test_aum_has_two_signs(log):
-    clean, hard = (hp.AUM.from_log(log, mode=mode) for mode in ("noise", "prune"))
-    assert (scored(clean)["aum"] == -scored(hard)["aum"]).all()
-    assert "mislabelled rows are the lowest" in clean.describe().meaning and "its negative" in hard.describe().raw
-    with pytest.raises(ValueError, match="mode='hard' is not one of noise, prune"):
-        hp.AUM.from_log(log, mode="hard")
+def test_high_aum_means_keep(log):
+    column = hp.AUM.from_log(log).describe()
+    assert "mislabelled rows are the lowest" in column.meaning and "the column is it" in column.raw
+    with pytest.raises(TypeError, match="mode"):
+        hp.AUM.from_log(log, mode="prune")
+
+
+@pytest.mark.parametrize("percentile", [200, -1, float("nan"), "99"])
+def test_a_percentile_that_is_none_is_refused_with_and_without_threshold_samples(log, percentile):
+    with pytest.raises(ValueError, match="percentile=.* is not 0 or more and up to 100"):
+        hp.AUM.from_log(log, percentile=percentile)
 
 
 def test_threshold_rows_are_disjoint_and_a_function_of_the_ids():
@@ -385,8 +405,10 @@ def test_bad_input(log, tmp_path, logits):
         hp.DynamicUncertainty.from_log(log, window=20)
     with pytest.raises(ValueError, match="a window of 20 epochs needs as many recorded; there are 14"):
         hp.TDDS.from_log(log, window=20)
-    with pytest.raises(ValueError, match="measure='x' is not one of entropy, least_confidence, margin"):
-        hp.Uncertainty.from_log(log, measure="x")
+    with pytest.raises(
+        ValueError, match="statistic='x' is not known; choose one of 'entropy', 'least_confidence', 'margin'"
+    ):
+        hp.Uncertainty.from_log(log, statistic="x")
     plain = TrainingLog.from_logits(tmp_path / "plain", IDS, logits, LABELS)
     with pytest.raises(ValueError, match="record the run with divergence=True"):
         hp.TDDS.from_log(plain)

@@ -54,7 +54,7 @@ def test_vectors(identity):
         "margin": 1 - np.array([0.7295995351, 0.3641753271, 0, 0.8430342188]),
     }
     for measure, values in expected.items():
-        scorer = hp.Uncertainty(models=[identity], measure=measure)
+        scorer = hp.Uncertainty(models=[identity], statistic=measure)
         np.testing.assert_allclose(scorer(rows())[f"uncertainty_{measure}"], values, atol=3e-7)
 
 
@@ -84,8 +84,8 @@ def test_models_and_a_log_of_their_logits_agree(identity, tmp_path):
     np.testing.assert_allclose(hp.EL2N(models=identity)(rows())["el2n"], there, atol=1e-7)
     for measure in MEASURES:
         name = f"uncertainty_{measure}"
-        there = hp.Uncertainty.from_log(log, measure=measure)({"row_id": list("abcd")})[name]
-        np.testing.assert_allclose(hp.Uncertainty(identity, measure=measure)(rows())[name], there, atol=1e-7)
+        there = hp.Uncertainty.from_log(log, statistic=measure)({"row_id": list("abcd")})[name]
+        np.testing.assert_allclose(hp.Uncertainty(identity, statistic=measure)(rows())[name], there, atol=1e-7)
 
 
 def test_text_classifier_equals_transformers(tiny_text_classifier_folder):
@@ -161,7 +161,7 @@ def tokens(texts):
 
 
 def test_language_model_does_not_cancel():
-    scorer = hp.EL2N(hp.Model.of(Sure(), preprocess=f"{__name__}:tokens"), task="language_model", kind="text")
+    scorer = hp.EL2N(hp.Model.of(Sure(), preprocess=f"{__name__}:tokens"), task="language_model", modality="text")
     found = scorer({"text": ["5 7 9", "1 2 3"]})["el2n"]
     rest = 1e-4
     expected = np.sqrt(rest**2 + rest**2 / 49_999)  # the expanded form gives 0 here in float32
@@ -189,7 +189,7 @@ def test_language_model_makes_no_copy_of_its_logits(monkeypatch):
             return inner(logits, labels)
 
     monkeypatch.setattr(statistics, "of_tokens", watched)
-    scorer = hp.EL2N(hp.Model.of(Sure(), preprocess=f"{__name__}:tokens"), task="language_model", kind="text")
+    scorer = hp.EL2N(hp.Model.of(Sure(), preprocess=f"{__name__}:tokens"), task="language_model", modality="text")
     scorer({"text": [" ".join(str(i + j) for i in range(12)) for j in range(4)]})
     assert seen == [4 * 11 * 50_000] and max(made) <= statistics.CHUNK["cpu"] < seen[0]
 
@@ -251,20 +251,22 @@ def test_bad_input(identity, tiny_gpt2_folder, tiny_resnet_folder):
         hp.EL2N(models=[])
     with pytest.raises(ValueError, match="names no model"):
         hp.EL2N()
-    with pytest.raises(ValueError, match="task='x' is not one of auto, classification, language_model"):
+    with pytest.raises(
+        ValueError, match="task='x' is not known; choose one of 'auto', 'classification', 'language_model'"
+    ):
         hp.EL2N(identity, task="x")
     with pytest.raises(KeyError, match="without column=.* reads column 'text or image or embedding'"):
         hp.EL2N(identity)({"x": [1.0], "label": [0]})
     with pytest.raises(ValueError, match="reads no kind='vector'"):
-        hp.EL2N(tiny_resnet_folder, kind="vector")
+        hp.EL2N(tiny_resnet_folder, modality="vector")
     with pytest.raises(ValueError, match="max_length=128 is more than the 40 positions of .*; lower it"):
         hp.EL2N(tiny_gpt2_folder, max_length=128)  # before a row is scored
     with pytest.raises(ValueError, match="is empty"):
         hp.EL2N(tiny_gpt2_folder)({"text": ["the cat", ""]})
     with pytest.raises(ValueError, match="returned shape .*; for task='classification' return logits of shape"):
         hp.EL2N(torch.nn.Unflatten(1, (3, 1)))(rows())
-    with pytest.raises(ValueError, match="measure='x' is not one of"):
-        hp.Uncertainty(identity, measure="x")
+    with pytest.raises(ValueError, match="statistic='x' is not known"):
+        hp.Uncertainty(identity, statistic="x")
 
 
 def test_an_empty_batch(identity):

@@ -20,6 +20,7 @@ from hf_prune import TrainingLog
 from hf_prune.data import identity
 from hf_prune.data.files import DamagedFileError
 from hf_prune.dynamics import recorder
+from hf_prune.dynamics.format import sealed
 from hf_prune.networks import statistics
 
 Z = np.array([[2, 0, -1], [0, 1, 0], [1, 1, 1], [-2, 3, 0.5]])
@@ -333,7 +334,7 @@ def test_labels_out_of_range(tmp_path):
 
 
 def test_one_class_and_shapes(tmp_path):
-    with pytest.raises(ValueError, match="logits of 1 class have nothing to tell apart"):
+    with pytest.raises(ValueError, match="logits of 1 class distinguish nothing"):
         full(TrainingLog.create(tmp_path / "a", ids=IDS), z=Z[:, :1])
     made = TrainingLog.create(tmp_path / "b", ids=IDS)
     with pytest.raises(ValueError, match=r"\(4,\) ids, logits of shape \(4, 3\) and labels of shape \(3,\)"):
@@ -505,7 +506,26 @@ def as_before_digests(folder: Path, run: bool = True) -> None:
     for path in [folder / "log.json", *folder.glob("epoch-*/report.json")]:
         gone = {"digest", "digests", "probabilities", "rows" if path.name == "log.json" else "", "" if run else "run"}
         facts = {name: value for name, value in json.loads(path.read_text()).items() if name not in gone}
-        path.write_text(json.dumps(facts | {"format": 1} if "format" in facts else facts))
+        if "format" in facts:
+            facts |= {"format": 1, "id_column": facts.pop("row_id")}
+        path.write_text(json.dumps(facts))
+
+
+def test_a_log_of_the_second_format_is_read_and_gone_on_with(tmp_path):
+    made = TrainingLog.create(tmp_path, ids=IDS, labels=Y, row_id="key")
+    full(made)
+    facts = json.loads((tmp_path / "log.json").read_text())
+    facts = {n: f for n, f in facts.items() if n not in ("digest", "row_id")} | {"format": 2, "id_column": "key"}
+    (tmp_path / "log.json").write_text(sealed(facts))
+    log = TrainingLog(tmp_path)
+    assert log.row_id == "key" and hf_prune.AUM.from_log(log).row_id == "key"
+    full(TrainingLog.create(tmp_path, ids=IDS, labels=Y, row_id="key", resume=True))
+    assert log.epochs == 2
+    with pytest.raises(ValueError, match="has row_id='key', not 'row_id'"):
+        TrainingLog.create(tmp_path, ids=IDS, labels=Y, resume=True)
+    (tmp_path / "log.json").write_text(sealed(facts | {"format": 3}))
+    with pytest.raises(ValueError, match="no 'row_id'"):
+        TrainingLog(tmp_path)
 
 
 def test_a_truncated_part_is_a_damaged_epoch(tmp_path):

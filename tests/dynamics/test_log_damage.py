@@ -114,14 +114,14 @@ def test_logs_without_digests_are_read_and_gone_on_with(tmp_path):
     assert [bool(log.report(e).digests) for e in range(4)] == [False, False, True, True]
     got = contents(log)
     assert {k: v for k, v in got.items() if k != "reports"} == {k: v for k, v in want.items() if k != "reports"}
-    assert json.loads((folder / "log.json").read_text())["format"] == 2  # earlier versions would not know the reports
+    assert json.loads((folder / "log.json").read_text())["format"] == 3  # earlier versions would not know the reports
     keys = folder / "rows.parquet"  # the manifest has always told of the keys
     make(tmp_path / "keys", 1)
     as_before_digests(tmp_path / "keys")
     table = pq.read_table(keys)
     pq.write_table(table.set_column(0, "key", pa.array(np.sort(RNG.integers(0, 1 << 60, N).astype(np.uint64)))),
                    tmp_path / "keys" / "rows.parquet")  # fmt: skip
-    with pytest.raises(DamagedFileError, match="the keys are not those that log.json tells of"):
+    with pytest.raises(DamagedFileError, match="the keys are not those that log.json names"):
         TrainingLog(tmp_path / "keys").keys  # noqa: B018
 
 

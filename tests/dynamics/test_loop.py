@@ -19,7 +19,9 @@ from datasets import Dataset, DatasetDict
 import hf_prune
 from hf_prune import TrainingLog, crop_and_flip, train_with_log
 from hf_prune.data import identity, lock
+from hf_prune.data.files import DamagedFileError, file_digest
 from hf_prune.data.identity import seeded
+from hf_prune.dynamics.format import sealed
 
 ROOT = Path(hf_prune.__file__).parents[1]
 N, C = 53, 3
@@ -108,7 +110,7 @@ def test_recording_changes_nothing(ds, alone, tmp_path):
     for record, workers in (("train", 0), ("eval", 0), ("eval", 1)):
         one = net()
         log = train_with_log(
-            one, ds, tmp_path / f"{record}{workers}", epochs=2, record=record, workers=workers, **OPTIONS
+            one, ds, tmp_path / f"{record}{workers}", epochs=2, mode=record, workers=workers, **OPTIONS
         )
         assert log.mode == record and one.training == (record == "train")
         found.append([value.clone() for value in one.state_dict().values()])
@@ -164,6 +166,29 @@ def test_a_run_that_failed_early(ds, alone, tmp_path):
     with pytest.warns(UserWarning, match="log holds a log without a finished epoch, .* begins anew"):
         log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **OPTIONS)
     np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
+
+
+@pytest.mark.parametrize("what", ["another network", "another optimizer", "a forged file"])
+def test_a_checkpoint_that_cannot_be_loaded_says_what_to_do(ds, tmp_path, what):
+    options = {**OPTIONS, "save_every": 1}
+    train_with_log(make_net(), ds, tmp_path, epochs=1, **options)
+    net = make_net()
+    if what == "another network":
+        net[0] = torch.nn.Linear(5, 8, bias=False)
+    elif what == "another optimizer":
+        options["optimizer"] = lambda parameters: torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1)
+    else:  # with digests that fit
+        checkpoint = tmp_path / "checkpoint-1"
+        file = next(checkpoint.glob("optimizer*"))
+        file.write_bytes(b"no tensors")
+        facts = json.loads((checkpoint / "contents.json").read_text())["files"]
+        facts[file.name] = [file.stat().st_size, file_digest(file)]
+        (checkpoint / "contents.json").write_text(sealed({"files": facts}))
+    with pytest.raises(
+        DamagedFileError, match=r"checkpoint-1 cannot be loaded into this network and optimizer \(\w+: ."
+    ):
+        train_with_log(net, ds, tmp_path, epochs=2, resume=True, **options)
+    assert TrainingLog(tmp_path).epochs == 1 and (tmp_path / "checkpoint-1").exists()
 
 
 def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
@@ -271,10 +296,13 @@ def test_bad_input(ds, tmp_path):
         return train_with_log(net or make_net(), data, tmp_path / "log", **{**OPTIONS, "epochs": 1, **options})
 
     for error, words, options in (
-        (ValueError, "epochs=0 and batch_size=16", {"epochs": 0}),
-        (KeyError, "no column 'id' in the dataset", {"id_column": "id"}),
-        (KeyError, "no column 'y' in the dataset", {"label": "y"}),
-        (KeyError, "no column 'image' in the dataset", {"inputs": "image"}),
+        (ValueError, "epochs=0 is no whole number from 1 up", {"epochs": 0}),
+        (ValueError, "batch_size=0 is no whole number from 1 up", {"batch_size": 0}),
+        (ValueError, "save_every=-1 is no whole number from 0 up", {"save_every": -1}),
+        (ValueError, "workers=None is no whole number from 0 up", {"workers": None}),
+        (KeyError, "reads column 'id', the rows have", {"row_id": "id"}),
+        (KeyError, "reads column 'y', the rows have", {"label": "y"}),
+        (KeyError, "reads column 'image', the rows have", {"inputs": "image"}),
         (ValueError, "schedule='steps' is not known", {"schedule": "steps"}),
         (ValueError, "the dataset has no rows", {"data": ds.select([])}),
         (TypeError, "hard labels", {"label": "soft", "data": ds.add_column("soft", [0.5] * N)}),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2LMHeadModel,
     ResNetConfig,
@@ -175,7 +177,7 @@ def test_the_loss_of_a_language_model_is_that_of_the_model(tmp_path):
     ds = texts(8)
     trainer = RecordingTrainer(
         language_model(0.0), arguments(tmp_path, num_train_epochs=1, learning_rate=0.0), train_dataset=ds,
-        data_collator=pad_lm, log=tmp_path / "log", record="eval",
+        data_collator=pad_lm, log=tmp_path / "log", mode="eval",
     )  # fmt: skip
     trainer.train()
     log = TrainingLog(tmp_path / "log")
@@ -195,7 +197,7 @@ def test_a_clean_pass_draws_nothing_and_sees_all(tmp_path):
         train_dataset=ds,
         data_collator=pad,
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     ours.train()
     assert torch.equal(weights(ours), weights(stock))
@@ -225,7 +227,7 @@ def test_images_with_a_transform_that_drops_the_ids(tmp_path):
         train_dataset=ds.with_transform(flip),
         clean_dataset=ds.with_transform(straight),
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     trainer.train()
     with torch.no_grad():
@@ -247,7 +249,7 @@ def test_going_on(tmp_path, steps, record):
     def run(name, checkpoint=None, callbacks=(), **more):
         made = RecordingTrainer(
             classifier(), arguments(tmp_path / name, **{**options, **more}), train_dataset=ds, data_collator=pad,
-            log=tmp_path / f"{name}-log", record=record, callbacks=list(callbacks),
+            log=tmp_path / f"{name}-log", mode=record, callbacks=list(callbacks),
         )  # fmt: skip
         made.train(resume_from_checkpoint=checkpoint)
         return made
@@ -311,7 +313,7 @@ def test_an_epoch_that_is_cut_off_is_told(tmp_path, how, record):
     options = {"max_steps": 8} if how == "max_steps" else {}
     trainer = RecordingTrainer(
         classifier(), arguments(tmp_path, **options), train_dataset=texts(), data_collator=pad, log=tmp_path / "log",
-        record=record, callbacks=[] if options else [Stop()],
+        mode=record, callbacks=[] if options else [Stop()],
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"epoch 1 was cut off after 8 of its 22 rows and is not .* a multiple of 6$"):
         trainer.train()
@@ -419,7 +421,7 @@ def test_a_damaged_epoch_is_recorded_again_from_a_checkpoint_before_it(tmp_path,
     def run(name, checkpoint=None):
         made = RecordingTrainer(
             classifier(), arguments(tmp_path / name, save_strategy="epoch", num_train_epochs=4),
-            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", record=record,
+            train_dataset=texts(), data_collator=pad, log=tmp_path / f"{name}-log", mode=record,
         )  # fmt: skip
         made.train(resume_from_checkpoint=checkpoint)
         return TrainingLog(tmp_path / f"{name}-log")
@@ -528,7 +530,7 @@ def test_labels_are_shifted_for_causal_models_only(tmp_path, kind):
         train_dataset=ds,
         data_collator=pad_lm,
         log=tmp_path / "log",
-        record="eval",
+        mode="eval",
     )
     trainer.train()
     log = TrainingLog(tmp_path / "log")
@@ -615,7 +617,7 @@ for record in ("train", "eval"):
     options = {"optim": "sgd", "per_device_train_batch_size": 2, "average_tokens_across_devices": False}
     options = arguments(folder / record, **options)
     data = {"train_dataset": texts(21), "data_collator": pad}
-    trainer = RecordingTrainer(classifier(0.0), options, **data, log=folder / f"{record}-log", record=record)
+    trainer = RecordingTrainer(classifier(0.0), options, **data, log=folder / f"{record}-log", mode=record)
     trainer.train()
     facts[record] = weights(trainer)[:50].tolist()
 (folder / f"facts-{options.process_index}.json").write_text(json.dumps({"world": options.world_size, **facts}))
@@ -644,3 +646,47 @@ def test_two_processes(tmp_path):
     # the first epoch but for its last step, where repeated rows weigh in: the same order, half a batch each
     for name in logs["alone"].columns:
         np.testing.assert_allclose(logs["train"].read(name, 0), logs["alone"].read(name, 0), atol=1e-4)
+
+
+def test_rows_that_are_packed(tmp_path):
+    """Scores of packed sequences are not scores of documents: said where it shows; joined batches are refused."""
+    long = [[1 + (i + j) % 39 for j in range(64)] for i in range(10)]
+    ds = Dataset.from_dict({"row_id": [f"r{i}" for i in range(10)], "input_ids": long})
+
+    def make(ds, model=None, **more):
+        more = {"data_collator": pad_lm, "log": tmp_path / "log", **more}
+        return RecordingTrainer(model or language_model(), arguments(tmp_path), train_dataset=ds, **more)
+
+    for packed, why in (
+        (ds, "all are 64 tokens long, without padding"),
+        (ds.add_column("attention_mask", [[1] * 64] * 10), "all are 64 tokens long, without padding"),
+        (ds.select(range(3)).add_column("seq_lengths", [[30, 34]] * 3), "column 'seq_lengths'"),
+        (ds.select(range(3)).add_column("position_ids", [[*range(30), *range(34)]] * 3), "'position_ids' begins anew"),
+    ):
+        with pytest.warns(UserWarning, match=rf"look packed \(.*{why}.*\): scores will be those of packed sequences"):
+            make(packed)
+    padded = [[1] * 60 + [0] * 4] * 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(ds.add_column("attention_mask", padded))
+        make(ds.select(range(3)).add_column("position_ids", [[*range(64)]] * 3))
+        make(ds.map(lambda row: {"input_ids": row["input_ids"][: 32 + int(row["row_id"][1:])]}))
+        make(ds.add_column("label", [0] * 10), model=classifier(), data_collator=pad)  # rows of a classifier are rows
+    with pytest.raises(ValueError, match="DataCollatorWithFlattening joins the rows of a batch to one"):
+        make(ds, data_collator=DataCollatorWithFlattening())
+    options = arguments(tmp_path)
+    options.packing = True  # as TRL has it, whose packing drops the ids
+    with pytest.raises(KeyError, match="packing=True joined the documents and dropped their ids; no column 'row_id'"):
+        RecordingTrainer(language_model(), options, train_dataset=ds.remove_columns("row_id"), log=tmp_path / "log")
+
+
+def test_classes_of_other_names(tmp_path):
+    ds, model = texts().cast_column("label", ClassLabel(names=["cat", "dog", "fish"])), classifier()
+    model.config.id2label = {0: "dog", 1: "cat", 2: "fish"}
+    options = {"data_collator": pad, "log": tmp_path / "log"}
+    with pytest.raises(ValueError, match="has the classes 0: 'cat', .*; the model BertForSeq.* has 0: 'dog', 1: 'cat'"):
+        RecordingTrainer(model, arguments(tmp_path), train_dataset=ds, **options)
+    model.config.id2label = {0: "CAT", 1: "Dog", 2: "fish"}
+    trainer = RecordingTrainer(model, arguments(tmp_path, num_train_epochs=1), train_dataset=ds, **options)
+    trainer.train()
+    assert TrainingLog(tmp_path / "log").facts["class_names"] == ["cat", "dog", "fish"]
