@@ -225,21 +225,21 @@ def test_a_key_that_stands_for_something_else_is_not_saved():
 
 def test_kernels_do_not_read_where_a_file_says(ds, tmp_path):
     """Compiled code looks up places without a look at their bounds."""
-    for name, cls, field in (
-        ("substring_reference", "Passages", "places"),
-        ("substring", "Spans", "offsets"),
-        ("minhash", "Neighbours", "leader"),
-        ("minhash_reference", "Reference", "ends"),
+    for name, holder, cls, field in (
+        ("substring_reference", "passages", "Passages", "places"),
+        ("substring", "passages", "Spans", "offsets"),
+        ("minhash", "neighbors", "Neighbors", "leader"),
+        ("minhash_reference", "neighbors", "Reference", "ends"),
     ):
         scorer = made(name, ds)
-        found = scorer.found
+        found = getattr(scorer, holder)
         wrong = np.array(getattr(found, field))
         wrong[-1] = 10**6
         forged = object.__new__(type(found))
         for part in dataclass_fields(found):
             object.__setattr__(forged, part.name, wrong if part.name == field else getattr(found, part.name))
         with pytest.raises(ValueError, match=rf"would not load again: {cls}.{field}: 1\d{{6}} is no place"):
-            replace_unchecked(scorer, found=forged).save(tmp_path / name)
+            replace_unchecked(scorer, **{holder: forged}).save(tmp_path / name)
 
 
 def replace_unchecked(value: Any, **changes: Any) -> Any:

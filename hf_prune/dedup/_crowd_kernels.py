@@ -47,7 +47,7 @@ def set_minima(chosen: I64, starts: I64, ends: I64, sets: U64, a: U32, b: U32, l
         count = min(ROWS, high - first)
         for i in range(count):
             one = chosen[first + i]
-            minima(sets[starts[one] : ends[one]], ends[one] - starts[one], a, b, block[i])
+            minima(sets[starts[one] : ends[one]], a, b, block[i])
         for p in range(len(a)):
             for i in range(count):
                 out[p, first + i] = block[i, p]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.numerics.compiled import kernel
+from hf_prune.numerics.compiled import kernel, part
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -24,7 +27,7 @@ def in_common(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> int:
     return common
 
 
-@kernel
+@part
 def share(common: int, total: int) -> float:
     """Jaccard similarity of sets with so many numbers in common and in all; 0 of two empty ones."""
     return common / (total - common) if total > common else 0.0
@@ -55,13 +58,22 @@ def jaccards(
         out[p] = share(common + in_common(sets_a, i, stop_i, sets_b, j, stop_j), total)
 
 
+def jaccard_plain(x: set[Any], y: set[Any]) -> float:
+    """Jaccard similarity |x and y| / |x or y|; 0 of two empty sets.
+
+    >>> jaccard_plain({1, 2, 3}, {2, 3, 4})
+    0.5
+    """
+    return len(x & y) / len(x | y) if x or y else 0.0
+
+
 @kernel
 def compare(
     keys: U64, starts: I64, ends: I64, sets: U64, copy: I64, band_keys: U64, band_texts: I64, known_starts: I64,
     known_ends: I64, known_sets: U64, copies: I64, accept: float, low: int, high: int,
     nearest: NDArray[np.float64], whose: I64, count: I64,
 ) -> None:  # fmt: skip
-    """Compare texts low..high with all known ones that share a band: see `minhash.Reference.compare`."""
+    """Compare texts low..high with all known ones that share a band: see `neighbors.Reference.compare`."""
     met = np.full(len(copies), -1, np.int64)
     for row in range(low, high):
         if copy[row] >= 0:
@@ -120,7 +132,7 @@ def propose(
     """Pairs whose keys of a band are equal, and were not compared in an earlier one, from place (first, second) on.
 
     Args:
-        order: texts that share their key of the band with another, those with equal keys side by side.
+        order: texts that share their key of the band with another, those with equal keys side by side and ascending.
         keys: (m, bands).
         band: which.
         most: of more texts than these no pairs are written: they are a crowd.
@@ -137,13 +149,10 @@ def propose(
     while first < m:
         i = order[first]
         if second == first + 1:
-            end = first  # members of a run stand in the order of their rows, whatever the sort did
             if first == 0 or keys[order[first - 1], band] != keys[i, band]:
+                end = first
                 while end < m and keys[order[end], band] == keys[i, band]:
                     end += 1
-                if end - first > 2:
-                    order[first:end] = np.sort(order[first:end])
-                    i = order[first]
                 if end - first > most:
                     one = root(crowd, i)
                     for place in range(first, end):
@@ -189,8 +198,20 @@ def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: 
     return refused
 
 
-@kernel
-def raise_to(nodes: I64, values: NDArray[np.float64], best: NDArray[np.float64]) -> None:
-    """best[node] = the largest of itself and the node's values."""
-    for p in range(len(nodes)):
-        best[nodes[p]] = max(best[nodes[p]], values[p])
+def components_plain(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """The lowest node of each node's component, which `join` makes its root.
+
+    >>> components_plain(6, [(4, 5), (1, 3), (3, 4)])
+    [0, 1, 2, 1, 1, 1]
+    """
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for i, j in edges:
+        a, b = root(i), root(j)
+        parent[max(a, b)] = min(a, b)
+    return [root(i) for i in range(n)]

@@ -22,7 +22,7 @@ SMALL = 384  # rows of a group at which making it ready for bfloat16 costs what 
 LARGE = 1 << 13  # rows of a cluster whose tiles, rather than the clusters, are shared out to the threads
 
 
-def largest_earlier(x: np.ndarray) -> np.ndarray:
+def largest_earlier_plain(x: np.ndarray) -> np.ndarray:
     """Largest cosine of each row to the rows before it, at least 0: the definition, in n * n memory.
 
     Args:
@@ -31,7 +31,7 @@ def largest_earlier(x: np.ndarray) -> np.ndarray:
     Returns:
         (n,) float64 in [0, 1]; 0 for the first row.
 
-    >>> largest_earlier(np.array([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0], [2.0, 0.0]])).round(6).tolist()
+    >>> largest_earlier_plain(np.array([[1.0, 0.0], [3.0, 4.0], [0.0, -1.0], [2.0, 0.0]])).round(6).tolist()
     [0.0, 0.6, 0.0, 1.0]
     """
     unit = x.astype(np.float64)
@@ -40,7 +40,7 @@ def largest_earlier(x: np.ndarray) -> np.ndarray:
 
 
 def largest_earlier_of_groups(x: np.ndarray, members: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """`largest_earlier` within each of many groups of rows, fast.
+    """`largest_earlier_plain` within each of many groups of rows, fast.
 
     Memory: two to six bytes a number of the largest group (of as many as there are threads), and 10 MB a thread.
 
