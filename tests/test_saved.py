@@ -19,7 +19,7 @@ from saving import prototypes
 
 import hf_prune as hp
 from hf_prune import Scorer
-from hf_prune.values import find_class, former_digest
+from hf_prune.values import find_class, former_digest, former_name
 
 
 def saved_versions(item: Any, classes: list[str]) -> dict[str, int]:
@@ -58,6 +58,27 @@ def test_what_format_1_saved_loads_and_scores_the_same_or_says_why_not(name, ds,
     if "scores" in EXPECTED[name]:
         found = np.asarray(again(ds[:])[again.name], np.float64).reshape(-1)[:24]
         np.testing.assert_allclose(found, EXPECTED[name]["scores"], rtol=1e-6, atol=type(scorer).atol)
+
+
+EARLIER = V1.parent / "saved_earlier"  # in format 2, with fields and a class that have other names now
+
+
+@pytest.mark.parametrize("name", ["exact", "minhash", "minhash_reference", "substring", "substring_reference"])
+def test_what_was_saved_under_other_names_loads_and_scores_the_same(name, ds, tmp_path):
+    expected = json.loads((EARLIER / "expected.json").read_text(encoding="utf-8"))[name]
+    text = (EARLIER / name / "scorer.json").read_text(encoding="utf-8")
+    assert '"found"' in text or '"normalize"' in text
+    scorer = Scorer.load(EARLIER / name)
+    assert scorer.on_bad == "nan"
+    np.testing.assert_allclose(scorer(ds[:])[scorer.name], expected, atol=1e-6)
+    scorer.save(tmp_path)
+    assert Scorer.load(tmp_path) == scorer
+
+
+def test_a_class_is_found_by_its_former_name():
+    assert find_class("hf_prune:Neighbours") is find_class("hf_prune.dedup.minhash:Neighbours")
+    assert find_class("hf_prune:Neighbours") is find_class("hf_prune:Neighbors")
+    assert former_name(find_class("hf_prune:Neighbors")) == "hf_prune.dedup.minhash:Neighbours"
 
 
 # -- one step ---------------------------------------------------------------

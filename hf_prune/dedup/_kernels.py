@@ -135,7 +135,7 @@ def gram_hashes(hashes: U64, ends: I64, ngram: int) -> None:
         count = ends[text] - begin
         n = min(ngram, count)
         power, rolling, gone = _1, np.uint64(0), np.uint64(0)
-        for i in range(n):
+        for _ in range(n):
             power = power * BASE
         for i in range(begin, begin + n - 1):
             rolling = (rolling + hashes[i]) * BASE

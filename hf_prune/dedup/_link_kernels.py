@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.numerics.compiled import kernel, part
+from hf_prune.numerics.compiled import inlined, kernel
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -27,7 +27,7 @@ def in_common(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> int:
     return common
 
 
-@part
+@inlined
 def share(common: int, total: int) -> float:
     """Jaccard similarity of sets with so many numbers in common and in all; 0 of two empty ones."""
     return common / (total - common) if total > common else 0.0

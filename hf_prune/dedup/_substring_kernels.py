@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.numerics.compiled import kernel, part
+from hf_prune.numerics.compiled import inlined, kernel
 from hf_prune.numerics.text_kernels import BASE, mix
 
 U64 = NDArray[np.uint64]
@@ -109,7 +109,7 @@ def confirm(places: I64, texts: I64, hashes: U64, tokens: U64, copies: I64, rank
         low = high
 
 
-@part
+@inlined
 def same(x: U64, i: int, y: U64, j: int, length: int) -> bool:
     """Whether x[i:i + length] equals y[j:j + length]."""
     for k in range(length):

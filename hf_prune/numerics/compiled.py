@@ -25,7 +25,7 @@ def kernel(function: F) -> F:
     return _compile(function, {})
 
 
-def part(function: F) -> F:
+def inlined(function: F) -> F:
     """A part of kernels, put into each by numba itself: sooner compiled than a small kernel that kernels call."""
     return _compile(function, {"inline": "always"})
 

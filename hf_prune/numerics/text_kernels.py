@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.numerics.compiled import part
+from hf_prune.numerics.compiled import inlined
 
 # constants of splitmix64: what is added, and the two factors of its finalizer
 BASE, STEP, LAST = (np.uint64(x) for x in (0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB))
 _27, _30, _31 = (np.uint64(i) for i in (27, 30, 31))
 
 
-@part
+@inlined
 def mix(x: np.uint64) -> np.uint64:
     """splitmix64's finalizer of a 64-bit number."""
     x = x + BASE
@@ -34,7 +34,7 @@ def mix_plain(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@part
+@inlined
 def decode(data: Any, at: int, end: int) -> tuple[Any, int]:
     """Code point that begins at byte `at` of data[:end], and the number of its bytes.
 

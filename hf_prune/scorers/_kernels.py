@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import int64, types, uint8, uint32, uint64
 from numba.extending import intrinsic
 
-from hf_prune.numerics.compiled import kernel, part
+from hf_prune.numerics.compiled import inlined, kernel
 from hf_prune.numerics.text_kernels import BASE, STEP, decode, mix
 
 LANES = 16  # messages hashed side by side: one AVX-512 register of words
@@ -41,7 +41,7 @@ def _sha_constants() -> tuple[np.ndarray, np.ndarray]:
 ROUNDS, START = _sha_constants()
 
 
-@part
+@inlined
 def _rotate(x: Any, n: Any) -> Any:
     return uint32((x >> uint32(n)) | (x << uint32(32 - n)))
 
@@ -90,7 +90,7 @@ def _load(words: Any, w: Any) -> None:
 
 
 @kernel
-def _bucket(state: Any, lane: int, powers: Any, buckets: Any) -> Any:
+def _bucket(state: Any, lane: Any, powers: Any, buckets: Any) -> Any:
     """The 256-bit number of a lane modulo `buckets`: its words times 2**32, 2**64, ... taken modulo it."""
     total = uint64(0)
     for j in range(8):
@@ -100,7 +100,7 @@ def _bucket(state: Any, lane: int, powers: Any, buckets: Any) -> Any:
 
 @kernel
 def _flush(
-    pending: int, words: Any, w: Any, state: Any, v: Any, where: Any, powers: Any, buckets: Any, ids: Any,
+    pending: Any, words: Any, w: Any, state: Any, v: Any, where: Any, powers: Any, buckets: Any, ids: Any,
     slots: Any, known: Any, known_ids: Any,
 ) -> None:  # fmt: skip
     """Hash the waiting n-grams, all of one block; write their buckets where they belong, remember the short ones."""

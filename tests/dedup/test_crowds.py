@@ -92,7 +92,10 @@ def test_texts_that_are_all_near_are_one_cluster():
     assert not found["minhash"].any()
 
 
-@pytest.mark.parametrize("how", [{}, {"verify": False}, {"max_cluster": 3}, {"threshold": 0.5, "bands": 32, "band_rows": 2}])
+HOW = [{}, {"verify": False}, {"max_cluster": 3}, {"threshold": 0.5, "bands": 32, "band_rows": 2}]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_order_shards_and_threads_do_not_matter(how, monkeypatch):
     ds = Dataset.from_dict({"text": letters(600, 40, 20, 4, 3) + [f"loner {i}" for i in range(50)]})
     scorer = hp.MinHashDedup.fit(ds, ngram=1, **how)

@@ -132,3 +132,12 @@ def test_second_hash_sees_every_byte():
     again = np.empty_like(found)
     _kernels.byte_hashes(np.frombuffer(b"xyz" + b"".join(texts), np.uint8), offsets + 3, again)
     assert (again == found).all()
+
+
+def test_what_was_found_is_shown():
+    ds = Dataset.from_dict({"text": ["a", "b", "a", "a", None, "b"]})
+    found = hp.ExactDedup.fit(ds).summary()
+    assert (found.rows, found.nulls, found.texts) == (6, 1, 2)
+    assert (found.clusters, found.removable, found.largest_cluster) == (2, 3, 3)
+    against = hp.ExactDedup.fit(None, reference=ds).summary()
+    assert against.clusters is None and against.removable is None and against.compared_with == "reference"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import hf_prune as hp
 from hf_prune.dedup import neighbors, shingles
-from hf_prune.dedup._kernels import minima_plain
+from hf_prune.dedup._kernels import minima_plain, sign_plain
 from hf_prune.dedup._link_kernels import components_plain, jaccard_plain
 from hf_prune.dedup.bands import Sketch, band_probability, optimal_bands
 from hf_prune.dedup.components import Forest, capped
@@ -108,6 +108,7 @@ def test_capped_components(edges, cap, random):
     assert max(np.bincount(found)) <= cap
     random.shuffle(edges)
     assert run(edges) == found
+    assert run([(b, a, weight) if random.random() < 0.5 else (a, b, weight) for a, b, weight in edges]) == found
 
 
 # against independent references
@@ -115,10 +116,11 @@ def test_capped_components(edges, cap, random):
 
 def test_signatures_are_those_of_the_definition(texts):
     sketch = Sketch(ngram=2, bands=4, band_rows=5, seed=3)
-    _, sizes, found = sketch.sign(pa.array(texts[:20]), signatures=True)
+    keys, sizes, found = sketch.sign(pa.array(texts[:20]), signatures=True)
     sets = sketch.sets(pa.array(texts[:20]), np.arange(20))
     for i in range(20):
         assert found[i].tolist() == minima_plain(sets[i], *sketch.permutations()).tolist()
+        assert keys[i].tolist() == sign_plain(found[i], 4, 5)
     assert sizes.tolist() == [len(t.split()) - 1 for t in texts[:20]]
 
 
@@ -313,6 +315,28 @@ def test_chains_are_reported_and_capped():
     assert hp.MinHashDedup.fit(ds.select(order), threshold=0.8, ngram=1, bands=128, band_rows=1, max_cluster=4) == cut
     with pytest.raises(TypeError, match="has no clusters"):
         hp.MinHashDedup.fit(None, reference=ds).clusters()
+
+
+def test_texts_of_one_key_stand_side_by_side_and_ascending():
+    keys = np.array([[5, 0], [7, 2], [5, 2], [6, 2], [7, 1], [5, 3]], np.uint64)
+    every = np.arange(6)
+    signed = Signed(every.astype(np.uint64), np.ones(6, np.int64), np.array([1, 1, 1, 1, 1, 0]), keys, keys[:0], 0)
+    assert [order.tolist() for order in signed.runs()] == [[0, 2, 1, 4], [1, 2, 3]]  # the last has no n-gram
+    assert [order.tolist() for order in signed._replace(sizes=np.zeros(6, np.int64)).runs()] == [[], []]
+
+
+def test_what_was_found_is_shown():
+    ds = Dataset.from_dict({"text": [*chain(12), "apart from these", "apart from these", None]})
+    scorer = hp.MinHashDedup.fit(ds, threshold=0.8, ngram=1, bands=128, band_rows=1)
+    found = scorer.summary()
+    assert (found.rows, found.nulls, found.texts, found.clusters) == (15, 1, 13, 2)
+    assert (found.removable, found.largest_cluster, found.chains, found.threshold) == (12, 12, 1, 0.8)
+    assert found.removable_share == 12 / 15 and found.missed_at_threshold == pytest.approx(0, abs=1e-9)
+    assert "largest cluster" in str(found) and "<th>chains</th><td>1</td>" in found._repr_html_()
+    against = hp.MinHashDedup.fit(None, reference=ds, ngram=1).summary()
+    assert against.clusters is None and against.compared_with == "reference" and against.rows == 15
+    with pytest.raises(ValueError, match="has no fitted_on; make it with .fit"):
+        hp.MinHashDedup(neighbors=scorer.neighbors, sketch=scorer.sketch).summary()
 
 
 def test_a_hundred_thousand_identical_rows():

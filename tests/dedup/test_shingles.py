@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_prune.data.words import UNITS, tokens
-from hf_prune.dedup import shingles
+from hf_prune.dedup import _kernels, shingles
 from hf_prune.dedup._kernels import gram_hash_plain
 from hf_prune.dedup._link_kernels import jaccard_plain
 
@@ -78,3 +78,21 @@ def test_pieces_cover_every_row_once():
     found = shingles.pieces(sizes)
     assert [i for a, b in found for i in range(a, b)] == list(range(6))
     assert shingles.pieces(np.zeros(0, np.int64)) == []
+
+
+def test_kernels_are_compiled_once_whoever_made_the_array():
+    """Arrow's bytes can be written to or not, by where they come from; the cache holds one form of the kernel."""
+    texts = ["one two", "three"]
+    fixed = pa.array(texts, pa.large_string())
+    data = np.frombuffer(fixed.buffers()[2], np.uint8).copy()
+    free = pa.Array.from_buffers(pa.large_string(), 2, [None, fixed.buffers()[1], pa.py_buffer(data)])
+    sets = [shingles.gram_sets(array, np.arange(2), 1, "word", True) for array in (fixed, free)]
+    assert sets[0].values.tolist() == sets[1].values.tolist()
+    assert not shingles.buffers(free)[0].flags.writeable and not shingles.buffers(fixed)[0].flags.writeable
+    assert all(len(k.signatures) == 1 for k in (_kernels.token_hashes, _kernels.gram_hashes, _kernels.gram_sets))
+
+
+def test_a_text_of_one_token_a_thousand_times():
+    """One n-gram fills one bucket of the sort."""
+    found = shingles.gram_sets(pa.array(["a " * 5000, "b c"]), np.arange(2), 2, "word", True)
+    assert [len(found[i]) for i in range(2)] == [1, 1] and found[0][0] == gram_hash_plain(["a", "a"])
