@@ -92,15 +92,15 @@ def compare(
                 if accept < 0:
                     count[row] += copies[text]
                 other = known_ends[text] - known_starts[text]
-                most = min(size, other) / max(size, other)  # no more can be told of sets of these sizes
+                most = min(size, other) / max(size, other)  # sets of these sizes can have no more
                 if most < nearest[row] and (accept < 0 or most < accept):
                     continue
                 first, last = known_starts[text], known_ends[text]
-                found = share(in_common(sets, starts[row], ends[row], known_sets, first, last), size + other)
-                if accept >= 0 and found >= accept:
+                jaccard = share(in_common(sets, starts[row], ends[row], known_sets, first, last), size + other)
+                if accept >= 0 and jaccard >= accept:
                     count[row] += copies[text]
-                if found > nearest[row] or (found == nearest[row] and (whose[row] < 0 or text < whose[row])):
-                    nearest[row], whose[row] = found, text
+                if jaccard > nearest[row] or (jaccard == nearest[row] and (whose[row] < 0 or text < whose[row])):
+                    nearest[row], whose[row] = jaccard, text
 
 
 @kernel
@@ -117,7 +117,7 @@ def agreements(left: I64, right: I64, signatures: U32, low: int, high: int, out:
 
 @kernel
 def root(parent: I64, node: int) -> int:
-    """The least node of a component; paths are halved on the way."""
+    """The lowest node of a component; paths are halved on the way."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -129,18 +129,20 @@ def propose(
     order: I64, keys: U64, band: int, most: int, chained: bool, first: int, second: int,
     crowded: NDArray[np.bool_], crowd: I64, left: I64, right: I64,
 ) -> tuple[int, int, int]:  # fmt: skip
-    """Pairs whose keys of a band are equal, and were not compared in an earlier one, from place (first, second) on.
+    """Pairs whose keys of a band are equal, and were not compared in an earlier one, from rank (first, second) on.
 
     Args:
         order: texts that share their key of the band with another, those with equal keys side by side and ascending.
-        keys: (m, bands).
-        band: which.
-        most: of more texts than these no pairs are written: they are a crowd.
+        keys: (m, bands) keys of the texts' bands.
+        band: index of the band.
+        most: number of texts of one key above which no pairs are written: they are a crowd.
         chained: write the pairs of a crowd's texts that follow each other.
-        first, second: where to go on: 0 and 1 at the beginning.
+        first: rank of the first text of the pair to go on with, 0 at the beginning.
+        second: rank of the second, 1 at the beginning.
         crowded: (m, bands), brought up to date: whether a text shares its key with a crowd.
         crowd: (m,) forest of texts that are in one crowd, or in crowds that overlap; brought up to date.
-        left, right: written.
+        left: written: the first texts of pairs.
+        right: written: the second texts.
 
     Returns:
         How many pairs were written, and where to go on: first == len(order) at the end.
@@ -183,7 +185,7 @@ def propose(
 
 @kernel
 def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: I64, cap: int) -> int:
-    """Unite the ends of accepted edges, the least node as root, unless more than `cap` come together; how many not."""
+    """Unite the ends of accepted edges, the lowest node as root, unless more than `cap` come together; how many not."""
     refused = 0
     for p in range(len(left)):
         if accepted[p]:

@@ -1,4 +1,4 @@
-"""Texts that were fitted, found again in a batch to be scored."""
+"""Texts that were fitted, looked up for a batch to be scored; what a fit writes down."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from hf_prune.data.reading import Texts
 from hf_prune.data.texts import NULL
 
 
-def fitted_rows(batch: Batch, found: Texts, known: NDArray[np.uint64], text: Any) -> NDArray[np.int64]:
+def fitted_rows(batch: Batch, texts: Texts, known: NDArray[np.uint64], text: Any) -> NDArray[np.int64]:
     """Indices (n,) of a batch's texts among those that were fitted, -1 for null.
 
     Args:
         batch: n rows.
-        found: their texts.
+        texts: their texts.
         known: (m,) digests of the texts that were fitted, ascending.
         text: column, or columns, for the message.
 
     Raises:
         ValueError: a text was not there when fitting: who its neighbours are is not known.
     """
-    at = find(known, found.digests)
-    at[found.null] = -1
-    lost = np.flatnonzero((at < 0) & ~found.null)
+    at = find(known, texts.digests)
+    at[texts.null] = -1
+    lost = np.flatnonzero((at < 0) & ~texts.null)
     if len(lost):
-        shown = ", ".join(_short(found.array[int(i)].as_py()) for i in lost[:3])
+        shown = ", ".join(_short(texts.array[int(i)].as_py()) for i in lost[:3])
         raise ValueError(
             f"{batch.who}: {len(lost)} of {batch.n} rows {'was' if len(lost) == 1 else 'were'} not among the rows it "
             f"was fitted on: {text} {shown}{', ...' if len(lost) > 3 else ''}; fit on the dataset that is scored, or "

@@ -42,7 +42,7 @@ def repeated_spans_plain(texts: Sequence[Sequence[Any]], min_tokens: int) -> lis
 
 @kernel
 def windows(tokens: U64, starts: I64, ends: I64, length: int, out: U64) -> None:
-    """Hash of the `length` tokens from each place on, where they lie in one text; 0 elsewhere."""
+    """Hash of the `length` tokens from each on, where they lie in one text; 0 elsewhere."""
     power = np.uint64(1)
     for _ in range(length - 1):
         power = power * BASE
@@ -60,7 +60,7 @@ def windows(tokens: U64, starts: I64, ends: I64, length: int, out: U64) -> None:
 
 @kernel
 def survivors(hashes: U64, starts: I64, ends: I64, copies: I64, length: int, bits: int) -> I64:
-    """Places whose window may occur twice: those that share one of 2**bits slots, texts counted by their copies."""
+    """First tokens of runs that may occur twice: they share one of 2**bits slots. Copies of a text count."""
     seen = np.zeros(1 << bits, np.uint8)
     shift = np.uint64(64 - bits)
     for text in range(len(starts)):
@@ -84,9 +84,9 @@ def survivors(hashes: U64, starts: I64, ends: I64, copies: I64, length: int, bit
 
 @kernel
 def confirm(places: I64, texts: I64, hashes: U64, tokens: U64, copies: I64, rank: I64, length: int, marks: U8) -> None:
-    """Mark places (in the order of their hashes) whose tokens occur elsewhere: 1, and 2 more for the first of them.
+    """Mark first tokens of runs (in the order of their hashes) that occur elsewhere: 1, and 2 more for the first run.
 
-    First is the place in the text of the lowest rank. Tokens are compared one by one: equal hashes are not enough.
+    First is the run in the text of the lowest rank. Tokens are compared one by one: equal hashes are not enough.
     """
     low = 0
     while low < len(places):
@@ -123,7 +123,7 @@ def confirm_in(
     hashes: U64, tokens: U64, starts: I64, ends: I64, known: U64, places: I64, known_tokens: U64, length: int,
     marks: U8,
 ) -> None:  # fmt: skip
-    """Mark places whose tokens occur in a reference: `known` are its hashes in ascending order, at `places`."""
+    """Mark the first tokens of runs that occur in a reference: of its runs `known` are the hashes, ascending."""
     for text in range(len(starts)):
         for at in range(starts[text], ends[text] - length + 1):
             i = np.searchsorted(known, hashes[at])
@@ -136,7 +136,7 @@ def confirm_in(
 
 @kernel
 def cover(marks: U8, starts: I64, ends: I64, length: int) -> None:
-    """Turn marks of places into marks of the `length` tokens from each on, in place."""
+    """Turn marks of first tokens into marks of the `length` tokens from each on, in place."""
     for text in range(len(starts)):
         repeated, first = starts[text] - length, starts[text] - length
         for at in range(starts[text], ends[text]):

@@ -176,7 +176,7 @@ def _token_starts(text: str, unit: Unit) -> NDArray[np.int64]:
 
 
 def _boundaries(text: str, edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the places where tokens begin that lie neither in a word nor in what a reader sees as one character."""
+    """Those positions of beginning tokens that lie neither in a word nor in what a reader sees as one character."""
     words = _token_starts(text, "token")
     if len(edges) > len(words):  # tokens are characters
         white = [i for i, c in enumerate(text) if c.isspace()]

@@ -119,10 +119,10 @@ def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted
         _, first = np.unique(at, return_index=True)
         first = first[at[first] >= 0]
         first = first[starts[at[first]] < 0]
-        found = sketch.sets(block.array, first)
-        starts[at[first]], ends[at[first]] = found.starts + total, found.ends + total
-        parts.append(found.values)
-        total += len(found.values)
+        new = sketch.sets(block.array, first)
+        starts[at[first]], ends[at[first]] = new.starts + total, new.ends + total
+        parts.append(new.values)
+        total += len(new.values)
     if (starts < 0).any():
         raise ValueError(
             f"{who}.fit reads the texts twice, and {int((starts < 0).sum())} were not there the second time; give a "
