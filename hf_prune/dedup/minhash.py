@@ -3,8 +3,7 @@
 Memory of a fit, in bytes for each row, at most: 2 * (8 * bands + 48), and 8 * permutations more without verification;
 with it, 16 for each distinct n-gram of each distinct text that shares a band with another. While a crowd is searched
 (see `crowds`) 1 200 more for each of its texts, 4 * permutations + 200 without verification. The fitted scorer holds 28
-for each distinct text. Beside it 25 MB, whatever the number of rows, and 40 more where there are
-crowds.
+for each distinct text. Beside it 25 MB, whatever the number of rows, and 40 more where there are crowds.
 """
 
 from __future__ import annotations
@@ -141,22 +140,20 @@ class MinHashDedup(TextScorer):
             ds: `Dataset` or `IterableDataset`, read twice with `verify`, else once. Not read if there is a reference.
             text: column, list of columns, nested path, or column of chats; "text" by default.
             threshold: Jaccard similarity from which two texts are near-copies, in (0, 1]; 0.8 by default.
-            reference: dataset to compare with instead (contamination: its rows are those of an evaluation set);
-                then any text can be scored, its cluster is that of the nearest reference row at the threshold, its
-                count the reference rows there. A text is compared with all that share a band with it, so counts are
-                exact but for what the bands miss, and time grows with how many share one. None by default.
+            reference: dataset to compare with instead (contamination: an evaluation set), None by default. Then any
+                text can be scored; its cluster is that of the nearest reference row at the threshold, its count the
+                reference rows there, exact but for what the bands miss. Time grows with how many share a band.
             ngram: number of tokens of an n-gram, 5 by default.
             unit: what a token is: "word" (the default), "token" (punctuation too) or "char": see `words.tokens`.
             lower: whether case does not count; True by default.
-            permutations: number of minima of a signature, 128 by default; the best split of them into bands is taken
-                (`optimal_bands`).
-            bands: number of bands; None, the default, takes the best split.
+            permutations: number of minima of a signature, 128 by default.
+            bands: number of bands; None, the default, takes the best split of the minima (`optimal_bands`).
             band_rows: number of minima of a band, given with `bands`; None by default.
             missed_weight: weight of missed pairs in the choice of the split, in [0, 1]; by default 0.95 with `verify`,
                 where a pair compared in vain costs time only, and 0.5 without.
             verify: whether the true similarity of every pair that shares a band is computed; True by default.
-            max_cluster: largest number of distinct texts in a cluster; larger ones are cut, the most similar pairs
-                stay together. None, the default, cuts none.
+            max_cluster: largest number of distinct texts in a cluster, None (the default) for any; larger ones are
+                cut, the most similar pairs stay together.
             seed: integer that the permutations are drawn by, 0 by default.
             on_bad: what becomes of a null: "nan" (the default) or "raise".
             name: score column, "minhash" by default.

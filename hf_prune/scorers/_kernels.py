@@ -293,9 +293,7 @@ def hash_ngrams(
                     ids[put] = ((mixed >> uint64(32)) * buckets) >> uint64(32)
                 elif length > ONE_BLOCK:
                     if pending:
-                        _flush(
-                            pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids
-                        )  # fmt: skip
+                        _flush(pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids)
                         pending = int64(0)
                     _long(text, start, stop, blocks, words, w, state, v)
                     ids[put] = _bucket(state, int64(0), powers, buckets)
@@ -318,9 +316,7 @@ def hash_ngrams(
                     slots[pending], where[pending] = slot, put
                     pending += 1
                     if pending == LANES:
-                        _flush(
-                            pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids
-                        )  # fmt: skip
+                        _flush(pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids)
                         pending = int64(0)
                 put += 1
         stops[row] = put
