@@ -175,8 +175,7 @@ class MinHashDedup(TextScorer):
         sketch, who = Sketch(ngram=ngram, unit=unit, lower=lower, bands=b, band_rows=r, seed=seed), cls.__name__
         source = ds if reference is None else reference
         signed = Signed.of(source, text, sketch, who, signatures=not verify and reference is None)
-        policy = on_bad if reference is None else "nan"
-        facts = facts_of(signed.digests, signed.copies, signed.nulls, text, who, policy)
+        facts = facts_of(signed.digests, signed.copies, signed.nulls, text, who, on_bad if reference is None else "nan")
         neighbors: Neighbors | Reference
         if reference is not None:
             neighbors = Reference.of(signed, sets_of(source, text, sketch, who, signed.digests))
