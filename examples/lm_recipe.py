@@ -112,11 +112,11 @@ def main() -> None:
         steps[step] = [rows, tokens]
 
     note("raw", ds)
-    ds = score(ds, hp.ExactDedup.fit(ds, args.column))
+    ds = score(ds, hp.ExactDedup.fit(ds, text=args.column))
     ds = hp.filter_by_score(ds, "exact", keep=1.0, one_per="exact_cluster")
     note("exact copies", ds)
 
-    ds = score(ds, hp.MinHashDedup.fit(ds, args.column, threshold=args.jaccard))
+    ds = score(ds, hp.MinHashDedup.fit(ds, text=args.column, threshold=args.jaccard))
     ds = hp.filter_by_score(ds, "tokens", keep=1.0, one_per="minhash_cluster")
     note("near-copies", ds)
 

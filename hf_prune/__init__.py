@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hf_prune.dedup.exact import ExactDedup as ExactDedup
     from hf_prune.dedup.minhash import MinHashDedup as MinHashDedup
     from hf_prune.dedup.pairs import duplicate_pairs as duplicate_pairs
+    from hf_prune.dedup.repeats import RemoveRepeats as RemoveRepeats
     from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
-    from hf_prune.dedup.substring import RemoveRepeats as RemoveRepeats
     from hf_prune.dedup.substring import SubstringDedup as SubstringDedup
     from hf_prune.diversity.vendi import vendi_score as vendi_score
     from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution

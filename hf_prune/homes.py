@@ -33,7 +33,7 @@ PUBLIC = {
     "Random": "scorers.random",
     "RecordingMixin": "dynamics.trainer",
     "RecordingTrainer": "dynamics.trainer",
-    "RemoveRepeats": "dedup.substring",
+    "RemoveRepeats": "dedup.repeats",
     "SSLPrototypes": "scorers.ssl_prototypes",
     "ScoreColumn": "columns",
     "Scorer": "scorer",
@@ -82,11 +82,11 @@ PUBLIC = {
 # values that stand inside of scorers
 PARTS = {
     "LoggedValues": "dynamics.from_log",
-    "Neighbours": "dedup.minhash",
-    "Passages": "dedup.substring",
-    "Reference": "dedup.minhash",
-    "Sketch": "dedup.minhash",
-    "Spans": "dedup.substring",
+    "Neighbors": "dedup.neighbors",
+    "Passages": "dedup.passages",
+    "Reference": "dedup.neighbors",
+    "Sketch": "dedup.bands",
+    "Spans": "dedup.passages",
 }
 
 # what a file may name: it must not choose what is imported
@@ -112,6 +112,7 @@ class Former(NamedTuple):
         added: fields that were not there.
         gone: fields that are no more, and what they held by default.
         refused: fields that are no more: values with which nothing loads, and why.
+        name: what the class was called, if otherwise.
     """
 
     module: str
@@ -120,6 +121,7 @@ class Former(NamedTuple):
     added: tuple[str, ...] = ()
     gone: Mapping[str, Any] = {}
     refused: Mapping[str, Mapping[Any, str]] = {}
+    name: str | None = None
 
 
 FORMER = {
@@ -134,17 +136,17 @@ FORMER = {
     "DynamicUncertainty": Former("hf_prune.dynamics.dynamic_uncertainty"),
     "EL2N": Former("hf_prune.dynamics.el2n", {"modality": "kind"}),
     "Embedder": Former("hf_prune.embed"),
-    "ExactDedup": Former("hf_prune.dedup.exact"),
+    "ExactDedup": Former("hf_prune.dedup.exact", {"ignore": "normalize"}, added=("on_bad",)),
     "Forgetting": Former("hf_prune.dynamics.forgetting"),
     "GraNd": Former("hf_prune.dynamics.grand", {"modality": "kind"}),
     "Herding": Former("hf_prune.scorers.herding"),
     "KCenter": Former("hf_prune.scorers.k_center"),
     "KenLM": Former("hf_prune.scorers.kenlm"),
     "LoggedValues": Former("hf_prune.dynamics.from_log"),
-    "MinHashDedup": Former("hf_prune.dedup.minhash"),
+    "MinHashDedup": Former("hf_prune.dedup.minhash", {"neighbors": "found"}, added=("on_bad",)),
     "Model": Former("hf_prune.models"),
     "Moderate": Former("hf_prune.scorers.moderate"),
-    "Neighbours": Former("hf_prune.dedup.minhash"),
+    "Neighbors": Former("hf_prune.dedup.minhash", {"n_texts": "texts", "n_rows": "rows"}, name="Neighbours"),
     "NgramCounts": Former("hf_prune.scorers.dsir"),
     "Passages": Former("hf_prune.dedup.substring"),
     "Perplexity": Former("hf_prune.scorers.perplexity"),
@@ -154,9 +156,9 @@ FORMER = {
     "Reference": Former("hf_prune.dedup.minhash"),
     "SSLPrototypes": Former("hf_prune.scorers.ssl_prototypes"),
     "SemDeDup": Former("hf_prune.dedup.semdedup"),
-    "Sketch": Former("hf_prune.dedup.minhash"),
+    "Sketch": Former("hf_prune.dedup.minhash", {"band_rows": "rows"}),
     "Spans": Former("hf_prune.dedup.substring"),
-    "SubstringDedup": Former("hf_prune.dedup.substring"),
+    "SubstringDedup": Former("hf_prune.dedup.substring", {"passages": "found"}, added=("on_bad",)),
     "SupervisedPrototypes": Former("hf_prune.scorers.supervised_prototypes"),
     "TDDS": Former("hf_prune.dynamics.tdds"),
     "Task2VecAlignment": Former("hf_prune.fisher.scorers"),

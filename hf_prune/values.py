@@ -166,7 +166,7 @@ def _is_ours(cls: type) -> bool:
 def former_name(cls: type) -> str:
     """`class_name` of version 0.1.0, when it was made of modules."""
     then = FORMER.get(cls.__qualname__) if _is_ours(cls) else None
-    return class_name(cls) if then is None else f"{then.module}:{cls.__qualname__}"
+    return class_name(cls) if then is None else f"{then.module}:{then.name or cls.__qualname__}"
 
 
 def former_digest(value: Value) -> str:
@@ -228,6 +228,7 @@ def find_class(name: str) -> type[Value]:
     module_name, _, qualname = name.partition(":")
     if module_name.partition(".")[0] == "hf_prune":  # with its module before 0.1.0 was over
         found: Any = None
+        qualname = next((today for today, then in FORMER.items() if then.name == qualname), qualname)
         if qualname in VALUES:
             found = importlib.import_module(f"hf_prune.{PUBLIC.get(qualname) or PARTS[qualname]}")
     else:

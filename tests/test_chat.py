@@ -76,7 +76,7 @@ def test_rows_that_differ_in_what_they_say_are_no_copies(what):
     one, two = DIFFER[what]
     ds = Dataset.from_dict({"messages": [one, two, one]}, on_mixed_types="use_json")
     for stored in (ds, ds.to_iterable_dataset()):
-        exact = hp.ExactDedup.fit(stored, "messages")
+        exact = hp.ExactDedup.fit(stored, text="messages")
         assert exact(ds[:])["exact"].tolist() == [0, 1, 0]
         assert [row["exact"] for row in stored.map(exact, batched=True)] == [0, 1, 0]
     texts, bad, _ = read_texts(Batch({"messages": [one, two]}), ["messages"])
@@ -139,7 +139,7 @@ def test_a_picture_counts_by_its_pixels():
     named = {**png(1), "path": "a.png"}
     rows = [user([{"type": "image", "image": p}]) for p in (png(1), png(2), named)]
     ds = Dataset.from_dict({"m": rows}, features=features)
-    scorer = hp.ExactDedup.fit(ds, "m")
+    scorer = hp.ExactDedup.fit(ds, text="m")
     assert ds.map(scorer, batched=True)["exact"][:] == [0, 1, 0]
     assert [row["exact"] for row in ds.to_iterable_dataset().map(scorer, batched=True)] == [0, 1, 0]
 

@@ -24,7 +24,7 @@ WHOLE = {
     "score": lambda ds, path: hp.score(ds, hp.Random(seed=1), splits=None),
     "d4": lambda ds, path: hp.d4(ds, k=1),
     "sample_by_targets": lambda ds, path: hp.sample_by_targets(ds, {"s": 1.0}, rows=2),
-    "duplicate_pairs": lambda ds, path: hp.duplicate_pairs({"kept": ds, "dropped": ds}, "label"),
+    "duplicate_pairs": lambda ds, path: hp.duplicate_pairs({"kept": ds, "dropped": ds}, cluster="label"),
     "push_scored": lambda ds, path: hp.save_scored(ds, path / "out", columns=["s"]),
     "a coefficient": lambda ds, path: hp.diversity_coefficient(ds, hp.Probe(NET, column="embedding", head="keep")),
 }

@@ -51,7 +51,7 @@ SCORERS = {
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),
     "TextStatistics": lambda ds: hp.TextStatistics(),
-    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, "animal", normalize=("case", "space")),
+    "ExactDedup": lambda ds: hp.ExactDedup.fit(ds, text="animal", ignore=("case", "space")),
     "ExactDedup-reference": lambda ds: hp.ExactDedup.fit(ds, reference=ds.select(range(20))),
     "MinHashDedup": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, max_cluster=3),
     "MinHashDedup-estimated": lambda ds: hp.MinHashDedup.fit(ds, ngram=2, threshold=0.5, verify=False),

@@ -135,7 +135,7 @@ def test_chats_and_nested_columns_in_every_format(kind):
     said = [(f"hello {i}", "yes " * i) for i in (0, 1, 2, 1)]
     chats = [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in said]
     ds = datasets.Dataset.from_dict({"messages": chats, "meta": [{"t": f"a {i} b", "n": i} for i in range(4)]})
-    for scorer in (hp.ExactDedup.fit(ds, "messages"), hp.TextStatistics(text="meta.t")):
+    for scorer in (hp.ExactDedup.fit(ds, text="messages"), hp.TextStatistics(text="meta.t")):
         expected = scorer(ds[:])
         same(scorer(ds.with_format(kind)[:]), expected, 0, type(scorer).__name__)
     edited = hp.RemoveRepeats(
@@ -158,7 +158,7 @@ def test_pictures_in_chats(kind):
     feature = {"role": datasets.Value("string"), "content": datasets.List({"image": datasets.Image()})}
     chats = {"messages": [[{"role": "user", "content": [part]}] for part in parts]}
     ds = datasets.Dataset.from_dict(chats, datasets.Features({"messages": datasets.List(feature)}))
-    scorer = hp.ExactDedup.fit(ds, "messages")
+    scorer = hp.ExactDedup.fit(ds, text="messages")
     if kind == "arrow":
         assert scorer(ds.with_format(kind)[:])["exact"].to_pylist() == [1.0, 1.0, 1.0]
     elif kind not in TABLES:

@@ -19,7 +19,7 @@ from saving import prototypes
 
 import hf_prune as hp
 from hf_prune import Scorer
-from hf_prune.values import find_class, former_digest
+from hf_prune.values import find_class, former_digest, former_name
 
 
 def saved_versions(item: Any, classes: list[str]) -> dict[str, int]:
@@ -58,6 +58,27 @@ def test_what_format_1_saved_loads_and_scores_the_same_or_says_why_not(name, ds,
     if "scores" in EXPECTED[name]:
         found = np.asarray(again(ds[:])[again.name], np.float64).reshape(-1)[:24]
         np.testing.assert_allclose(found, EXPECTED[name]["scores"], rtol=1e-6, atol=type(scorer).atol)
+
+
+EARLIER = V1.parent / "saved_earlier"  # in format 2, with fields and a class that have other names now
+
+
+@pytest.mark.parametrize("name", ["exact", "minhash", "minhash_reference", "substring", "substring_reference"])
+def test_what_was_saved_under_other_names_loads_and_scores_the_same(name, ds, tmp_path):
+    expected = json.loads((EARLIER / "expected.json").read_text(encoding="utf-8"))[name]
+    text = (EARLIER / name / "scorer.json").read_text(encoding="utf-8")
+    assert '"found"' in text or '"normalize"' in text
+    scorer = Scorer.load(EARLIER / name)
+    assert scorer.on_bad == "nan"
+    np.testing.assert_allclose(scorer(ds[:])[scorer.name], expected, atol=1e-6)
+    scorer.save(tmp_path)
+    assert Scorer.load(tmp_path) == scorer
+
+
+def test_a_class_is_found_by_its_former_name():
+    assert find_class("hf_prune:Neighbours") is find_class("hf_prune.dedup.minhash:Neighbours")
+    assert find_class("hf_prune:Neighbours") is find_class("hf_prune:Neighbors")
+    assert former_name(find_class("hf_prune:Neighbors")) == "hf_prune.dedup.minhash:Neighbours"
 
 
 # -- one step ---------------------------------------------------------------
@@ -225,21 +246,21 @@ def test_a_key_that_stands_for_something_else_is_not_saved():
 
 def test_kernels_do_not_read_where_a_file_says(ds, tmp_path):
     """Compiled code looks up places without a look at their bounds."""
-    for name, cls, field in (
-        ("substring_reference", "Passages", "places"),
-        ("substring", "Spans", "offsets"),
-        ("minhash", "Neighbours", "leader"),
-        ("minhash_reference", "Reference", "ends"),
+    for name, holder, cls, field in (
+        ("substring_reference", "passages", "Passages", "places"),
+        ("substring", "passages", "Spans", "offsets"),
+        ("minhash", "neighbors", "Neighbors", "leader"),
+        ("minhash_reference", "neighbors", "Reference", "ends"),
     ):
         scorer = made(name, ds)
-        found = scorer.found
+        found = getattr(scorer, holder)
         wrong = np.array(getattr(found, field))
         wrong[-1] = 10**6
         forged = object.__new__(type(found))
         for part in dataclass_fields(found):
             object.__setattr__(forged, part.name, wrong if part.name == field else getattr(found, part.name))
         with pytest.raises(ValueError, match=rf"would not load again: {cls}.{field}: 1\d{{6}} is no place"):
-            replace_unchecked(scorer, found=forged).save(tmp_path / name)
+            replace_unchecked(scorer, **{holder: forged}).save(tmp_path / name)
 
 
 def replace_unchecked(value: Any, **changes: Any) -> Any:

@@ -17,9 +17,10 @@ import hf_prune as hp
 from hf_prune.data import words
 from hf_prune.data.batch import Batch
 from hf_prune.data.chunk import _Chunker
-from hf_prune.dedup import shingles
-from hf_prune.dedup._reading import read
-from hf_prune.dedup.substring import repeated_spans, tokens_of
+from hf_prune.data.reading import texts_of
+from hf_prune.dedup._kernels import token_hash_plain
+from hf_prune.dedup._substring_kernels import repeated_spans_plain
+from hf_prune.dedup.corpus import tokens_of
 from hf_prune.scorers import _ngrams
 from hf_prune.scorers.heuristics import text_statistics
 
@@ -41,7 +42,7 @@ def by_uax29(text):
 
 
 def kernel_hashes(texts, unit, lower=False):
-    held = read(Batch({"text": texts}), "text")
+    held = texts_of(Batch({"text": texts}), "text")
     starts, ends, found = tokens_of(held, np.arange(len(texts)), unit, lower)
     return [found[a:b].tolist() for a, b in zip(starts, ends, strict=True)]
 
@@ -84,7 +85,7 @@ def test_no_letter_is_lost_and_no_word_begins_with_a_mark(text):
 @settings(deadline=None, max_examples=200)
 @given(st.lists(MIXED, min_size=1, max_size=4), st.sampled_from(words.UNITS), st.booleans())
 def test_kernels_cut_as_the_definition_does(texts, unit, lower):
-    expected = [[shingles.token_hash(t, unit) for t in words.tokens(text, unit, lower)] for text in texts]
+    expected = [[token_hash_plain(t, unit) for t in words.tokens(text, unit, lower)] for text in texts]
     assert kernel_hashes(texts, unit, lower) == expected
     for rule in words.RULES:
         parts = _ngrams.hash_texts(pa.array(texts, pa.large_string()), 2, 997, "fast", lambda i, x: x, "test", rule)
@@ -97,7 +98,7 @@ def test_every_character_is_cut_as_the_definition_does():
              for first in [*range(0, 0x2_0000, 4096), 0x3_0000, 0xE_0000]]  # fmt: skip
     for unit in ("word", "token"):
         for text, found in zip(texts, kernel_hashes(texts, unit), strict=True):
-            assert found == [shingles.token_hash(t) for t in words.tokens(text, unit, lower=False)]
+            assert found == [token_hash_plain(t) for t in words.tokens(text, unit, lower=False)]
 
 
 def test_what_python_calls_a_word_was_kept():
@@ -170,7 +171,7 @@ def test_substring_of_a_script(script):
     tail = expected[1:]
     ds = datasets.Dataset.from_dict({"text": [text, "other " + " ".join(tail)]})
     scorer = hp.SubstringDedup.fit(ds, min_tokens=2, unit="word")
-    spans = repeated_spans([expected, ["other", *tail]], 2)
+    spans = repeated_spans_plain([expected, ["other", *tail]], 2)
     share = [sum(b - a for a, b in s) / len(t) for s, t in zip(spans, (expected, ["other", *tail]), strict=True)]
     assert scorer(ds[:])["substring"] == pytest.approx([1 - x for x in share], abs=1e-6)
     left = hp.RemoveRepeats(scorer, keep="none")(ds[:])["text"]
@@ -236,6 +237,6 @@ def test_half_a_surrogate_pair_in_streams_chunks_and_chats():
     for fit in (hp.MinHashDedup.fit, hp.ExactDedup.fit, hp.SubstringDedup.fit):
         for text in ("text", "chat"):
             with pytest.raises(ValueError, match="row 0 of this batch holds .* half of a surrogate pair"):
-                fit(stream, text)
+                fit(stream, text=text)
     with pytest.raises(ValueError, match="chunk_texts: the text of row 0 of this batch holds"):
         _Chunker(1, "text", 1, "chunk", "row_id")({"text": ["half \udc00"]})

@@ -47,7 +47,7 @@ def set_minima(chosen: I64, starts: I64, ends: I64, sets: U64, a: U32, b: U32, l
         count = min(ROWS, high - first)
         for i in range(count):
             one = chosen[first + i]
-            minima(sets[starts[one] : ends[one]], ends[one] - starts[one], a, b, block[i])
+            minima(sets[starts[one] : ends[one]], a, b, block[i])
         for p in range(len(a)):
             for i in range(count):
                 out[p, first + i] = block[i, p]
@@ -55,7 +55,7 @@ def set_minima(chosen: I64, starts: I64, ends: I64, sets: U64, a: U32, b: U32, l
 
 @kernel
 def sketch(columns: U32, bits: U64) -> None:
-    """One bit of each minimum of `columns` (k, n), 64 to a word of `bits` (n, k / 64)."""
+    """One bit of each minimum of `columns` (k, n), 64 to an integer of `bits` (n, k / 64)."""
     bits[:] = np.uint64(0)
     for p in range(len(columns)):
         word, place = p >> 6, np.uint64(p & 63)
@@ -74,9 +74,9 @@ def arrange(columns: U32, sequence: I64, edges: I64, width: int, order: I64, lea
         columns: (k, n) minima.
         sequence: (s,) the minima that are looked at, in this order.
         edges: crowd c is edges[c]:edges[c + 1].
-        width: most texts of a group that is not cut.
+        width: largest number of texts of a group that is not cut.
         order: (n,) written: the texts.
-        leaf: (n,) written: where the group of the text at each place begins.
+        leaf: (n,) written: where the group of the text at each rank begins.
     """
     n = len(order)
     room = n // (width + 1) + 2
@@ -157,15 +157,20 @@ def likely(
     """Propose pairs of texts that stand near to each other and are likely near-copies, and note who is nearest.
 
     Args:
-        order, leaf, edges: as `arrange` wrote them.
-        bits: (n, words) sketches; their distance is the number of bits in which they differ.
-        members: (n,) the texts' places among all texts.
+        order: (n,) the texts, as `arrange` wrote them.
+        leaf: (n,) where their groups begin, as it wrote them.
+        edges: crowd c is edges[c]:edges[c + 1].
+        bits: (n, w) sketches of 64 bits an integer; their distance is the number of bits in which they differ.
+        members: (n,) the texts' indices among all texts.
         parent: forest of all texts: what is in one component is not proposed.
         tries: (n, 2) how often a text may still be measured in vain, with others of its group and with any.
         bars: (3,) largest distance of a pair of one group; of any, while there are tries; when there are none.
-        width, beyond: how many texts after it a text is held against: of its group, and at least.
-        nearest, distance: (n, t) the nearest texts of each that were met, -1 for none; brought up to date.
-        left, right: written: pairs, at most len(left) // n for each text, the nearest.
+        width: how many texts of its group after it a text is held against.
+        beyond: how many texts after it it is held against, of its group or not.
+        nearest: (n, t) the nearest texts of each that were met, -1 for none; brought up to date.
+        distance: (n, t) their distances, brought up to date.
+        left: written: the first texts of pairs, at most len(left) // n for each text, the nearest.
+        right: written: the second texts.
         kinds: written: 0 for pairs of one group, 1 for others.
 
     Returns:
@@ -227,9 +232,16 @@ def likely_plain(
     """What `likely` proposes, and what each text was held against (distance, other), in plain Python: the definition.
 
     Args:
+        order: (n,) the texts.
+        leaf: (n,) where their groups begin.
+        edges: crowd c is edges[c]:edges[c + 1].
+        bits: (n, w) sketches.
         roots: (n,) component of each text.
-        most: pairs that a text proposes.
-        order, leaf, edges, bits, tries, bars, width, beyond: as there.
+        tries: (n, 2) as there.
+        bars: (3,) as there.
+        width: as there.
+        beyond: as there.
+        most: largest number of pairs that a text proposes.
     """
     pairs, met = [], {int(i): set[tuple[int, int]]() for i in order}
     for begin, end in itertools.pairwise(edges.tolist()):

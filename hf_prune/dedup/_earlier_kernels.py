@@ -1,4 +1,4 @@
-"""Compiled halves of `earlier`: what a tile of rough cosines leaves to be told in float64."""
+"""Compiled halves of `earlier`: what a tile of rough cosines leaves to be computed in float64."""
 
 from __future__ import annotations
 
@@ -61,9 +61,14 @@ def rounded_rows(
     """Unit rows in bfloat16, as bits, to the nearest even; returns the largest length of what rounding took.
 
     Args:
-        x, members, inverse: as `unit_rows`.
-        exact, rounded: (d,) room for a row; `exact_bits`, `rounded_bits`: the same memory as integers.
-        out: (n, d), written.
+        x: (m, d) rows.
+        members: (n,) which of them.
+        inverse: (n,) one over their lengths.
+        exact: (d,) room for a row.
+        exact_bits: (d,) the same memory as integers.
+        rounded: (d,) room for a row.
+        rounded_bits: (d,) the same memory as integers.
+        out: (n, d) written.
     """
     d = x.shape[1]
     most = 0.0
@@ -88,8 +93,8 @@ def segment_maxima(
 
     Args:
         bits: (t, c) floats seen as integers, which have the same order where they are positive.
-        first_row: place of row 0 in the cluster.
-        first_column: place of column 0.
+        first_row: rank of row 0 in the cluster.
+        first_column: rank of column 0 in the cluster.
         maxima: (t, c / SEGMENT), written; 0 where nothing is positive.
         top: (t,), written, likewise.
     """
@@ -112,7 +117,7 @@ def segment_maxima(
 
 
 @kernel
-def tell(
+def recompute(
     bits: NDArray[np.integer],
     first_row: int,
     first_column: int,
@@ -121,31 +126,35 @@ def tell(
     x: NDArray[np.floating],
     members: NDArray[np.int64],
     inverse: NDArray[np.float64],
-    most: int,
+    limit: int,
     best: NDArray[np.float64],
 ) -> bool:
     """Raise `best` (t,) to the float64 cosines of those pairs whose rough one is `low` (t,) or more.
 
     Args:
-        bits, first_row, first_column, maxima: as `segment_maxima` had and wrote them.
-        low: 0 or less has every pair told, for what is not positive has another order.
+        bits: (t, c) rough cosines, as for `segment_maxima`.
+        first_row: rank of row 0 in the cluster.
+        first_column: rank of column 0 in the cluster.
+        maxima: (t, c / SEGMENT) as `segment_maxima` wrote them.
+        low: (t,) bits of the lowest rough cosine that counts; 0 or less has every pair computed, for what is not
+            positive has another order.
         x: rows of all clusters.
-        members: (n,) those of this cluster.
+        members: (n,) the rows of this cluster.
         inverse: (n,) one over their lengths.
-        most: pairs to tell.
-        best: written.
+        limit: largest number of pairs to compute.
+        best: (t,) raised.
 
     Returns:
-        False if there were more pairs than `most`: `best` is then unfinished, though nothing in it is wrong.
+        False if there were more pairs than `limit`: `best` is then unfinished, though nothing in it is wrong.
     """
     t, c = bits.shape
-    told = 0
-    for i in range(t):  # each of these segments holds a pair to be told: too many are seen before any is
+    done = 0
+    for i in range(t):  # each of these segments holds a pair to compute: too many are seen before the first
         for segment in range(max(0, (min(c, first_row + i - first_column) + SEGMENT - 1) // SEGMENT)):
-            told += maxima[i, segment] >= low[i]
-    if told > most:
+            done += maxima[i, segment] >= low[i]
+    if done > limit:
         return False
-    told = 0
+    done = 0
     for i in range(t):
         row = first_row + i
         stop = min(c, row - first_column)
@@ -156,9 +165,9 @@ def tell(
             for j in range(begin, min(begin + SEGMENT, stop)):
                 if low[i] > 0 and bits[i, j] < low[i]:
                     continue
-                if told == most:
+                if done == limit:
                     return False
-                told += 1
+                done += 1
                 other = first_column + j
                 value = product(x, members[row], members[other]) * inverse[row] * inverse[other]
                 best[i] = max(best[i], value)

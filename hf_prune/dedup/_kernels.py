@@ -1,7 +1,8 @@
-"""Compiled passes over UTF-8 bytes; what they compute is defined in plain Python in `shingles`, `minhash`, `substring`.
+"""Compiled passes over texts: tokens, hashed n-grams, sets of them, minima and keys of bands.
 
-All arithmetic on hashes is modulo 2**64 (2**32 for the permutations): every operand is cast, for numba makes floats
-of a signed and an unsigned number.
+What they compute is defined in plain Python: tokens by `words.tokens`, the rest by the functions `*_plain` beside the
+kernels. The tokenizer is large and stands in one kernel only, `token_hashes`: each kernel that held it would compile it
+anew. Loops stand where NumPy has a whole array assigned or sorted: numba compiles seconds for those.
 """
 
 from __future__ import annotations
@@ -14,25 +15,23 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from hf_prune.numerics.compiled import kernel
+from hf_prune.numerics.text_kernels import BASE, STEP, decode, mix, mix_plain
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 
-WORDS, TOKENS, CHARACTERS = 0, 1, 2  # the units, as in words.UNITS
-_SPACE, _WORD, _SIGN, _MARK, _ALONE, _KATAKANA = 0, 1, 2, 3, 4, 5  # the classes, as in words.character_table
+TOKENS, CHARACTERS = 1, 2  # of the units, as in words.UNITS; 0 is words
+_SPACE, _WORD, _SIGN, _MARK, _KATAKANA = 0, 1, 2, 3, 5  # of the classes, as in words.character_table
 
-_STEP = np.uint64(0xBF58_476D_1CE4_E5B9)
-_BASE = np.uint64(0x9E37_79B9_7F4A_7C15)
-_LAST = np.uint64(0x94D0_49BB_1331_11EB)
-_1, _2, _27, _30, _31, _32 = (np.uint64(i) for i in (1, 2, 27, 30, 31, 32))
+_1, _32 = np.uint64(1), np.uint64(32)
 _7, _SHIFT = np.uint32(7), np.uint32(3)
 _UNKNOWN = 0xFFFD
 
 
 @intrinsic
-def _affine(context: Any, a: Any, x: Any, b: Any) -> Any:
+def _multiply_add(context: Any, a: Any, x: Any, b: Any) -> Any:
     """Give a * x + b modulo 2**32: numba's own product is one of 64 bits, half as many to a vector."""
     signature = types.uint32(types.uint32, types.uint32, types.uint32)
 
@@ -42,16 +41,7 @@ def _affine(context: Any, a: Any, x: Any, b: Any) -> Any:
     return signature, code
 
 
-_affine32: Any = _affine
-
-
-@kernel
-def mix(x: np.uint64) -> np.uint64:
-    """splitmix64's finalizer, as `rows.seeded` has it."""
-    x = x + _BASE
-    x = (x ^ (x >> _30)) * _STEP
-    x = (x ^ (x >> _27)) * _LAST
-    return x ^ (x >> _31)
+_affine: Any = _multiply_add  # mypy takes an intrinsic for a function of its context
 
 
 @kernel
@@ -68,9 +58,9 @@ def tokenize(
     while i < high:
         at = i
         c = np.int64(data[i])
-        i += 1
         if c < 0x80 and unit != CHARACTERS:
             # without branches: where tokens begin and end cannot be foretold, and a wrong guess costs more than stores
+            i += 1
             entry = table[c]
             kind = np.int64(entry & _7)
             letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
@@ -79,29 +69,14 @@ def tokenize(
             count += int(np.int64(inside) & (1 - goes_on))
             begin = begin if goes_on else at - low
             starts[count] = begin
-            state = ((state if goes_on else np.uint64(0)) + letter + _1) * _STEP
+            state = ((state if goes_on else np.uint64(0)) + letter + _1) * STEP
             state ^= state >> _32
             inside = bool(np.int64(kind == _WORD) | (signs & np.int64(kind == _SIGN)))
             current = kind
             continue
-        if c >= 0x80:
-            more, point = 0, np.int64(_UNKNOWN)
-            if 0xC2 <= c < 0xE0:
-                more, point = 1, c & 0x1F
-            elif 0xE0 <= c < 0xF0:
-                more, point = 2, c & 0x0F
-            elif 0xF0 <= c < 0xF5:
-                more, point = 3, c & 0x07
-            if i + more > high:
-                more, point = 0, np.int64(_UNKNOWN)
-            for k in range(more):
-                following = np.int64(data[i + k])
-                if following & 0xC0 != 0x80:
-                    more, point = 0, np.int64(_UNKNOWN)
-                    break
-                point = (point << 6) | (following & 0x3F)
-            i += more
-            c = point if point < 0x110000 else np.int64(_UNKNOWN)
+        c, size = decode(data, i, high)
+        c = np.int64(_UNKNOWN) if size == 0 else c
+        i += max(size, 1)
         entry = table[c]
         kind = np.int64(entry & _7)
         letter = np.uint64(entry >> _SHIFT) if lower else np.uint64(c)
@@ -123,7 +98,7 @@ def tokenize(
                 starts[count] = begin
                 current = np.int64(_SIGN) if kind == _MARK else kind
                 state, inside = np.uint64(0), current != _SIGN or unit == TOKENS
-            state = (state + letter + _1) * _STEP
+            state = (state + letter + _1) * STEP
             state ^= state >> _32
     if inside:
         hashes[count] = state
@@ -131,91 +106,175 @@ def tokenize(
     return count
 
 
-@kernel
-def gram(hashes: U64, count: int, n: int) -> int:
-    """Replace token hashes by those of their n-grams, in place; fewer tokens than n make one gram."""
-    if count == 0:
-        return 0
-    n = min(n, count)
-    power = _1
-    for _ in range(n):
-        power = power * _BASE
-    rolling = np.uint64(0)
-    for i in range(n - 1):
-        rolling = (rolling + hashes[i]) * _BASE
-    gone = np.uint64(0)
-    for i in range(count - n + 1):
-        # `rolling` holds tokens i - 1 .. i + n - 2, times the base once more
-        rolling = rolling - gone * power + hashes[i + n - 1]
-        gone = hashes[i]
-        hashes[i] = mix(rolling)
-        rolling = rolling * _BASE
-    return count - n + 1
+def token_hash_plain(token: str, unit: str = "word") -> int:
+    """64-bit hash of a token: a multiplication and a shift for each code point; `mix` of a character.
+
+    >>> hex(token_hash_plain("the"))
+    '0xc08dcb944da05d36'
+    """
+    if unit == "char":
+        return mix_plain(ord(token) + 1)
+    state = 0
+    for c in token:
+        state = (state + ord(c) + 1) * int(STEP) & 2**64 - 1
+        state ^= state >> 32
+    return state
 
 
 @kernel
-def minima(grams: U64, count: int, a: U32, b: U32, signature: U32) -> None:
-    """The least of a * x + b modulo 2**32 over the grams' upper halves x, for each of the permutations."""
-    signature[:] = np.uint32(0xFFFF_FFFF)
-    k, j = len(signature), 0
-    while j < count:
+def gram_hashes(hashes: U64, ends: I64, ngram: int) -> None:
+    """Replace the token hashes of texts by those of their n-grams, in place; fewer tokens than n make one gram.
+
+    Args:
+        hashes: token hashes, text after text; those of the n-grams are written over them, without gaps.
+        ends: (k,) where those of each text end; where its n-grams end, written.
+        ngram: tokens n of an n-gram.
+    """
+    begin, filled = 0, 0
+    for text in range(len(ends)):
+        count = ends[text] - begin
+        n = min(ngram, count)
+        power, rolling, gone = _1, np.uint64(0), np.uint64(0)
+        for _ in range(n):
+            power = power * BASE
+        for i in range(begin, begin + n - 1):
+            rolling = (rolling + hashes[i]) * BASE
+        for i in range(begin, begin + count - n + 1 if count else begin):
+            # `rolling` holds tokens i - 1 .. i + n - 2, times the base once more
+            rolling = rolling - gone * power + hashes[i + n - 1]
+            gone = hashes[i]
+            hashes[filled] = mix(rolling)
+            filled += 1
+            rolling = rolling * BASE
+        begin += count
+        ends[text] = filled
+
+
+def gram_hash_plain(gram: list[str], unit: str = "word") -> int:
+    """64-bit hash of an n-gram: the mixed value of a polynomial in the hashes of its tokens."""
+    state = 0
+    for token in gram:
+        state = state * int(BASE) + token_hash_plain(token, unit) & 2**64 - 1
+    return mix_plain(state)
+
+
+@kernel
+def token_hashes(
+    data: NDArray[np.uint8], offsets: I64, chosen: I64, table: U32, unit: int, lower: bool, ends: I64, out: U64
+) -> None:
+    """Hashes of the tokens of chosen texts, text after text.
+
+    Args:
+        data: UTF-8 bytes of all texts.
+        offsets: (m + 1,) where they begin, and end.
+        chosen: (k,) which of them.
+        table: `words.character_table`.
+        unit: index in `words.UNITS`.
+        lower: whether case does not count.
+        ends: (k,) written: where the hashes of each text end.
+        out: written: room for one more than the chosen texts have bytes.
+    """
+    longest, filled = 0, 0
+    for i in chosen:
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    starts = np.empty(longest + 1, np.int32)
+    for at in range(len(chosen)):
+        i = chosen[at]
+        filled += tokenize(data, offsets[i], offsets[i + 1], table, unit, lower, out[filled:], starts)
+        ends[at] = filled
+
+
+@kernel
+def minima(grams: U64, a: U32, b: U32, signature: U32) -> None:
+    """Minima (p,) of a * x + b modulo 2**32 over the upper halves x of the hashes, for each of p permutations."""
+    for p in range(len(a)):
+        signature[p] = np.uint32(0xFFFF_FFFF)
+    last, j = len(grams) - 1, 0
+    while j <= last:
         # eight at a time: the signature is read and written once for them; the last is repeated to fill up
-        last = count - 1
         x0, x1 = np.uint32(grams[j] >> _32), np.uint32(grams[min(j + 1, last)] >> _32)
         x2, x3 = np.uint32(grams[min(j + 2, last)] >> _32), np.uint32(grams[min(j + 3, last)] >> _32)
         x4, x5 = np.uint32(grams[min(j + 4, last)] >> _32), np.uint32(grams[min(j + 5, last)] >> _32)
         x6, x7 = np.uint32(grams[min(j + 6, last)] >> _32), np.uint32(grams[min(j + 7, last)] >> _32)
-        for p in range(k):
+        for p in range(len(a)):
             u, v = a[p], b[p]
-            m0 = min(_affine32(u, x0, v), _affine32(u, x1, v))
-            m1 = min(_affine32(u, x2, v), _affine32(u, x3, v))
-            m2 = min(_affine32(u, x4, v), _affine32(u, x5, v))
-            m3 = min(_affine32(u, x6, v), _affine32(u, x7, v))
+            m0 = min(_affine(u, x0, v), _affine(u, x1, v))
+            m1 = min(_affine(u, x2, v), _affine(u, x3, v))
+            m2 = min(_affine(u, x4, v), _affine(u, x5, v))
+            m3 = min(_affine(u, x6, v), _affine(u, x7, v))
             signature[p] = min(signature[p], min(min(m0, m1), min(m2, m3)))
         j += 8
 
 
+def minima_plain(grams: U64, a: U32, b: U32) -> U32:
+    """Minima (p,) of one set of n-gram hashes under p permutations, in NumPy: the definition."""
+    x = (grams >> _32).astype(np.uint32)
+    return np.asarray((a[:, None] * x + b[:, None]).min(axis=1, initial=0xFFFF_FFFF))
+
+
 @kernel
-def sign(
-    data: NDArray[np.uint8], offsets: I64, low: int, high: int, table: U32, unit: int, lower: bool, n: int,
-    a: U32, b: U32, rows: int, keys: U64, sizes: I64, signatures: U32,
-) -> None:  # fmt: skip
-    """Band keys (and signatures, if there is room for them) of texts low..high, and their numbers of n-grams."""
-    longest = 0
-    for row in range(low, high):
-        longest = max(longest, offsets[row + 1] - offsets[row])
-    hashes, starts = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.int32)
+def sign(grams: U64, ends: I64, a: U32, b: U32, band_rows: int, keys: U64, signatures: U32) -> None:
+    """Keys (k, bands) of the bands of k texts, and signatures (k, p) if there is room for them.
+
+    Args:
+        grams: hashes of their n-grams, text after text.
+        ends: (k,) where those of each text end.
+        a: (p,) factors of the permutations.
+        b: (p,) terms of the permutations.
+        band_rows: minima of a band.
+        keys: written.
+        signatures: written, unless it is empty.
+    """
     signature = np.empty(len(a), np.uint32)
-    for row in range(low, high):
-        count = tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, hashes, starts)
-        count = gram(hashes, count, n)
-        sizes[row] = count
-        minima(hashes, count, a, b, signature)
+    begin = 0
+    for text in range(len(ends)):
+        minima(grams[begin : ends[text]], a, b, signature)
+        begin = ends[text]
         for band in range(keys.shape[1]):
             state = np.uint64(band)
-            for i in range(band * rows, band * rows + rows):
-                state = (state ^ np.uint64(signature[i])) * _STEP
+            for i in range(band * band_rows, band * band_rows + band_rows):
+                state = (state ^ np.uint64(signature[i])) * STEP
                 state ^= state >> _32
-            keys[row, band] = mix(state)
+            keys[text, band] = mix(state)
         if len(signatures):
-            signatures[row] = signature
+            for p in range(len(a)):
+                signatures[text, p] = signature[p]
+
+
+def sign_plain(signature: U32, bands: int, band_rows: int) -> list[int]:
+    """Keys of the bands of one signature (p,): the definition."""
+    keys = []
+    for band in range(bands):
+        state = band
+        for value in signature[band * band_rows : (band + 1) * band_rows].tolist():
+            state = (state ^ value) * int(STEP) & 2**64 - 1
+            state ^= state >> 32
+        keys.append(mix_plain(state))
+    return keys
 
 
 @kernel
 def sort_mixed(x: U64, count: int, out: U64, ends: I64) -> None:
     """Write the first `count` numbers of x in ascending order to `out`: their upper bits are taken for well mixed.
 
+    What it computes is `np.sort`.
+
     Args:
+        x: the numbers.
+        count: how many of them.
+        out: written.
         ends: room for 2 * count + 2 numbers.
     """
-    bits = 0
+    if count < 2:
+        for i in range(count):
+            out[i] = x[i]
+        return
+    bits = 1
     while 1 << bits < count:
         bits += 1
-    if bits == 0:
-        out[:count] = x[:count]
-        return
     shift = np.uint64(64 - bits)
-    ends[: (1 << bits) + 1] = 0
+    for bucket in range((1 << bits) + 1):
+        ends[bucket] = 0
     for i in range(count):
         ends[(x[i] >> shift) + _1] += 1
     for bucket in range(1 << bits):
@@ -226,48 +285,48 @@ def sort_mixed(x: U64, count: int, out: U64, ends: I64) -> None:
         ends[slot] += 1
     low = 0
     for bucket in range(1 << bits):
-        high = ends[bucket]
-        if high - low > 32:  # numbers that occur often, or are not mixed after all
-            out[low:high] = np.sort(out[low:high])
-        else:
-            for i in range(low + 1, high):
+        high, step = ends[bucket], 1
+        while step < (high - low) // 9:  # large are buckets of numbers that occur often, or are not mixed after all
+            step = 3 * step + 1
+        while step:
+            for i in range(low + step, high):
                 value, at = out[i], i
-                while at > low and out[at - 1] > value:
-                    out[at] = out[at - 1]
-                    at -= 1
+                while at >= low + step and out[at - step] > value:
+                    out[at] = out[at - step]
+                    at -= step
                 out[at] = value
+            step //= 3
         low = high
 
 
 @kernel
-def gram_sets(
-    data: NDArray[np.uint8], offsets: I64, chosen: I64, low: int, high: int, table: U32, unit: int, lower: bool, n: int,
-    ends: I64, out: U64,
-) -> int:  # fmt: skip
-    """Distinct n-gram hashes in ascending order of texts chosen[low:high], one after the other; how many in all."""
-    longest = 0
-    for i in range(low, high):
-        longest = max(longest, offsets[chosen[i] + 1] - offsets[chosen[i]])
-    hashes, starts = np.empty(longest + 1, np.uint64), np.empty(longest + 1, np.int32)
-    ordered, room = np.empty(longest + 1, np.uint64), np.empty(2 * longest + 2, np.int64)
-    filled = 0
-    for i in range(low, high):
-        row = chosen[i]
-        count = tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, hashes, starts)
-        count = gram(hashes, count, n)
-        sort_mixed(hashes, count, ordered, room)
+def gram_sets(grams: U64, ends: I64) -> None:
+    """Turn the n-gram hashes of each text into a set, in place: ascending, without repeats, set after set.
+
+    Args:
+        grams: hashes, text after text; the sets are written over them.
+        ends: (k,) where those of each text end; where its set ends, written.
+    """
+    longest, begin = 0, 0
+    for end in ends:
+        longest = max(longest, end - begin)
+        begin = end
+    ordered, room = np.empty(longest, np.uint64), np.empty(2 * longest + 2, np.int64)
+    filled, begin = 0, 0
+    for text in range(len(ends)):
+        count = ends[text] - begin
+        sort_mixed(grams[begin:], count, ordered, room)
+        begin += count
         for j in range(count):
             if j == 0 or ordered[j] != ordered[j - 1]:
-                out[filled] = ordered[j]
+                grams[filled] = ordered[j]
                 filled += 1
-        ends[i] = filled
-    return filled
+        ends[text] = filled
 
 
 @kernel
-def byte_hashes(data: NDArray[np.uint8], offsets: I64) -> U64:
-    """A 64-bit hash of each text's bytes (n,), eight at a time; it is for one run, and is stored nowhere."""
-    out = np.empty(len(offsets) - 1, np.uint64)
+def byte_hashes(data: NDArray[np.uint8], offsets: I64, out: U64) -> None:
+    """Write a 64-bit hash of each text's bytes (n,), eight at a time; it is for one run, and is stored nowhere."""
     for row in range(len(out)):
         i, end = offsets[row], offsets[row + 1]
         state = np.uint64(end - i)
@@ -279,135 +338,16 @@ def byte_hashes(data: NDArray[np.uint8], offsets: I64) -> U64:
             else:
                 for k in range(end - i):
                     word |= np.uint64(data[i + k]) << np.uint64(8 * k)
-            state = (state + word + _1) * _STEP
+            state = (state + word + _1) * STEP
             state ^= state >> _32
             i += 8
         out[row] = mix(state)
-    return out
 
 
-@kernel
-def token_hashes(
-    data: NDArray[np.uint8], offsets: I64, chosen: I64, low: int, high: int, table: U32, unit: int, lower: bool,
-    ends: I64, out: U64,
-) -> int:  # fmt: skip
-    """Token hashes of texts chosen[low:high], one after the other; how many in all."""
-    filled = 0
-    longest = 0
-    for i in range(low, high):
-        longest = max(longest, offsets[chosen[i] + 1] - offsets[chosen[i]])
-    starts = np.empty(longest + 1, np.int32)
-    for i in range(low, high):
-        row = chosen[i]
-        filled += tokenize(data, offsets[row], offsets[row + 1], table, unit, lower, out[filled:], starts)
-        ends[i] = filled
-    return filled
-
-
-@kernel
-def windows(tokens: U64, starts: I64, ends: I64, length: int, out: U64) -> None:
-    """Hash of the `length` tokens from each place on, where they lie in one text; 0 elsewhere."""
-    power = _1
-    for _ in range(length - 1):
-        power = power * _BASE
-    for text in range(len(starts)):
-        rolling = np.uint64(0)
-        for at in range(starts[text], ends[text]):
-            if at - starts[text] >= length:
-                rolling -= tokens[at - length] * power
-            rolling = rolling * _BASE + tokens[at]
-            if at - starts[text] >= length - 1:
-                out[at - length + 1] = mix(rolling)
-        for at in range(max(starts[text], ends[text] - length + 1), ends[text]):
-            out[at] = np.uint64(0)
-
-
-@kernel
-def survivors(hashes: U64, starts: I64, ends: I64, copies: I64, length: int, bits: int) -> I64:
-    """Places whose window may occur twice: those that share one of 2**bits slots, texts counted by their copies."""
-    seen = np.zeros(1 << bits, np.uint8)
-    shift = np.uint64(64 - bits)
-    for text in range(len(starts)):
-        more = 2 if copies[text] > 1 else 1
-        for at in range(starts[text], ends[text] - length + 1):
-            slot = hashes[at] >> shift
-            seen[slot] = min(seen[slot] + more, 2)
-    total = 0
-    for text in range(len(starts)):
-        for at in range(starts[text], ends[text] - length + 1):
-            total += seen[hashes[at] >> shift] == 2
-    out = np.empty(total, np.int64)
-    filled = 0
-    for text in range(len(starts)):
-        for at in range(starts[text], ends[text] - length + 1):
-            if seen[hashes[at] >> shift] == 2:
-                out[filled] = at
-                filled += 1
-    return out
-
-
-@kernel
-def confirm(
-    places: I64, texts: I64, hashes: U64, tokens: U64, copies: I64, rank: I64, length: int, marks: NDArray[np.uint8]
-) -> None:
-    """Mark places (in the order of their hashes) whose tokens occur elsewhere: 1, and 2 more for the first of them.
-
-    First is the place in the text of the lowest rank. Tokens are compared one by one: equal hashes are not enough.
-    """
-    low = 0
-    while low < len(places):
-        high = low
-        while high < len(places) and hashes[places[high]] == hashes[places[low]]:
-            high += 1
-        done = np.zeros(high - low, np.bool_)
-        for i in range(low, high):
-            if done[i - low]:
-                continue
-            first, total = i, 0
-            for j in range(i, high):
-                if not done[j - low] and same(tokens, places[i], tokens, places[j], length):
-                    done[j - low] = True
-                    total += copies[texts[j]]
-                    marks[places[j]] = 1
-                    if (rank[texts[j]], places[j]) < (rank[texts[first]], places[first]):
-                        first = j
-            marks[places[first]] = 3 if total > 1 else 0
-        low = high
-
-
-@kernel
-def same(x: U64, i: int, y: U64, j: int, length: int) -> bool:
-    """Whether x[i:i + length] equals y[j:j + length]."""
-    for k in range(length):
-        if x[i + k] != y[j + k]:
-            return False
-    return True
-
-
-@kernel
-def confirm_in(
-    hashes: U64, tokens: U64, starts: I64, ends: I64, known: U64, places: I64, known_tokens: U64, length: int,
-    marks: NDArray[np.uint8],
-) -> None:  # fmt: skip
-    """Mark places whose tokens occur in a reference: `known` are its hashes in ascending order, at `places`."""
-    for text in range(len(starts)):
-        for at in range(starts[text], ends[text] - length + 1):
-            i = np.searchsorted(known, hashes[at])
-            while i < len(known) and known[i] == hashes[at]:
-                if same(tokens, at, known_tokens, places[i], length):
-                    marks[at] = 1
-                    break
-                i += 1
-
-
-@kernel
-def cover(marks: NDArray[np.uint8], starts: I64, ends: I64, length: int) -> None:
-    """Turn marks of places into marks of the `length` tokens from each on, in place."""
-    for text in range(len(starts)):
-        repeated, first = starts[text] - length, starts[text] - length
-        for at in range(starts[text], ends[text]):
-            if marks[at] & 1:
-                repeated = at
-            if marks[at] & 2:
-                first = at
-            marks[at] = np.uint8((at - repeated < length) + 2 * (at - first < length))
+def byte_hash_plain(raw: bytes) -> int:
+    """What `byte_hashes` computes of one text."""
+    state = len(raw)
+    for i in range(0, len(raw), 8):
+        state = (state + int.from_bytes(raw[i : i + 8], "little") + 1) * int(STEP) & 2**64 - 1
+        state ^= state >> 32
+    return mix_plain(state)

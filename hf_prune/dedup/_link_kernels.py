@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.numerics.compiled import kernel
+from hf_prune.numerics.compiled import inlined, kernel
 
 U64 = NDArray[np.uint64]
 U32 = NDArray[np.uint32]
@@ -24,7 +27,7 @@ def in_common(x: U64, i: int, stop_i: int, y: U64, j: int, stop_j: int) -> int:
     return common
 
 
-@kernel
+@inlined
 def share(common: int, total: int) -> float:
     """Jaccard similarity of sets with so many numbers in common and in all; 0 of two empty ones."""
     return common / (total - common) if total > common else 0.0
@@ -55,13 +58,22 @@ def jaccards(
         out[p] = share(common + in_common(sets_a, i, stop_i, sets_b, j, stop_j), total)
 
 
+def jaccard_plain(x: set[Any], y: set[Any]) -> float:
+    """Jaccard similarity |x and y| / |x or y|; 0 of two empty sets.
+
+    >>> jaccard_plain({1, 2, 3}, {2, 3, 4})
+    0.5
+    """
+    return len(x & y) / len(x | y) if x or y else 0.0
+
+
 @kernel
 def compare(
     keys: U64, starts: I64, ends: I64, sets: U64, copy: I64, band_keys: U64, band_texts: I64, known_starts: I64,
     known_ends: I64, known_sets: U64, copies: I64, accept: float, low: int, high: int,
     nearest: NDArray[np.float64], whose: I64, count: I64,
 ) -> None:  # fmt: skip
-    """Compare texts low..high with all known ones that share a band: see `minhash.Reference.compare`."""
+    """Compare texts low..high with all known ones that share a band: see `neighbors.Reference.compare`."""
     met = np.full(len(copies), -1, np.int64)
     for row in range(low, high):
         if copy[row] >= 0:
@@ -80,15 +92,15 @@ def compare(
                 if accept < 0:
                     count[row] += copies[text]
                 other = known_ends[text] - known_starts[text]
-                most = min(size, other) / max(size, other)  # no more can be told of sets of these sizes
+                most = min(size, other) / max(size, other)  # sets of these sizes can have no more
                 if most < nearest[row] and (accept < 0 or most < accept):
                     continue
                 first, last = known_starts[text], known_ends[text]
-                found = share(in_common(sets, starts[row], ends[row], known_sets, first, last), size + other)
-                if accept >= 0 and found >= accept:
+                jaccard = share(in_common(sets, starts[row], ends[row], known_sets, first, last), size + other)
+                if accept >= 0 and jaccard >= accept:
                     count[row] += copies[text]
-                if found > nearest[row] or (found == nearest[row] and (whose[row] < 0 or text < whose[row])):
-                    nearest[row], whose[row] = found, text
+                if jaccard > nearest[row] or (jaccard == nearest[row] and (whose[row] < 0 or text < whose[row])):
+                    nearest[row], whose[row] = jaccard, text
 
 
 @kernel
@@ -105,7 +117,7 @@ def agreements(left: I64, right: I64, signatures: U32, low: int, high: int, out:
 
 @kernel
 def root(parent: I64, node: int) -> int:
-    """The least node of a component; paths are halved on the way."""
+    """The lowest node of a component; paths are halved on the way."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -117,18 +129,20 @@ def propose(
     order: I64, keys: U64, band: int, most: int, chained: bool, first: int, second: int,
     crowded: NDArray[np.bool_], crowd: I64, left: I64, right: I64,
 ) -> tuple[int, int, int]:  # fmt: skip
-    """Pairs whose keys of a band are equal, and were not compared in an earlier one, from place (first, second) on.
+    """Pairs whose keys of a band are equal, and were not compared in an earlier one, from rank (first, second) on.
 
     Args:
-        order: texts that share their key of the band with another, those with equal keys side by side.
-        keys: (m, bands).
-        band: which.
-        most: of more texts than these no pairs are written: they are a crowd.
+        order: texts that share their key of the band with another, those with equal keys side by side and ascending.
+        keys: (m, bands) keys of the texts' bands.
+        band: index of the band.
+        most: number of texts of one key above which no pairs are written: they are a crowd.
         chained: write the pairs of a crowd's texts that follow each other.
-        first, second: where to go on: 0 and 1 at the beginning.
+        first: rank of the first text of the pair to go on with, 0 at the beginning.
+        second: rank of the second, 1 at the beginning.
         crowded: (m, bands), brought up to date: whether a text shares its key with a crowd.
         crowd: (m,) forest of texts that are in one crowd, or in crowds that overlap; brought up to date.
-        left, right: written.
+        left: written: the first texts of pairs.
+        right: written: the second texts.
 
     Returns:
         How many pairs were written, and where to go on: first == len(order) at the end.
@@ -137,13 +151,10 @@ def propose(
     while first < m:
         i = order[first]
         if second == first + 1:
-            end = first  # members of a run stand in the order of their rows, whatever the sort did
             if first == 0 or keys[order[first - 1], band] != keys[i, band]:
+                end = first
                 while end < m and keys[order[end], band] == keys[i, band]:
                     end += 1
-                if end - first > 2:
-                    order[first:end] = np.sort(order[first:end])
-                    i = order[first]
                 if end - first > most:
                     one = root(crowd, i)
                     for place in range(first, end):
@@ -174,7 +185,7 @@ def propose(
 
 @kernel
 def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: I64, cap: int) -> int:
-    """Unite the ends of accepted edges, the least node as root, unless more than `cap` come together; how many not."""
+    """Unite the ends of accepted edges, the lowest node as root, unless more than `cap` come together; how many not."""
     refused = 0
     for p in range(len(left)):
         if accepted[p]:
@@ -189,8 +200,20 @@ def join(left: I64, right: I64, accepted: NDArray[np.bool_], parent: I64, size: 
     return refused
 
 
-@kernel
-def raise_to(nodes: I64, values: NDArray[np.float64], best: NDArray[np.float64]) -> None:
-    """best[node] = the largest of itself and the node's values."""
-    for p in range(len(nodes)):
-        best[nodes[p]] = max(best[nodes[p]], values[p])
+def components_plain(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """The lowest node of each node's component, which `join` makes its root.
+
+    >>> components_plain(6, [(4, 5), (1, 3), (3, 4)])
+    [0, 1, 2, 1, 1, 1]
+    """
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for i, j in edges:
+        a, b = root(i), root(j)
+        parent[max(a, b)] = min(a, b)
+    return [root(i) for i in range(n)]

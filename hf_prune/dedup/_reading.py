@@ -1,4 +1,4 @@
-"""Texts that were fitted, found again in a batch to be scored."""
+"""Texts that were fitted, looked up for a batch to be scored; what a fit writes down."""
 
 from __future__ import annotations
 
@@ -12,25 +12,37 @@ from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.lookup import find
 from hf_prune.data.reading import Texts
+from hf_prune.data.texts import NULL
 
 
-def fitted_rows(batch: Batch, found: Texts, known: NDArray[np.uint64], text: Any) -> NDArray[np.int64]:
-    """Positions (n,) of a batch's texts among those that were fitted, -1 for null.
+def fitted_rows(batch: Batch, texts: Texts, known: NDArray[np.uint64], text: Any) -> NDArray[np.int64]:
+    """Indices (n,) of a batch's texts among those that were fitted, -1 for null.
+
+    Args:
+        batch: n rows.
+        texts: their texts.
+        known: (m,) digests of the texts that were fitted, ascending.
+        text: column, or columns, for the message.
 
     Raises:
         ValueError: a text was not there when fitting: who its neighbours are is not known.
     """
-    at = find(known, found.digests)
-    at[found.null] = -1
-    lost = np.flatnonzero((at < 0) & ~found.null)
+    at = find(known, texts.digests)
+    at[texts.null] = -1
+    lost = np.flatnonzero((at < 0) & ~texts.null)
     if len(lost):
-        shown = ", ".join(_short(found.array[int(i)].as_py()) for i in lost[:3])
+        shown = ", ".join(_short(texts.array[int(i)].as_py()) for i in lost[:3])
         raise ValueError(
             f"{batch.who}: {len(lost)} of {batch.n} rows {'was' if len(lost) == 1 else 'were'} not among the rows it "
             f"was fitted on: {text} {shown}{', ...' if len(lost) > 3 else ''}; fit on the dataset that is scored, or "
             "compare new rows with a fixed set by fit(..., reference=...)"
         )
     return at
+
+
+def null_rows(texts: Texts) -> dict[int, str]:
+    """Why rows of a batch cannot be scored, by their number."""
+    return dict.fromkeys(np.flatnonzero(texts.null).tolist(), NULL)
 
 
 def _short(value: Any) -> str:
@@ -59,9 +71,26 @@ def cluster_ids(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def facts_of(
-    digests: NDArray[np.uint64], copies: NDArray[Any], nulls: int, text: str | Sequence[str]
+    digests: NDArray[np.uint64], copies: NDArray[Any], nulls: int, text: str | Sequence[str], who: str, on_bad: str
 ) -> dict[str, Any]:
-    """What a scorer was fitted on: (m,) distinct texts and how many rows have each, and rows without one."""
+    """What a scorer was fitted on.
+
+    Args:
+        digests: (m,) digests of the distinct texts.
+        copies: (m,) number of rows that have each.
+        nulls: number of rows without a text.
+        text: column, or columns, that were read.
+        who: name of the scorer, for the message.
+        on_bad: what becomes of a row without a text: "raise" or "nan".
+
+    Raises:
+        ValueError: there are rows without a text, and `on_bad` is "raise".
+    """
+    if nulls and on_bad == "raise":
+        raise ValueError(
+            f"{who}.fit: {nulls} of {int(copies.sum()) + nulls} rows of {text!r} are null; drop such rows first, or "
+            "pass on_bad='nan'"
+        )
     content = identity.ContentSum()
     content.add(digests, copies)
     return {

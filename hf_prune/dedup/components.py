@@ -1,34 +1,17 @@
-"""Connected components of pairs: union-find with the least node as root, an optional cap, chains."""
+"""Connected components of pairs: union-find with the lowest node as root, and an optional cap."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def components(n: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    """The least node of each node's component, in plain Python: the definition.
-
-    >>> components(6, [(4, 5), (1, 3), (3, 4)])
-    [0, 1, 2, 1, 1, 1]
-    """
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for i, j in edges:
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
-    return [root(i) for i in range(n)]
-
-
 class Forest:
-    """Components of n nodes that grow as edges are added; the least node of each is its root.
+    """Components of n nodes that grow as edges are added; the lowest node of each is its root.
+
+    Attributes:
+        parent: (n,) a node of the same component that is nearer to its root; the root's own number for a root.
+        size: (n,) number of nodes of the component, at its root.
 
     >>> forest = Forest(6)
     >>> forest.add(np.array([4, 1, 3]), np.array([5, 3, 4]))
@@ -44,7 +27,13 @@ class Forest:
     def add(
         self, left: NDArray[np.int64], right: NDArray[np.int64], accepted: NDArray[np.bool_] | None = None, cap: int = 0
     ) -> int:
-        """Unite the ends of edges (p,), in their order; those that would make more than `cap` nodes are refused.
+        """Unite the ends of edges, in their order.
+
+        Args:
+            left: (p,) one end of each.
+            right: (p,) the other.
+            accepted: (p,) which of them count; None for all.
+            cap: largest number of nodes of a component; edges that would make more are refused. 0 for no cap.
 
         Returns:
             How many were refused.
@@ -55,7 +44,7 @@ class Forest:
         return int(_link_kernels.join(left, right, accepted, self.parent, self.size, cap))
 
     def roots(self) -> NDArray[np.int64]:
-        """The least node of each node's component, (n,)."""
+        """The lowest node of each node's component, (n,)."""
         return flattened(self.parent)
 
 
@@ -77,7 +66,14 @@ def capped(
 ) -> tuple[NDArray[np.int64], int]:
     """Components of at most `cap` nodes: edges unite from the heaviest down, and none that would make more.
 
-    Equal weights go by the nodes, so that the order in which edges were found does not matter.
+    Equal weights go by the nodes, so that neither the order in which edges were found nor their direction matters.
+
+    Args:
+        n: number of nodes.
+        left: (p,) one end of each edge.
+        right: (p,) the other.
+        weight: (p,) weights of the edges.
+        cap: largest number of nodes of a component.
 
     Returns:
         The roots (n,), and how many edges were refused.
@@ -86,7 +82,8 @@ def capped(
     >>> capped(4, left, right, np.array([0.8, 0.9, 0.8]), cap=2)[0].tolist()
     [0, 1, 1, 3]
     """
-    order = np.lexsort((right, left, -weight))
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    order = np.lexsort((high, low, -weight))
     forest = Forest(n)
-    refused = forest.add(left[order], right[order], cap=cap)
+    refused = forest.add(low[order], high[order], cap=cap)
     return forest.roots(), refused

@@ -39,7 +39,7 @@ Weigh = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 
 def sequence(order: int, count: int) -> NDArray[np.int64]:
-    """Which of `count` minima an order looks at, one after the other."""
+    """Which of `count` minima an order looks at, one after the other: (min(count, DEPTH),) indices."""
     drawn = identity.seeded(np.arange(count, dtype=np.uint64), order)
     return np.argsort(drawn, kind="stable")[:DEPTH]
 
@@ -49,7 +49,7 @@ def blocks(crowd: NDArray[np.int64], members: NDArray[np.int64]) -> Iterator[tup
 
     Args:
         crowd: (m,) number of each text's crowd.
-        members: those that are in one, ascending.
+        members: (n,) the texts that are in one, ascending.
 
     Yields:
         Members crowd by crowd, and the edges between crowds.
@@ -67,7 +67,14 @@ def blocks(crowd: NDArray[np.int64], members: NDArray[np.int64]) -> Iterator[tup
 
 
 def bars(accept: float, count: int) -> NDArray[np.int64]:
-    """How far apart the sketches of likely near-copies may be, by how much speaks for them.
+    """Largest distance of the sketches of likely near-copies, by how much speaks for them.
+
+    Args:
+        accept: smallest similarity of near-copies.
+        count: number of minima, and of bits of a sketch.
+
+    Returns:
+        (3,) numbers of bits: for texts of one group, for any others, and where many were measured in vain.
 
     With one of `count` bits for each minimum a bit differs with the chance (1 - J) / 2. For texts of one group the bar
     is three standard deviations above the mean of pairs at `accept`, for any others it is the mean, and two deviations
@@ -93,11 +100,11 @@ def search(
 
     Args:
         members: (n,) the texts, crowd by crowd.
-        edges: between crowds.
+        edges: (c + 1,) where each crowd begins in `members`, and n behind them.
         columns: (k, n) their minima.
-        accept: least similarity of near-copies.
+        accept: smallest similarity of near-copies.
         parent: forest of all texts: pairs within one of its trees are not measured, but for those that look nearest.
-        weigh: measures pairs of texts, unites near-copies in the forest, and tells which are.
+        weigh: measures pairs of texts, unites near-copies in the forest, and gives which pairs are.
     """
     from hf_prune.dedup import _crowd_kernels as kernels
 

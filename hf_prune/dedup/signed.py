@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +12,20 @@ from hf_prune.data.lookup import find
 from hf_prune.data.reading import text_blocks
 from hf_prune.dedup import crowds
 from hf_prune.dedup._reading import emptied
-from hf_prune.dedup.bands import permutations
-from hf_prune.dedup.shingles import Sets, similarities
-
-if TYPE_CHECKING:
-    from hf_prune.dedup.minhash import Sketch
+from hf_prune.dedup.bands import Sketch, permutations
+from hf_prune.dedup.shingles import Ragged, similarities
 
 
 class Signed(NamedTuple):
     """What one pass learns, mergeable: distinct texts in the order of their digests.
 
     Attributes:
-        digests: (m,) of the texts.
-        copies: (m,) rows that have the text.
-        sizes: (m,) n-grams, repeats counted.
-        keys: (m, bands).
-        signatures: (m, bands * rows), or none.
-        nulls: rows without a text.
+        digests: (m,) digests of the texts, ascending once merged.
+        copies: (m,) number of rows that have the text.
+        sizes: (m,) number of n-grams of the text, repeats counted.
+        keys: (m, bands) keys of its bands.
+        signatures: (m, bands * band_rows) minima, or none.
+        nulls: number of rows without a text.
     """
 
     digests: NDArray[np.uint64]
@@ -44,11 +41,18 @@ class Signed(NamedTuple):
         parts = []
         for block in text_blocks(ds, text, f"{who}.fit"):
             keys, sizes, minima = sketch.sign(block.array, signatures)
-            some = ~block.null
-            part = (block.digests, np.ones(len(sizes), np.int64), sizes, keys, minima)
-            if block.null.any():
-                part = tuple(p[some] if len(p) == len(some) else p for p in part)  # type: ignore[assignment]
-            parts.append(cls(*part, int(block.null.sum())))
+            nulls = int(block.null.sum())
+            some: Any = ~block.null if nulls else slice(None)
+            parts.append(
+                cls(
+                    digests=block.digests[some],
+                    copies=np.ones(len(sizes) - nulls, np.int64),
+                    sizes=sizes[some],
+                    keys=keys[some],
+                    signatures=minima[some] if signatures else minima,
+                    nulls=nulls,
+                )
+            )
         return cls.merge(parts)
 
     @classmethod
@@ -56,7 +60,7 @@ class Signed(NamedTuple):
         """Put shards together; their order does not matter.
 
         Raises:
-            ValueError: two different texts with one digest, which takes thousands of millions of them.
+            ValueError: two different texts have one digest, as may be among thousands of millions of them.
         """
         digests = np.concatenate([p.digests for p in parts])
         known, which = np.unique(digests, return_inverse=True)
@@ -75,21 +79,32 @@ class Signed(NamedTuple):
             return out
 
         copies = np.bincount(which, np.concatenate([p.copies for p in parts]), len(known)).astype(np.int64)
-        kept = (gathered(name) for name in ("sizes", "keys", "signatures"))
-        return cls(known, copies, *kept, sum(p.nulls for p in parts))  # type: ignore[arg-type, call-arg]
+        return cls(
+            digests=known,
+            copies=copies,
+            sizes=gathered("sizes"),
+            keys=gathered("keys"),
+            signatures=gathered("signatures"),
+            nulls=sum(p.nulls for p in parts),
+        )
 
     def runs(self) -> Iterator[NDArray[np.int64]]:
-        """For each band, the texts that share its key with another, those with equal keys side by side."""
+        """For each band, the texts that share its key with another; those of equal keys side by side, ascending."""
         some = np.flatnonzero(self.sizes)
         for band in range(self.keys.shape[1]):
             keys = np.ascontiguousarray(self.keys[some, band])
             order = np.argsort(keys)
             keys = keys[order]
             same = keys[1:] == keys[:-1]
-            yield some[order[np.append(same, False) | np.insert(same, 0, False)]] if len(keys) else some
+            behind = np.append(False, same)[: len(keys)]  # behind one of the same key
+            shared = behind | np.append(same, False)[: len(keys)]
+            # the number of the run above the text's, so that one sort of numbers puts both in order
+            packed = np.cumsum(~behind[shared]) << 32 | some[order[shared]]
+            packed.sort()
+            yield packed & 0xFFFF_FFFF
 
 
-def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted: NDArray[np.uint64]) -> Sets:
+def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted: NDArray[np.uint64]) -> Ragged:
     """Sets of hashed n-grams of the texts with the digests `wanted` (w,), ascending: a second pass.
 
     Raises:
@@ -104,22 +119,27 @@ def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted
         _, first = np.unique(at, return_index=True)
         first = first[at[first] >= 0]
         first = first[starts[at[first]] < 0]
-        found = sketch.sets(block.array, first)
-        starts[at[first]], ends[at[first]] = found.starts + total, found.ends + total
-        parts.append(found.values)
-        total += len(found.values)
+        new = sketch.sets(block.array, first)
+        starts[at[first]], ends[at[first]] = new.starts + total, new.ends + total
+        parts.append(new.values)
+        total += len(new.values)
     if (starts < 0).any():
         raise ValueError(
             f"{who}.fit reads the texts twice, and {int((starts < 0).sum())} were not there the second time; give a "
             "dataset that can be read again, or verify=False, which reads once"
         )
-    return Sets(starts, ends, emptied(parts))
+    return Ragged(starts, ends, emptied(parts))
 
 
 class Verified(NamedTuple):
-    """True similarities, from the n-gram sets of the texts that share a band."""
+    """True similarities, from the n-gram sets of the texts that share a band.
 
-    sets: Sets
+    Attributes:
+        sets: (m,) sets; those of texts that share no band are empty.
+        sketch: how texts become sets.
+    """
+
+    sets: Ragged
     sketch: Sketch
 
     @classmethod
@@ -132,7 +152,7 @@ class Verified(NamedTuple):
         read = sets_of(ds, text, sketch, who, signed.digests[where])
         starts, ends = np.zeros(len(shared), np.int64), np.zeros(len(shared), np.int64)
         starts[where], ends[where] = read.starts, read.ends
-        return cls(Sets(starts, ends, read.values), sketch)
+        return cls(Ragged(starts, ends, read.values), sketch)
 
     def similarity(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """Jaccard similarities (p,) of pairs of texts."""
@@ -143,7 +163,7 @@ class Verified(NamedTuple):
         from hf_prune.dedup import _crowd_kernels
         from hf_prune.numerics.compiled import in_threads
 
-        a, b = permutations(crowds.MINIMA, self.sketch.seed, 2 * self.sketch.bands * self.sketch.rows)
+        a, b = permutations(crowds.MINIMA, self.sketch.seed, 2 * self.sketch.bands * self.sketch.band_rows)
         out, step = np.empty((len(a), len(chosen)), np.uint32), 1 << 10
         in_threads(
             lambda low: _crowd_kernels.set_minima(chosen, *self.sets, a, b, low, min(low + step, len(chosen)), out),
@@ -153,7 +173,11 @@ class Verified(NamedTuple):
 
 
 class Estimated(NamedTuple):
-    """Similarities as shares of equal minima."""
+    """Similarities estimated as shares of equal minima.
+
+    Attributes:
+        signatures: (m, p) minima.
+    """
 
     signatures: NDArray[np.uint32]
 

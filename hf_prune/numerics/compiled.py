@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 from hf_prune.numerics import fork
 
@@ -24,13 +25,19 @@ def kernel(function: F) -> F:
     return _compile(function, {})
 
 
+def inlined(function: F) -> F:
+    """A part of kernels, put into each by numba itself: sooner compiled than a small kernel that kernels call."""
+    return _compile(function, {"inline": "always"})
+
+
 def sums(function: F) -> F:
     """`kernel` for sums of floats whose order is free, so that the processor adds several numbers at once."""
     return _compile(function, {"fastmath": {"reassoc", "contract", "nsz"}})
 
 
 def _compile(function: F, options: dict[str, Any]) -> F:
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False, **options}
+    # nobody calls kernels through C: without that wrapper a kernel compiles sooner
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True, **options}
     try:
         return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # no folder to cache in is writable
@@ -45,6 +52,17 @@ def thread_count() -> int:
     if told.isdigit() and int(told) > 0:
         return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, as an array from a file cannot: a kernel is compiled for those alone.
+
+    >>> read_only(np.zeros(3)).flags.writeable
+    False
+    """
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def in_threads(function: Callable[[P], R], pieces: Iterable[P]) -> list[R]:

@@ -10,7 +10,8 @@ from llvmlite import ir
 from numba import int64, types, uint8, uint32, uint64
 from numba.extending import intrinsic
 
-from hf_prune.numerics.compiled import kernel
+from hf_prune.numerics.compiled import inlined, kernel
+from hf_prune.numerics.text_kernels import BASE, STEP, decode, mix
 
 LANES = 16  # messages hashed side by side: one AVX-512 register of words
 ONE_BLOCK = 55  # bytes of a message that SHA-256 pads to a single block
@@ -38,10 +39,9 @@ def _sha_constants() -> tuple[np.ndarray, np.ndarray]:
 
 
 ROUNDS, START = _sha_constants()
-_MIX_ADD, _MIX_1, _MIX_2 = uint64(0x9E3779B97F4A7C15), uint64(0xBF58476D1CE4E5B9), uint64(0x94D049BB133111EB)
 
 
-@kernel
+@inlined
 def _rotate(x: Any, n: Any) -> Any:
     return uint32((x >> uint32(n)) | (x << uint32(32 - n)))
 
@@ -90,7 +90,7 @@ def _load(words: Any, w: Any) -> None:
 
 
 @kernel
-def _bucket(state: Any, lane: int, powers: Any, buckets: Any) -> Any:
+def _bucket(state: Any, lane: Any, powers: Any, buckets: Any) -> Any:
     """The 256-bit number of a lane modulo `buckets`: its words times 2**32, 2**64, ... taken modulo it."""
     total = uint64(0)
     for j in range(8):
@@ -100,7 +100,7 @@ def _bucket(state: Any, lane: int, powers: Any, buckets: Any) -> Any:
 
 @kernel
 def _flush(
-    pending: int, words: Any, w: Any, state: Any, v: Any, where: Any, powers: Any, buckets: Any, ids: Any,
+    pending: Any, words: Any, w: Any, state: Any, v: Any, where: Any, powers: Any, buckets: Any, ids: Any,
     slots: Any, known: Any, known_ids: Any,
 ) -> None:  # fmt: skip
     """Hash the waiting n-grams, all of one block; write their buckets where they belong, remember the short ones."""
@@ -164,37 +164,6 @@ def _padded(text: Any, start: int, length: int, word: int) -> Any:
 
 
 @kernel
-def _mixed(x: Any) -> Any:
-    """splitmix64's finalizer."""
-    x = x + _MIX_ADD
-    x = (x ^ (x >> uint64(30))) * _MIX_1
-    x = (x ^ (x >> uint64(27))) * _MIX_2
-    return x ^ (x >> uint64(31))
-
-
-@kernel
-def _decode(data: Any, at: int, end: int) -> tuple[int, int]:
-    """Code point at a position and the number of its bytes; (-1, 0) where the bytes are no UTF-8."""
-    x = int64(data[at])
-    if x < 0x80:
-        return x, 1
-    size = 2 if 0xC2 <= x < 0xE0 else 3 if 0xE0 <= x < 0xF0 else 4 if 0xF0 <= x < 0xF5 else 0
-    if size == 0 or at + size > end:
-        return -1, 0
-    point = x & (0xFF >> (size + 1))
-    for i in range(1, size):
-        y = int64(data[at + i])
-        if y & 0xC0 != 0x80:
-            return -1, 0
-        point = point << 6 | y & 0x3F
-    if point < (0x800 if size == 3 else 0x10000 if size == 4 else 0x80):
-        return -1, 0
-    if point > 0x10FFFF or 0xD800 <= point < 0xE000:
-        return -1, 0
-    return point, size
-
-
-@kernel
 def _encode(point: int, out: Any, at: int) -> int:
     """Write a code point as UTF-8; the position behind it."""
     if point < 0x80:
@@ -250,7 +219,7 @@ def write_tokens(data: Any, first: int, end: int, table: Any, text: Any, starts:
             current = kind
             at += 1
             continue
-        found, size = _decode(data, at, end)
+        found, size = decode(data, at, end)
         if size == 0:
             return -1
         at += size
@@ -301,7 +270,7 @@ def hash_ngrams(
     known = np.zeros(0 if fast else 2 * SLOT_WORDS * SLOTS, np.uint32)  # no n-gram has 0 for its first byte
     known_longs, known_ids = known.view(np.uint64), np.zeros(0 if fast else SLOTS, np.int32)
     hashes = np.zeros(n, np.uint64)
-    pending, put = 0, 0
+    pending, put = int64(0), 0  # not a literal 0, for which numba would compile what it is handed to once more
     for row in range(len(stops)):
         count = write_tokens(data, offsets[row], offsets[row + 1], table, text, starts, ends)
         if count < 0:
@@ -311,25 +280,23 @@ def hash_ngrams(
             stop = ends[i + 1]
             h = uint64(0)
             for j in range((stop - starts[i]) // 8 + 1):
-                h = (h ^ _padded(text, starts[i], stop - starts[i], j)) * _MIX_1
+                h = (h ^ _padded(text, starts[i], stop - starts[i], j)) * STEP
                 h = h ^ (h >> uint64(32))
             for order in range(n - 1, 0, -1):
-                hashes[order] = hashes[order - 1] * _MIX_ADD + h
+                hashes[order] = hashes[order - 1] * BASE + h
             hashes[0] = h
             for order in range(min(n, i + 1)):
-                mixed = _mixed(hashes[order])
+                mixed: Any = mix(hashes[order])
                 start = starts[i - order]
                 length = stop - start
                 if fast:
                     ids[put] = ((mixed >> uint64(32)) * buckets) >> uint64(32)
                 elif length > ONE_BLOCK:
                     if pending:
-                        _flush(
-                            pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids
-                        )  # fmt: skip
-                        pending = 0
+                        _flush(pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids)
+                        pending = int64(0)
                     _long(text, start, stop, blocks, words, w, state, v)
-                    ids[put] = _bucket(state, 0, powers, buckets)
+                    ids[put] = _bucket(state, int64(0), powers, buckets)
                 else:
                     slot = -1
                     if length < 8 * SLOT_WORDS:
@@ -349,10 +316,8 @@ def hash_ngrams(
                     slots[pending], where[pending] = slot, put
                     pending += 1
                     if pending == LANES:
-                        _flush(
-                            pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids
-                        )  # fmt: skip
-                        pending = 0
+                        _flush(pending, words, w, state, v, where, powers, buckets, ids, slots, known, known_ids)
+                        pending = int64(0)
                 put += 1
         stops[row] = put
     if pending:

@@ -30,8 +30,9 @@ import numpy as np
 from datasets import Dataset
 
 import hf_prune as hp
+from hf_prune.dedup._link_kernels import jaccard_plain
 from hf_prune.dedup.components import Forest
-from hf_prune.dedup.shingles import grams, jaccard
+from hf_prune.dedup.shingles import grams
 
 BANDS, ROWS, NGRAM = 16, 8, 5
 WORD = re.compile(r"\w+")
@@ -59,7 +60,7 @@ def shingles(text: str) -> set[str]:
 
 
 def ours(ds: Dataset, verify: bool) -> np.ndarray:
-    scorer = hp.MinHashDedup.fit(ds, bands=BANDS, rows=ROWS, ngram=NGRAM, verify=verify)
+    scorer = hp.MinHashDedup.fit(ds, bands=BANDS, band_rows=ROWS, ngram=NGRAM, verify=verify)
     fresh = Dataset(ds.data.table, fingerprint=f"{time.time_ns():016x}")
     scored = fresh.map(scorer, batched=True, remove_columns=["text"])
     return np.asarray(scored.data.column("minhash_cluster").to_numpy())
@@ -149,7 +150,7 @@ def compare(n: int, repeats: int) -> None:
         ]
         print(f"| {name} | {n / wall:.0f} | {ratios[0]} | {ratios[1]} | {len(np.unique(found[name]))} |")
     pairs = sample_pairs(found)
-    exact = np.array([jaccard(grams(texts[i], NGRAM), grams(texts[j], NGRAM)) for i, j in pairs])
+    exact = np.array([jaccard_plain(grams(texts[i], NGRAM), grams(texts[j], NGRAM)) for i, j in pairs])
     print(f"on {len(pairs)} pairs that at least one puts together, of exact Jaccard similarity >= 0.8 and < 0.6:")
     for name, labels in found.items():
         together = labels[pairs[:, 0]] == labels[pairs[:, 1]]
@@ -238,7 +239,7 @@ def one(folder: str, verify: bool) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     wall, busy = time.perf_counter(), time.process_time()
-    hp.MinHashDedup.fit(ds, bands=BANDS, rows=ROWS, verify=verify)
+    hp.MinHashDedup.fit(ds, bands=BANDS, band_rows=ROWS, verify=verify)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
     done.set()
     watcher.join()

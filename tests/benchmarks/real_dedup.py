@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_prune.dedup.minhash import Sketch, optimal_bands
+from hf_prune.dedup.bands import Sketch, optimal_bands
 from hf_prune.dedup.shingles import similarities
 
 CATCH_ALL = ("proprietary-license", "other-permissive", "public-domain")
@@ -40,7 +40,7 @@ def shingles(text: str) -> list[bytes]:
 def ours(texts: list[str], left: np.ndarray, right: np.ndarray, threshold: float) -> np.ndarray:
     """True similarity of the pairs that share a band: what `MinHashDedup.fit` computes, for the listed pairs."""
     bands, rows = optimal_bands(threshold, PERMUTATIONS, 0.95)
-    sketch, array = Sketch(bands=bands, rows=rows), pa.array(texts, pa.large_string())
+    sketch, array = Sketch(bands=bands, band_rows=rows), pa.array(texts, pa.large_string())
     keys, sizes, _ = sketch.sign(array)
     proposed = np.zeros(len(left), bool)
     for band in range(bands):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import hf_prune as hp
 from hf_prune.dedup import _crowd_kernels as kernels
 from hf_prune.dedup import _kernels, _link_kernels, crowds, shingles
-from hf_prune.dedup.bands import minima, permutations
+from hf_prune.dedup.bands import Sketch, permutations
 from hf_prune.dedup.crowds import sequence
-from hf_prune.dedup.minhash import MOST, Sketch
+from hf_prune.dedup.neighbors import ALL_PAIRS
 
 
 def letters(texts, shared, own, changed, forms=1, size=90):
@@ -54,9 +54,9 @@ def test_near_copies_are_found_behind_boilerplate(shared, own, forms):
 def test_no_more_are_missed_than_by_the_bands(own, changed):
     """Pairs of J = .86, .82 and .84, from the threshold on: those that share a band, be it with all, are found."""
     texts = letters(3000, 90, own, changed)
-    keys, _, _ = Sketch(1, bands=16, rows=8).sign(pa.array(texts))
+    keys, _, _ = Sketch(ngram=1, bands=16, band_rows=8).sign(pa.array(texts))
     missed = ~(keys[::2] == keys[1::2]).any(1)
-    rate, _ = apart(texts, bands=16, rows=8)
+    rate, _ = apart(texts, bands=16, band_rows=8)
     assert rate <= missed.mean() + 0.0005
 
 
@@ -92,7 +92,10 @@ def test_texts_that_are_all_near_are_one_cluster():
     assert not found["minhash"].any()
 
 
-@pytest.mark.parametrize("how", [{}, {"verify": False}, {"max_cluster": 3}, {"threshold": 0.5, "bands": 32, "rows": 2}])
+HOW = [{}, {"verify": False}, {"max_cluster": 3}, {"threshold": 0.5, "bands": 32, "band_rows": 2}]
+
+
+@pytest.mark.parametrize("how", HOW)
 def test_order_shards_and_threads_do_not_matter(how, monkeypatch):
     ds = Dataset.from_dict({"text": letters(600, 40, 20, 4, 3) + [f"loner {i}" for i in range(50)]})
     scorer = hp.MinHashDedup.fit(ds, ngram=1, **how)
@@ -106,7 +109,7 @@ def test_order_shards_and_threads_do_not_matter(how, monkeypatch):
 def test_without_verification_the_nearest_is_found_too():
     """All share a band with someone, hence large clusters; the score is that of the pair, as far as it is estimated."""
     texts = letters(1200, 90, 20, 2)
-    _, found = apart(texts, verify=False, bands=16, rows=8)
+    _, found = apart(texts, verify=False, bands=16, band_rows=8)
     assert np.median(found["minhash"]) == pytest.approx(1 - 88 / 92, abs=0.02)
     assert np.mean(found["minhash"] < 0.2) > 0.99
 
@@ -225,12 +228,12 @@ def test_minima_and_sketches_are_those_of_the_definition():
     starts, values = ends - [len(s) for s in sets], np.concatenate(sets)
     for low, high in ((0, 20), (20, 37)):
         kernels.set_minima(chosen, starts, ends, values, a, b, low, high, columns)
-    assert np.array_equal(columns.T, [minima(sets[i], a, b) for i in chosen])
+    assert np.array_equal(columns.T, [_kernels.minima_plain(sets[i], a, b) for i in chosen])
     bits = np.empty((37, 2), np.uint64)
     kernels.sketch(columns, bits)
     expected = columns.astype(object) * 0x9E3779B1 % 2**32 // 2**31
     assert [[int(bits[i, p // 64]) >> (p % 64) & 1 for p in range(70)] for i in range(37)] == expected.T.tolist()
-    mine = Sketch(bands=5, rows=7, seed=4).permutations()
+    mine = Sketch(bands=5, band_rows=7, seed=4).permutations()
     assert not set(mine[0].tolist()) & set(permutations(crowds.MINIMA, 4, 70)[0].tolist())
 
 
@@ -251,11 +254,11 @@ def test_similarities_are_those_of_the_definition(pairs):
     def packed(sets):
         ends = np.cumsum([len(s) for s in sets], dtype=np.int64)
         values = np.array([x for s in sets for x in sorted(s)], np.uint64)
-        return shingles.Sets(ends - [len(s) for s in sets], ends, values)
+        return shingles.Ragged(ends - [len(s) for s in sets], ends, values)
 
     at = np.arange(len(pairs))
     found = shingles.similarities(at, at, packed([a for a, _ in pairs]), packed([b for _, b in pairs]))
-    assert found.tolist() == [shingles.jaccard(a, b) for a, b in pairs]
+    assert found.tolist() == [_link_kernels.jaccard_plain(a, b) for a, b in pairs]
 
 
 # large
@@ -284,7 +287,7 @@ def test_large_crowds(texts, own):
 def test_a_crowd_is_more_than_what_is_compared_all_with_all():
     """The limit is exact: one text more, and the search takes over."""
     base = " ".join(f"w{i}" for i in range(60))
-    for texts in (MOST, MOST + 1):
+    for texts in (ALL_PAIRS, ALL_PAIRS + 1):
         rate, found = apart([f"{base} x{i}" for i in range(texts)], step=texts)
         assert rate == 0
         assert found["minhash"] == pytest.approx(np.full(texts, 1 - 60 / 62), abs=1e-6)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune as hp
-from hf_prune.dedup import exact
+from hf_prune.dedup import _kernels, exact
 
 values = st.lists(
     st.one_of(st.none(), st.sampled_from(["", "a", "A ", "b", "é", "😀", "東京"])), min_size=1, max_size=12
@@ -44,7 +44,7 @@ def test_counts_are_those_of_a_counter(texts):
 def test_what_does_not_count(steps, same):
     texts = ["the cat", "The Cat", " the\t cat ", "the, cat!", "the ca\uff54"]
     ds = Dataset.from_dict({"text": texts})
-    cluster = hp.ExactDedup.fit(ds, normalize=steps)(ds[:])["exact_cluster"]
+    cluster = hp.ExactDedup.fit(ds, ignore=steps)(ds[:])["exact_cluster"]
     assert np.flatnonzero(cluster == cluster[0]).tolist() == [0, *same]
 
 
@@ -102,7 +102,7 @@ def test_rows_are_counted(parts):
 
 
 def test_two_texts_with_one_digest_are_not_called_copies(monkeypatch):
-    monkeypatch.setattr(exact, "_digests", lambda texts, steps: (texts.array, np.ones(len(texts.digests), np.uint64)))
+    monkeypatch.setattr(exact, "_digests", lambda texts, ignore: (texts.array, np.ones(len(texts.digests), np.uint64)))
     with pytest.raises(ValueError, match="two different texts have the same 64-bit digest"):
         hp.ExactDedup.fit(Dataset.from_dict({"text": ["a", "b"]}))
 
@@ -110,25 +110,34 @@ def test_two_texts_with_one_digest_are_not_called_copies(monkeypatch):
 def test_bad_input():
     ds = Dataset.from_dict({"text": ["a", "b"]})
     for steps in (True, None, 3):
-        with pytest.raises(TypeError, match=f"normalize={steps} names no step; give any of 'unicode', 'case'"):
-            hp.ExactDedup.fit(ds, normalize=steps)
-    with pytest.raises(ValueError, match="normalize='lower' is not known; choose any of 'unicode', 'case'"):
-        hp.ExactDedup.fit(ds, normalize="lower")
+        with pytest.raises(TypeError, match=f"ignore={steps} is no list of names; give any of 'unicode', 'case'"):
+            hp.ExactDedup.fit(ds, ignore=steps)
+    with pytest.raises(ValueError, match="ignore='lower' is not known; choose one of 'unicode', 'case'"):
+        hp.ExactDedup.fit(ds, ignore="lower")
     with pytest.raises(ValueError, match="empty dataset"):
         hp.ExactDedup.fit(ds.select([]))
     with pytest.raises(ValueError, match="was not among the rows it was fitted on"):
         hp.ExactDedup.fit(ds)({"text": ["new"]})
     with pytest.raises(KeyError, match="reads column 'body'"):
-        hp.ExactDedup.fit(ds, "body")
+        hp.ExactDedup.fit(ds, text="body")
 
 
 def test_second_hash_sees_every_byte():
-    from hf_prune.dedup import _kernels
-
     texts = [bytes(range(n)) for n in range(40)]
     texts += [bytes(t[:i]) + bytes([t[i] ^ 128]) + bytes(t[i + 1 :]) for t in texts for i in range(len(t))]
-    data = np.frombuffer(b"".join(texts), np.uint8)
-    offsets = np.cumsum([0, *map(len, texts)])
-    assert len(np.unique(_kernels.byte_hashes(data, offsets))) == len(set(texts)) == len(texts)
-    again = _kernels.byte_hashes(np.frombuffer(b"xyz" + data.tobytes(), np.uint8), offsets + 3)
-    assert (again == _kernels.byte_hashes(data, offsets)).all()
+    offsets, found = np.cumsum([0, *map(len, texts)]), np.empty(len(texts), np.uint64)
+    _kernels.byte_hashes(np.frombuffer(b"".join(texts), np.uint8), offsets, found)
+    assert found.tolist() == [_kernels.byte_hash_plain(t) for t in texts]
+    assert len(set(found.tolist())) == len(set(texts)) == len(texts)
+    again = np.empty_like(found)
+    _kernels.byte_hashes(np.frombuffer(b"xyz" + b"".join(texts), np.uint8), offsets + 3, again)
+    assert (again == found).all()
+
+
+def test_what_was_found_is_shown():
+    ds = Dataset.from_dict({"text": ["a", "b", "a", "a", None, "b"]})
+    found = hp.ExactDedup.fit(ds).summary()
+    assert (found.rows, found.nulls, found.texts) == (6, 1, 2)
+    assert (found.clusters, found.removable, found.largest_cluster) == (2, 3, 3)
+    against = hp.ExactDedup.fit(None, reference=ds).summary()
+    assert against.clusters is None and against.removable is None and against.compared_with == "reference"

@@ -8,7 +8,7 @@ import pytest
 
 import hf_prune as hp
 from hf_prune.dedup import earlier
-from hf_prune.dedup.earlier import largest_earlier, largest_earlier_of_groups
+from hf_prune.dedup.earlier import largest_earlier_of_groups, largest_earlier_plain
 from hf_prune.dedup.semdedup import earlier_similarity
 
 
@@ -109,7 +109,7 @@ def test_largest_earlier_is_the_definition(kind, tiles, monkeypatch):
     for n, d in ((1, 3), (2, 5), (63, 16), (300, 17), (1100, 40)):
         x = KINDS[kind](rng, n, d).astype(np.float32)
         found = largest_earlier_of_groups(x, np.arange(n), np.array([0, n]))
-        assert found == pytest.approx(largest_earlier(x), abs=1e-13)
+        assert found == pytest.approx(largest_earlier_plain(x), abs=1e-13)
 
 
 def test_groups_large_and_small(monkeypatch):
@@ -118,7 +118,7 @@ def test_groups_large_and_small(monkeypatch):
     x = rng.normal(size=(1000, 12))
     members, starts = rng.permutation(1000), np.array([0, 1, 3, 150, 700, 1000])
     found = largest_earlier_of_groups(x, members, starts)
-    want = [largest_earlier(x[members[a:b]]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    want = [largest_earlier_plain(x[members[a:b]]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
     assert found == pytest.approx(np.concatenate(want), abs=1e-13)
 
 

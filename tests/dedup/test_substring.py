@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune as hp
-from hf_prune.data.words import graphemes
-from hf_prune.dedup.shingles import tokens
-from hf_prune.dedup.substring import Corpus, repeated_spans, without
+from hf_prune.data.words import graphemes, tokens
+from hf_prune.dedup import corpus, passages
+from hf_prune.dedup._substring_kernels import repeated_spans_plain
+from hf_prune.dedup.corpus import Corpus
+from hf_prune.dedup.repeats import without
 
 DOSSIER = ["a b c d e f", "x b c d e y", "q r s"]
 
@@ -33,7 +35,7 @@ def test_a_run_within_one_text():
     """banana: "ana" occurs at 1 and at 3, and the two overlap."""
     ds = Dataset.from_dict({"text": ["banana"]})
     scorer = hp.SubstringDedup.fit(ds, min_tokens=3, unit="char", spans=True)
-    assert spans_of(scorer, ds[:]) == [[(1, 6)]] == repeated_spans(["banana"], 3)
+    assert spans_of(scorer, ds[:]) == [[(1, 6)]] == repeated_spans_plain(["banana"], 3)
 
 
 words = st.lists(st.lists(st.sampled_from("abc"), max_size=14).map(" ".join), min_size=1, max_size=7)
@@ -45,13 +47,13 @@ def test_spans_are_those_of_brute_force(texts, length):
     ds = Dataset.from_dict({"text": texts})
     scorer = hp.SubstringDedup.fit(ds, min_tokens=length, spans=True)
     split = [t.split() for t in texts]
-    expected = repeated_spans(split, length)
+    expected = repeated_spans_plain(split, length)
     assert spans_of(scorer, ds[:]) == expected
     share = [sum(b - a for a, b in s) / max(len(t), 1) for s, t in zip(expected, split, strict=True)]
     assert scorer(ds[:])["substring"] == pytest.approx([1 - x for x in share], abs=1e-6)
     ids = Dataset.from_dict({"text": [[ord(w) for w in t] for t in split] + [[0]]})
     of_ids = hp.SubstringDedup.fit(ids, min_tokens=length, spans=True)
-    assert spans_of(of_ids, ids[:])[:-1] == (repeated_spans([*split, ["-"]], length))[:-1]
+    assert spans_of(of_ids, ids[:])[:-1] == (repeated_spans_plain([*split, ["-"]], length))[:-1]
 
 
 @settings(deadline=None, max_examples=50)
@@ -84,7 +86,9 @@ def test_of_what_is_cut_one_occurrence_stays(texts, length):
     for run in (list(r) for r, count in runs.items() if count > 1):
         assert any(has_run(k, run) for k in kept)
     bare = [t.split() for t in hp.RemoveRepeats(scorer, keep="none")(ds[:])["text"]]
-    for row, (text, spans) in enumerate(zip(texts, repeated_spans([t.split() for t in texts], length), strict=True)):
+    for row, (text, spans) in enumerate(
+        zip(texts, repeated_spans_plain([t.split() for t in texts], length), strict=True)
+    ):
         cut = {i for a, b in spans for i in range(a, b)}
         assert bare[row] == [w for i, w in enumerate(text.split()) if i not in cut]
 
@@ -98,7 +102,7 @@ def test_texts_are_cut_at_tokens():
     one = ds.map(hp.RemoveRepeats(scorer), batched=True)["text"][:]
     assert sum(shared in t for t in one if t) == 1
     ids = Dataset.from_dict({"input_ids": [[1, 2, 3, 4], [9, 2, 3, 4, 5], [7]]})
-    scorer = hp.SubstringDedup.fit(ids, "input_ids", 3)
+    scorer = hp.SubstringDedup.fit(ids, text="input_ids", min_tokens=3)
     assert hp.RemoveRepeats(scorer, keep="none")(ids[:]) == {"input_ids": [[1], [9, 5], [7]]}
 
 
@@ -211,13 +215,12 @@ def test_order_shards_and_streams_do_not_matter():
 
 def test_equal_hashes_are_not_enough(monkeypatch):
     """With every window under one hash the spans are the same: tokens are compared."""
-    from hf_prune.dedup import substring
-
     ds = Dataset.from_dict({"text": DOSSIER})
-    expected = hp.SubstringDedup.fit(ds, min_tokens=3).found
+    expected = hp.SubstringDedup.fit(ds, min_tokens=3).passages
     reference = hp.SubstringDedup.fit(None, min_tokens=3, reference=ds.select([0]))(ds[:])["substring"].tolist()
-    monkeypatch.setattr(substring, "_windows", lambda tokens, *rest: np.full(len(tokens), 7, np.uint64))
-    assert hp.SubstringDedup.fit(ds, min_tokens=3).found == expected
+    for module in (corpus, passages):
+        monkeypatch.setattr(module, "windows", lambda tokens, *rest: np.full(len(tokens), 7, np.uint64))
+    assert hp.SubstringDedup.fit(ds, min_tokens=3).passages == expected
     again = hp.SubstringDedup.fit(None, min_tokens=3, reference=ds.select([0]))(ds[:])["substring"].tolist()
     assert again == reference
 
@@ -241,7 +244,7 @@ def test_empty_null_emoji_and_cjk():
 def test_bad_input():
     ds = Dataset.from_dict({"text": ["a b", "c"], "more": ["x", "y"]})
     for wrong in (0, -1, 2.5, True):
-        with pytest.raises(ValueError, match="is no length of a passage"):
+        with pytest.raises(ValueError, match="is no whole number from 1 up"):
             hp.SubstringDedup.fit(ds, min_tokens=wrong)
     with pytest.raises(ValueError, match="unit='bpe' is not known"):
         hp.SubstringDedup.fit(ds, unit="bpe")
@@ -250,7 +253,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="keep='all' is not known"):
         hp.RemoveRepeats(hp.SubstringDedup.fit(ds), keep="all")
     with pytest.raises(ValueError, match="cut out of one plain column"):
-        hp.RemoveRepeats(hp.SubstringDedup.fit(ds, ["text", "more"]))
+        hp.RemoveRepeats(hp.SubstringDedup.fit(ds, text=["text", "more"]))
     with pytest.raises(ValueError, match="empty dataset"):
         hp.SubstringDedup.fit(ds.select([]))
 
