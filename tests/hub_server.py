@@ -1,7 +1,7 @@
 """A Hub on localhost for tests: the real `huggingface_hub` client and `datasets` talk to it over HTTP.
 
     with HubServer() as hub:
-        hub.patch(monkeypatch, tmp_path)     # this process talks to it; `hub.environ(tmp_path)` is for subprocesses
+        hub.patch(monkeypatch, tmp_path)     # this process talks to it; `hub.environ(tmp_path)` is for others
         ds.push_to_hub("user/name", token=hub.token)
         hub.files("user/name"), hub.commits("user/name"), hub.requests
         hub.fail("/commit/", times=2, status=503)
@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import socket
 import threading
@@ -149,18 +148,13 @@ class HubServer:
         self.faults.append(Fault(pattern, times, status, method, after, headers or {}, seconds))
 
     def environ(self, home: str | Path) -> dict[str, str]:
-        """The environment of a subprocess that shall talk to this Hub; its caches are under `home`."""
-        drop = (
-            "HF_HUB_OFFLINE",
-            "HF_DATASETS_OFFLINE",
-            "TRANSFORMERS_OFFLINE",
-            "HF_HUB_CACHE",
-            "HF_DATASETS_CACHE",
-        )
+        """Variables of a subprocess that shall talk to this Hub; its caches are under `home`."""
         return {
-            **{k: v for k, v in os.environ.items() if k not in drop},
+            **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0"),
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(Path(home) / "hub"),
+            "HF_DATASETS_CACHE": str(Path(home) / "datasets"),
             "HF_TOKEN": self.token,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",

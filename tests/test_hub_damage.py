@@ -277,7 +277,7 @@ def test_damage_on_the_hub(hub):
 def test_push_scored_killed_anywhere(tmp_path, monkeypatch):
     """At every write of its own, and before every request."""
     with HubServer() as server:
-        for name, value in {**server.environ(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}.items():
+        for name, value in server.environ(tmp_path / "home").items():
             monkeypatch.setenv(name, value)
         *killed, whole = kills("killed_work:push", tmp_path / "runs", then="killed_work:pushed_again", timeout=300)
     assert whole.after["q"] == [float(i) for i in range(6)] and whole.after["left"] == []

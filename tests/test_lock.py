@@ -5,9 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +12,11 @@ from pathlib import Path
 
 import pytest
 from filelock import SoftFileLease
+from launching import beside
 
-import hf_prune
 from hf_prune.data import lock as _lock
 from hf_prune.data.lock import NAME, LostLockError, locked, owner_of
 
-ROOT = Path(hf_prune.__file__).parents[1]
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -34,12 +30,7 @@ with locked(Path(sys.argv[1]), "scored"):
 @contextlib.contextmanager
 def holder(folder: Path, seconds: float) -> Iterator[int]:
     """Another process that holds the folder."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(folder), str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
+    with beside(HOLDER, folder, seconds) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         yield process.pid
 
