@@ -178,7 +178,7 @@ def test_names_as_long_as_the_disk_takes_are_written(letter, tmp_path):
         files.write_text(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
         (tmp_path / name).unlink()
-        left = files.temporary_path(tmp_path / name, files._OLD)
+        left = files.temporary_path(tmp_path / name, ".hf_prune_old")
         dead = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no such process
         dead.write_text("old")
         sweep(tmp_path)  # gets its name back, or goes; never another name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image as PILImage
 
 from hf_prune import load_scores, push_scored, save_scored
 from hf_prune.data.files import DamagedFileError
-from hf_prune.share.card import _replace, markers
+from hf_prune.share.card import markers
 
 sys.path.insert(0, str(Path(__file__).parent))
 import killed_work  # noqa: E402
@@ -236,7 +237,10 @@ def test_a_marker_without_its_counterpart(tmp_path):
             saved(tmp_path)
             now = readme.read_text()
             assert "words of the owner" in now and now.count(begin) == now.count(end) == 1, changed
-    assert _replace(f"a\n{begin}\nold\n{end}\nb\n", begin, end, "new") == f"a\n{begin}\nnew\n{end}\nb\n"
+    kept = re.sub(f"{begin}.*{end}", f"{begin}\nold\n{end}", text, flags=re.DOTALL)
+    readme.write_text(f"{kept}words below\n")
+    saved(tmp_path)
+    assert readme.read_text() == f"{text}words below\n"
 
 
 def test_a_readme_that_is_no_text_stays_and_nothing_is_written(tmp_path):

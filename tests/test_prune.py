@@ -1,5 +1,6 @@
 import errno
 import math
+import os
 import types
 import warnings
 from fractions import Fraction
@@ -588,10 +589,10 @@ def test_without_caching_nothing_lies_beside_the_parent(disk):
 
 
 def test_full_disk(disk, monkeypatch):
-    def full(path):
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match='no space left in .*layout="indices"') as caught:
         filter_by_score(disk, "score", keep=0.5)
     assert caught.value.errno == errno.ENOSPC

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hearing import when_said
 from launching import python, together
 
 import hf_prune
@@ -164,22 +164,24 @@ def test_a_run_that_failed_early(ds, alone, tmp_path):
     np.testing.assert_array_equal(log.read("margin", 3), alone[0].read("margin", 3))
 
 
-def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
+def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     order = []
 
     def hold():
         with lock.locked(tmp_path / "log", "recorded"):
             held.set()
-            time.sleep(0.5)
+            seen.wait(60)
             order.append("the first")
 
-    held, first = threading.Event(), threading.Thread(target=hold)
+    held, seen, first = threading.Event(), threading.Event(), threading.Thread(target=hold)
     first.start()
     held.wait(20)
-    log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, on_epoch=lambda *_: order.append("s"), **OPTIONS)
+    options = {**OPTIONS, "on_epoch": lambda *_: order.append("s")}
+    with when_said("is being recorded by process", seen.set):
+        log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **options)
     first.join()
-    assert order == ["the first", *"ssss"] and "is being recorded by process" in caplog.text
+    assert order == ["the first", *"ssss"]
     assert log.read("margin", 3).tobytes() == alone[0].read("margin", 3).tobytes()
     assert not list((tmp_path / "log").glob(".hf_prune_lock*"))
 
