@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +27,84 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+
+
+def check_count(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
+    """Raise a ValueError unless `value` is a whole number from `least` up, or None where it is `optional`.
+
+    >>> check_count("k", 0)
+    Traceback (most recent call last):
+    ...
+    ValueError: k=0 is no whole number from 1 up
+    """
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}={value!r} is no whole number from {least} up{', nor None' if optional else ''}")
+
+
+def check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, *, open_low: bool = False) -> None:
+    """Raise a ValueError unless `value` is a finite number from `low` (above it with `open_low`) to `high`.
+
+    >>> check_number("threshold", 1.5, 0, 1, open_low=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: threshold=1.5 is not above 0 and up to 1
+    """
+    number = not isinstance(value, bool) and isinstance(value, (int, float, np.integer, np.floating))
+    if number and np.isfinite(value) and low <= value <= high and not (open_low and value == low):
+        return
+    ends = [f"above {low:g}" if open_low else f"{low:g} or more"] if low > -np.inf else []
+    ends += [f"up to {high:g}"] if high < np.inf else []
+    raise ValueError(f"{name}={value!r} is not {' and '.join(ends) or 'a finite number'}")
+
+
+class MissingColumnError(KeyError):
+    """A column that is not there; the message lists those that are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def missing_column(name: str, there: Sequence[str], who: str) -> MissingColumnError:
+    """Build the error for a column that is not there.
+
+    >>> raise missing_column("txt", ["text"], "DSIR.fit")
+    Traceback (most recent call last):
+    ...
+    hf_prune.checks.MissingColumnError: DSIR.fit reads column 'txt', the rows have ['text']; did you mean 'text'?
+    """
+    near = get_close_matches(name, list(there), 1)
+    step = f"did you mean {near[0]!r}?" if near else "name the right column, or add it first"
+    said = f"{who} reads column {name!r}, the rows have" if who else f"there is no column {name!r}, there are"
+    return MissingColumnError(f"{said} {sorted(there)}; {step}")
+
+
+def check_column(ds: Any, name: str, who: str = "") -> None:
+    """Raise a MissingColumnError unless the dataset has the column; a stream may not know its columns."""
+    if ds.column_names is not None and name not in ds.column_names:
+        raise missing_column(name, ds.column_names, who)
+
+
+def check_columns(ds: Any, names: Sequence[str], who: str) -> list[str]:
+    """The columns that must be read for `names`, each once: of a field `column.field` its column.
+
+    Raises:
+        MissingColumnError: one is not there.
+    """
+    there = ds.column_names
+    needed = list(dict.fromkeys(n if there is None or n in there else n.split(".")[0] for n in names))
+    for name in needed:
+        check_column(ds, name, who)
+    return needed
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn in the name of the first caller outside this package, however deep the call."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("hf_prune."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def check_parallel(what: str, **arrays: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 # public names, each in the module below the package that defines it; imported at first use
 PUBLIC = {
     "AUM": "dynamics.aum",
@@ -127,43 +130,59 @@ VALUES = frozenset(
     }
 )
 
-# modules of values when their names still held them: part of digests in score folders of that time
+
+class Former(NamedTuple):
+    """How a value was written in files of version 0.1.0.
+
+    Attributes:
+        module: that its name held, and so the digests in score folders.
+        fields: today's name of a field: its name then.
+        values: today's name of a field: what its values were, by what they are.
+        added: fields that were not there.
+    """
+
+    module: str
+    fields: Mapping[str, str] = {}
+    values: Mapping[str, Mapping[str, Any]] = {}
+    added: tuple[str, ...] = ()
+
+
 FORMER = {
-    "AUM": "hf_prune.dynamics.aum",
-    "AskLLM": "hf_prune.scorers.ask_llm",
-    "Cartography": "hf_prune.dynamics.cartography",
-    "DSIR": "hf_prune.scorers.dsir",
-    "DynamicUncertainty": "hf_prune.dynamics.dynamic_uncertainty",
-    "EL2N": "hf_prune.dynamics.el2n",
-    "Embedder": "hf_prune.embed",
-    "ExactDedup": "hf_prune.dedup.exact",
-    "Forgetting": "hf_prune.dynamics.forgetting",
-    "GraNd": "hf_prune.dynamics.grand",
-    "Herding": "hf_prune.scorers.herding",
-    "KCenter": "hf_prune.scorers.k_center",
-    "KenLM": "hf_prune.scorers.kenlm",
-    "LoggedValues": "hf_prune.dynamics.from_log",
-    "MinHashDedup": "hf_prune.dedup.minhash",
-    "Model": "hf_prune.models",
-    "Moderate": "hf_prune.scorers.moderate",
-    "Neighbours": "hf_prune.dedup.minhash",
-    "NgramCounts": "hf_prune.scorers.dsir",
-    "Passages": "hf_prune.dedup.substring",
-    "Perplexity": "hf_prune.scorers.perplexity",
-    "Probe": "hf_prune.fisher.probe",
-    "QualityClassifier": "hf_prune.scorers.quality",
-    "Random": "hf_prune.scorers.random",
-    "Reference": "hf_prune.dedup.minhash",
-    "SSLPrototypes": "hf_prune.scorers.ssl_prototypes",
-    "SemDeDup": "hf_prune.dedup.semdedup",
-    "Sketch": "hf_prune.dedup.minhash",
-    "Spans": "hf_prune.dedup.substring",
-    "SubstringDedup": "hf_prune.dedup.substring",
-    "SupervisedPrototypes": "hf_prune.scorers.supervised_prototypes",
-    "TDDS": "hf_prune.dynamics.tdds",
-    "Task2VecAlignment": "hf_prune.fisher.scorers",
-    "Task2VecComplexity": "hf_prune.fisher.scorers",
-    "TextStatistics": "hf_prune.scorers.heuristics",
-    "Uncertainty": "hf_prune.dynamics.uncertainty",
-    "VendiContribution": "hf_prune.diversity.vendi_contribution",
+    "AUM": Former("hf_prune.dynamics.aum"),
+    "AskLLM": Former("hf_prune.scorers.ask_llm"),
+    "Cartography": Former("hf_prune.dynamics.cartography"),
+    "DSIR": Former("hf_prune.scorers.dsir"),
+    "DynamicUncertainty": Former("hf_prune.dynamics.dynamic_uncertainty"),
+    "EL2N": Former("hf_prune.dynamics.el2n"),
+    "Embedder": Former("hf_prune.embed"),
+    "ExactDedup": Former("hf_prune.dedup.exact"),
+    "Forgetting": Former("hf_prune.dynamics.forgetting"),
+    "GraNd": Former("hf_prune.dynamics.grand"),
+    "Herding": Former("hf_prune.scorers.herding"),
+    "KCenter": Former("hf_prune.scorers.k_center"),
+    "KenLM": Former("hf_prune.scorers.kenlm"),
+    "LoggedValues": Former("hf_prune.dynamics.from_log"),
+    "MinHashDedup": Former("hf_prune.dedup.minhash"),
+    "Model": Former("hf_prune.models"),
+    "Moderate": Former("hf_prune.scorers.moderate"),
+    "Neighbours": Former("hf_prune.dedup.minhash"),
+    "NgramCounts": Former("hf_prune.scorers.dsir"),
+    "Passages": Former("hf_prune.dedup.substring"),
+    "Perplexity": Former("hf_prune.scorers.perplexity"),
+    "Probe": Former("hf_prune.fisher.probe"),
+    "QualityClassifier": Former("hf_prune.scorers.quality"),
+    "Random": Former("hf_prune.scorers.random"),
+    "Reference": Former("hf_prune.dedup.minhash"),
+    "SSLPrototypes": Former("hf_prune.scorers.ssl_prototypes"),
+    "SemDeDup": Former("hf_prune.dedup.semdedup"),
+    "Sketch": Former("hf_prune.dedup.minhash"),
+    "Spans": Former("hf_prune.dedup.substring"),
+    "SubstringDedup": Former("hf_prune.dedup.substring"),
+    "SupervisedPrototypes": Former("hf_prune.scorers.supervised_prototypes"),
+    "TDDS": Former("hf_prune.dynamics.tdds"),
+    "Task2VecAlignment": Former("hf_prune.fisher.scorers"),
+    "Task2VecComplexity": Former("hf_prune.fisher.scorers"),
+    "TextStatistics": Former("hf_prune.scorers.heuristics"),
+    "Uncertainty": Former("hf_prune.dynamics.uncertainty"),
+    "VendiContribution": Former("hf_prune.diversity.vendi_contribution"),
 }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 import numpy as np
 
+from hf_prune.checks import check_choice
 from hf_prune.columns import ScoreColumn
 from hf_prune.data import arrow, formats
 from hf_prune.data.batch import Batch
+from hf_prune.data.texts import check_bad, columns_of
+from hf_prune.data.types import OnBad
 from hf_prune.models import Model
 from hf_prune.values import Value, class_name
 
@@ -84,9 +87,17 @@ class Scorer(Value):
         """One line for each column beside the score."""
         return {}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        """What scoring these rows costs, in floating-point operations; 0 where no arithmetic to speak of is done."""
+    def cost(self, batch: Batch) -> float:
+        """Floating-point operations that scoring these rows takes: what a scorer overrides where it does arithmetic."""
         return 0.0
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """What scoring these rows costs, in floating-point operations; 0 where no arithmetic to speak of is done.
+
+        Args:
+            batch: rows in any form that `score` takes.
+        """
+        return float(self.cost(Batch(batch, type(self).__name__)))
 
     def __call__(self, batch: Any, rank: int | None = None) -> Any:
         """Score a batch as `map` hands it over, in whatever format: Python, NumPy, tensors, Arrow, data frames.
@@ -237,6 +248,49 @@ class Scorer(Value):
             row = int(np.flatnonzero(np.isnan(array).reshape(n, -1).any(1))[0])
             raise ValueError(f"{who}: row {row} of this batch scored NaN in {name!r}; drop or mend such rows first")
         return array.astype(target, copy=False).reshape(n, *width)
+
+
+@dataclass(frozen=True, eq=False)
+class TextScorer(Scorer):
+    """A scorer of texts: one with the fields `text` and `on_bad`.
+
+    Attributes:
+        text: column, list of columns (joined), nested path `column.field`, or column of chats.
+        on_bad: what becomes of a row that cannot be scored: "raise" an error, or "nan" for NaN.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def text(self) -> str | Sequence[str]:
+            """Column or columns; a field of every subclass."""
+
+        @property
+        def on_bad(self) -> OnBad:
+            """The policy; a field of every subclass."""
+
+    @property
+    def nan_rows(self) -> bool:  # type: ignore[override]
+        """Whether a row that cannot be scored gives NaN."""
+        return self.on_bad == "nan"
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that are read, in order."""
+        return columns_of(self.text)
+
+    def check_fields(self) -> None:
+        """Raise a ValueError for a `text` that names no column, or another `on_bad`."""
+        columns_of(self.text)
+        check_choice("on_bad", self.on_bad, get_args(OnBad))
+
+    def check_bad(self, bad: Mapping[int, str]) -> None:
+        """Raise a ValueError for rows of a batch that cannot be scored, unless they get NaN.
+
+        Args:
+            bad: why, by number of the row in the batch.
+        """
+        check_bad(bad, self.text, self.on_bad)
 
 
 def feature_of(dtype: str) -> Any:

@@ -165,13 +165,52 @@ def _is_ours(cls: type) -> bool:
 
 def former_name(cls: type) -> str:
     """`class_name` of version 0.1.0, when it was made of modules."""
-    return f"{FORMER[cls.__qualname__]}:{cls.__qualname__}" if _is_ours(cls) else class_name(cls)
+    return f"{FORMER[cls.__qualname__].module}:{cls.__qualname__}" if _is_ours(cls) else class_name(cls)
 
 
 def former_digest(value: Value) -> str:
     """The digest of a value in version 0.1.0."""
     classes, text, blob = pack(value)
-    return packed_digest([former_name(c) for c in classes], text, blob)
+
+    def former(item: Any) -> Any:
+        if isinstance(item, list):
+            return [former(part) for part in item]
+        if not isinstance(item, dict):
+            return item
+        item = {key: former(part) for key, part in item.items()}
+        if "\0value" in item:
+            item["fields"] = _as_written(classes[item["\0value"]], item["fields"])
+        return item
+
+    return packed_digest([former_name(c) for c in classes], json.dumps(former(json.loads(text)), sort_keys=True), blob)
+
+
+def _as_written(cls: type, now: dict[str, Any]) -> dict[str, Any]:
+    """Fields as version 0.1.0 wrote them."""
+    then = FORMER.get(cls.__qualname__) if _is_ours(cls) else None
+    if then is None:
+        return now
+    kept = {name: value for name, value in now.items() if name not in then.added}
+    return {then.fields.get(n, n): then.values[n].get(_key(v), v) if n in then.values else v for n, v in kept.items()}
+
+
+def _as_today(cls: type, written: dict[str, Any]) -> dict[str, Any]:
+    """Fields as they are called today, from those that version 0.1.0 wrote."""
+    then = FORMER.get(cls.__qualname__) if _is_ours(cls) else None
+    if then is None:
+        return written
+    names = {old: new for new, old in then.fields.items() if new not in written}
+    today = {names.get(name, name): value for name, value in written.items()}
+    for old, new in names.items():
+        if old in written and new in then.values:
+            back = {_key(before): now for now, before in then.values[new].items()}
+            today[new] = back.get(_key(today[new]), today[new])
+    return today
+
+
+def _key(value: Any) -> Any:
+    """What a table of values is asked for: JSON has lists."""
+    return tuple(value) if isinstance(value, list) else value if isinstance(value, _PLAIN) else None
 
 
 def find_class(name: str) -> type[Value]:
@@ -331,11 +370,11 @@ def rebuild(classes: tuple[type, ...], document: Any, blob: Any, foreign: bool =
         check_version(cls, item["version"])
         if not isinstance(item["fields"], dict):
             raise ValueError(f"the fields of a {cls.__name__} are {item['fields']!r}")
-        made = object.__new__(cls)
-        for name, part in item["fields"].items():
+        made, given = object.__new__(cls), _as_today(cls, item["fields"]) if foreign else item["fields"]
+        for name, part in given.items():
             object.__setattr__(made, name, decode(part))
         if foreign:
-            _complete(made, item["fields"])
+            _complete(made, given)
             check_types(made)
             made.check_fields()
         return made

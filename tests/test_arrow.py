@@ -60,7 +60,7 @@ def test_gather_is_take(ds, order, monkeypatch):
 
 
 def test_missing_column_lists_those_there_are(ds):
-    with pytest.raises(KeyError, match=r"no column 'score'.*\['id', 't', 'big', 'list', 'fixed'\]"):
+    with pytest.raises(KeyError, match=r"no column 'score'.*\['big', 'fixed', 'id', 'list', 't'\]"):
         column_array(ds, "score")
 
 

@@ -494,7 +494,7 @@ BAD = [
     ({"rows": 1, "group_by": "g", "group_floor": math.nan}, ValueError, "group_floor is NaN"),
     ({"rows": 1, "group_by": []}, ValueError, "names no column"),
     ({"rows": 1, "group_by": "v"}, TypeError, "groups cannot be of type list"),
-    ({"rows": 1, "group_by": "h"}, KeyError, "no column 'h' in the dataset; its columns are .*'g'"),
+    ({"rows": 1, "group_by": "h"}, KeyError, "no column 'h', there are .*'g'"),
     ({"rows": 1, "one_per": "h"}, KeyError, "no column 'h'"),
     ({"budget": 1, "cost": "h"}, KeyError, "no column 'h'"),
     ({"rows": 1, "row_id": "h"}, KeyError, "no column 'h'"),

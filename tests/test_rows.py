@@ -193,7 +193,7 @@ def test_ids_of_the_rows_own_columns():
     own = with_row_id(ds.select_columns("text"))
     assert with_row_id(ds, columns=["text"])["row_id"][:] == own["row_id"][:]
     assert with_row_id(ds)["row_id"][:] != own["row_id"][:]
-    with pytest.raises(KeyError, match="no column 'words'"):
+    with pytest.raises(KeyError, match="reads column 'words'"):
         with_row_id(ds, columns=["words"])
     with pytest.raises(ValueError, match="nothing to tell rows apart"):
         with_row_id(ds, columns=[])

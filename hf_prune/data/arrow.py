@@ -1,7 +1,7 @@
 """Reading the columns of a `datasets.Dataset` through Arrow buffers, indices mapping included.
 
-`Dataset.__getitem__` decodes images and makes Python objects; what is read here stays in Arrow. This module
-imports nothing of ours and `datasets` only inside functions.
+`Dataset.__getitem__` decodes images and makes Python objects; what is read here stays in Arrow. `datasets`
+is imported only inside functions.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_prune.checks import check_column
+
 SLAB_BYTES = 32 << 20  # what one step of a copy holds in memory, and at most twice that
 SLAB_ROWS = 1 << 16
-
-
-def check_column(ds: Any, name: str) -> None:
-    """Raise a KeyError that lists the columns when `name` is not one of them."""
-    if name not in ds.column_names:
-        raise KeyError(f"no column {name!r} in the dataset; its columns are {ds.column_names}")
 
 
 def positions_of(ds: Any) -> NDArray[np.int64] | None:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from hf_prune.checks import missing_column
 from hf_prune.data import arrow as _arrow
 from hf_prune.data import formats
 from hf_prune.data.utf8 import check_utf8
-
-
-class MissingColumnError(KeyError):
-    """A column that is not there; the message lists those that are."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-def missing_column(name: str, there: Sequence[str], who: str) -> MissingColumnError:
-    """Build the error for a column that is not there."""
-    return MissingColumnError(
-        f"{who} reads column {name!r}, the rows have {sorted(there)}; name the right column, or add it first"
-    )
 
 
 class Batch(Mapping[str, Any]):
@@ -86,18 +73,28 @@ class Batch(Mapping[str, Any]):
         stored = {name: self._stored(name) for name in self}
         return Batch({n: (self._given(n) if s is None else s)[:rows] for n, s in stored.items()}, self.who)
 
-    def matrix(self, name: str) -> np.ndarray:
+    def matrix(self, name: str, width: int | None = None, fitted: str = "the rows it was fitted on") -> np.ndarray:
         """One column of equally long rows of numbers as an (n, d) array, read through Arrow's buffers if it can be.
+
+        Args:
+            name: of the column.
+            width: numbers a row must have; None takes any.
+            fitted: what has that width, for the message.
 
         Raises:
             TypeError: the column holds no rows of numbers.
-            ValueError: rows of unequal length, a null row, or numbers that are not finite.
+            ValueError: rows of unequal length or another width, a null row, or numbers that are not finite.
         """
         stored = self._stored(name)
         if stored is not None:
             matrix = _arrow.matrix(stored, name)
         else:
             matrix = _matrix_from_values(self[name], name)
+        if width is not None and self.n and matrix.shape[1] != width:
+            raise ValueError(
+                f"{self.who}: column {name!r} has width {matrix.shape[1]}, {fitted} have {width}; embed the rows with "
+                "the model of the fit, or fit again"
+            )
         return _arrow.finite(matrix, name)
 
     def numbers(self, name: str) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_prune.checks import check_dataset
-from hf_prune.data.batch import Batch, missing_column
+from hf_prune.checks import check_dataset, missing_column
+from hf_prune.data.batch import Batch
 from hf_prune.data.layout import like_format
 from hf_prune.data.words import spaced_spans
 from hf_prune.values import Value

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_prune.data import identity
-from hf_prune.data.sample import STEP, as_float32, blocks
+from hf_prune.data.reading import as_float32, batches, vector_blocks
 
 
 class Whole(NamedTuple):
@@ -48,11 +48,11 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
         row_id: column of ids, used if it is there; else the vectors tell rows apart.
 
     Raises:
-        ValueError: as `sample.blocks`; an id that occurs twice.
+        ValueError: as `reading.vector_blocks`; an id that occurs twice.
     """
     by_id = row_id is not None and ds.column_names is not None and row_id in ds.column_names
     parts, contents, ids = [], [], []
-    for block in blocks(ds, embedding, who, row_id if by_id else None):
+    for block in vector_blocks(ds, embedding, f"{who}.fit", row_id if by_id else None):
         parts.append(as_float32(block.x, embedding))
         contents.append(identity.digests(block.x))
         if block.beside is not None:
@@ -62,18 +62,19 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
     content = np.concatenate(contents)
     keys = np.concatenate(ids) if by_id else content
     if by_id and len(np.unique(keys)) < len(keys):
-        batches = ds.select_columns([row_id]).with_format(None).iter(STEP)
-        identity.check_unique([value for batch in batches for value in batch[row_id]])
+        identity.check_unique([value for batch in batches(ds, [str(row_id)], who) for value in batch[str(row_id)]])
     hashes = identity.seeded(keys, seed)
     by_hash = np.argsort(hashes, kind="stable")
     _, lead, copy_of = np.unique(content[by_hash], return_index=True, return_inverse=True)
     first = np.empty(len(x), np.int64)
     first[by_hash] = by_hash[lead[copy_of]]
+    whole = identity.ContentSum()
+    whole.add(content)
     facts = {
         "rows": len(x),
         "distinct": len(lead),
         "column": embedding,
-        "content": f"{int(identity.seeded(content, 0).sum(dtype=np.uint64)):016x}",
+        "content": whole.text,
         "told_apart_by": row_id if by_id else "content",
     }
     return Whole(x, keys, hashes, first, by_hash[np.sort(lead)], by_id, facts)

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from hf_prune.checks import check_dataset
-from hf_prune.data.arrow import array_of, check_column, column_array, gather, positions_of
+from hf_prune.checks import check_column, check_dataset
+from hf_prune.data.arrow import array_of, column_array, gather, positions_of
 from hf_prune.data.formats import plain
 
 BLOCK = 1 << 16  # rows whose bytes are cut out at once: bounds the Python objects alive
@@ -74,6 +74,33 @@ def uniform(keys: NDArray[np.uint64], seed: int) -> NDArray[np.float64]:
     """
     cell = (seeded(keys, seed) >> np.uint64(12)).astype(np.float64)
     return (cell + 0.5) * 2.0**-52
+
+
+class ContentSum:
+    """A digest of many rows that knows no order: the sum of their seeded hashes modulo 2**64.
+
+    >>> one, other = ContentSum(), ContentSum()
+    >>> one.add(digests(["a", "b"])), other.add(digests(["b"])), other.add(digests(["a"]))
+    (None, None, None)
+    >>> one.text == other.text
+    True
+    """
+
+    def __init__(self) -> None:
+        self._sum = np.zeros((), np.uint64)
+
+    def add(self, keys: NDArray[np.uint64], times: NDArray[Any] | None = None) -> None:
+        """Add rows by their digests (n,), each as often as `times` (n,) says; once by default."""
+        for at in range(0, len(keys), BLOCK):  # so that memory is that of a block
+            hashes = seeded(keys[at : at + BLOCK], 0)
+            if times is not None:
+                hashes *= times[at : at + BLOCK].astype(np.uint64)
+            self._sum += hashes.sum(dtype=np.uint64)
+
+    @property
+    def text(self) -> str:
+        """16 hexadecimal digits."""
+        return f"{int(self._sum):016x}"
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -169,7 +196,7 @@ def with_row_id(ds: Any, column: str = "row_id", columns: Sequence[str] | None =
         )
     names = sorted(ds.column_names if columns is None else columns)
     for name in names:
-        check_column(ds, name)
+        check_column(ds, name, "with_row_id")
     if columns is not None and not names:
         raise ValueError("columns=[] leaves nothing to tell rows apart by; name one, or leave it out")
     rows = _row_digests(ds, names)

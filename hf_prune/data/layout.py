@@ -9,18 +9,17 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from hf_prune.checks import check_choice
 from hf_prune.data.arrow import gather, positions_of, row_bytes
 from hf_prune.data.files import FULL, is_sealed, scratch, sweep, write_stream
-
-Layout = Literal["auto", "contiguous", "indices"]
-LAYOUTS = ("auto", "contiguous", "indices")
+from hf_prune.data.types import Layout
 
 # Reading through an indices mapping costs about 8 us a row in every pass, copying a row costs its bytes once:
 # tests/benchmarks/bench_prune.py --switch finds where the two meet.
@@ -32,8 +31,7 @@ BATCH_BYTES = 1 << 20
 
 def check_layout(layout: str) -> None:
     """Raise a ValueError for a layout that does not exist."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known; choose one of {', '.join(LAYOUTS)}")
+    check_choice("layout", layout, get_args(Layout))
 
 
 def take_rows(ds: Any, rows: NDArray[np.int64], layout: str = "auto", fingerprint: str | None = None) -> Any:

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_prune.checks import missing_column
 from hf_prune.data import chat
-from hf_prune.data.batch import Batch, missing_column
+from hf_prune.data.batch import Batch
 from hf_prune.data.utf8 import check_utf8
 
 EMPTY = "is empty"
 NULL = "is null"
+
+
+def columns_of(text: str | Sequence[str]) -> tuple[str, ...]:
+    """`text=` as a tuple of columns.
+
+    Raises:
+        ValueError: it names none.
+
+    >>> columns_of("text"), columns_of(["title", "body"])
+    (('text',), ('title', 'body'))
+    """
+    names = (text,) if isinstance(text, str) else tuple(text)
+    if not names or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"text={text!r} names no column; give a column, or a list of columns")
+    return names
+
+
+def check_bad(bad: Mapping[int, str], text: str | Sequence[str], on_bad: str) -> None:
+    """Raise for rows of a batch that cannot be scored, unless they get NaN.
+
+    Args:
+        bad: why, by number of the row in the batch.
+        text: column, or columns, for the message.
+        on_bad: "raise" or "nan".
+
+    Raises:
+        ValueError: there are some, and `on_bad` is "raise".
+    """
+    if bad and on_bad == "raise":
+        row = min(bad)
+        more = f", and {len(bad) - 1} more are bad" if len(bad) > 1 else ""
+        raise ValueError(
+            f"column {text!r}: row {row} of this batch {bad[row]}{more}; drop such rows first, or pass on_bad='nan'"
+        )
 
 
 def read_column(batch: Batch, path: str) -> Any:

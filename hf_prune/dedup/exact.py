@@ -15,7 +15,9 @@ from hf_prune.checks import check_parallel
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.lookup import find
-from hf_prune.dedup._reading import Texts, blocks, cluster_ids, columns_of, emptied, facts_of, fitted_rows, read
+from hf_prune.data.reading import Texts, text_blocks, texts_of
+from hf_prune.data.texts import columns_of
+from hf_prune.dedup._reading import cluster_ids, emptied, facts_of, fitted_rows
 from hf_prune.dedup.shingles import buffers
 from hf_prune.scorer import Scorer
 
@@ -116,7 +118,7 @@ class ExactDedup(Scorer):
         """
         steps = _check_steps(normalize)
         digests, checks, nulls = [], [], 0
-        for block in blocks(ds if reference is None else reference, text, cls.__name__):
+        for block in text_blocks(ds if reference is None else reference, text, f"{cls.__name__}.fit"):
             array, found = _digests(block, steps)
             digests.append(found[~block.null])
             checks.append(_checks(array)[~block.null])
@@ -137,7 +139,7 @@ class ExactDedup(Scorer):
         }
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        texts = read(batch, self.text)
+        texts = texts_of(batch, self.text)
         array, digests = _digests(texts, self.normalize)
         if self.reference:
             at = find(self.keys, digests)
@@ -154,7 +156,7 @@ class ExactDedup(Scorer):
 
     def similarity(self, left: Any, right: Any) -> NDArray[np.float64]:
         """1 where rows and rows, two batches of equal length, have the same text, else 0; (p,)."""
-        x, y = (read(Batch(rows_, type(self).__name__), self.text) for rows_ in (left, right))
+        x, y = (texts_of(Batch(rows_, type(self).__name__), self.text) for rows_ in (left, right))
         return np.asarray(_digests(x, self.normalize)[1] == _digests(y, self.normalize)[1], np.float64)
 
 

@@ -22,8 +22,10 @@ from hf_prune.columns import ScoreColumn
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.lookup import find
+from hf_prune.data.reading import texts_of
+from hf_prune.data.texts import columns_of
 from hf_prune.dedup import crowds
-from hf_prune.dedup._reading import cluster_ids, columns_of, facts_of, fitted_rows, read
+from hf_prune.dedup._reading import cluster_ids, facts_of, fitted_rows
 from hf_prune.dedup.bands import band_probability as band_probability
 from hf_prune.dedup.bands import minima, optimal_bands, permutations
 from hf_prune.dedup.components import Forest, capped, flattened
@@ -393,7 +395,7 @@ class MinHashDedup(Scorer):
         return replace(column, params=told | how)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        texts = read(batch, self.text)
+        texts = texts_of(batch, self.text)
         if isinstance(self.found, Reference):
             distance, cluster, count = self._compare(texts.array, texts.digests, self.found)
         else:
@@ -409,7 +411,7 @@ class MinHashDedup(Scorer):
 
     def similarity(self, left: Any, right: Any) -> NDArray[np.float64]:
         """True Jaccard similarity (p,) of rows and rows, two batches of equal length; 1 of equal texts."""
-        x, y = (read(Batch(rows, type(self).__name__), self.text) for rows in (left, right))
+        x, y = (texts_of(Batch(rows, type(self).__name__), self.text) for rows in (left, right))
         every = np.arange(len(x.digests))
         found = similarities(every, every, self.sketch.sets(x.array, every), self.sketch.sets(y.array, every))
         return np.where(x.digests == y.digests, 1.0, found)

@@ -200,8 +200,8 @@ class SemDeDup(Scorer):
             f"{self.name}_group": "the same number for rows with equal vectors: what one_per= is for",
         }
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return self.flops_per_row * Batch(batch).n
+    def cost(self, batch: Batch) -> float:
+        return self.flops_per_row * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         at = find_rows(batch, self.row_id or self.embedding, self.known, "the rows it was fitted on")

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.data.lookup import find
+from hf_prune.data.reading import text_blocks
 from hf_prune.dedup import crowds
-from hf_prune.dedup._reading import blocks, emptied
+from hf_prune.dedup._reading import emptied
 from hf_prune.dedup.bands import permutations
 from hf_prune.dedup.shingles import Sets, similarities
 
@@ -41,7 +42,7 @@ class Signed(NamedTuple):
     def of(cls, ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, signatures: bool = False) -> Signed:
         """Read a dataset or a shard of one."""
         parts = []
-        for block in blocks(ds, text, who):
+        for block in text_blocks(ds, text, f"{who}.fit"):
             keys, sizes, minima = sketch.sign(block.array, signatures)
             some = ~block.null
             part = (block.digests, np.ones(len(sizes), np.int64), sizes, keys, minima)
@@ -97,7 +98,7 @@ def sets_of(ds: Any, text: str | Sequence[str], sketch: Sketch, who: str, wanted
     starts, ends = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
     parts: list[NDArray[np.uint64]] = []
     total = 0
-    for block in blocks(ds, text, who) if len(wanted) else ():
+    for block in text_blocks(ds, text, f"{who}.fit") if len(wanted) else ():
         at = find(wanted, block.digests)
         at[block.null] = -1
         _, first = np.unique(at, return_index=True)

@@ -19,9 +19,10 @@ from hf_prune.checks import check_parallel, check_places
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.formats import as_table, is_table, with_columns
-from hf_prune.data.texts import read_column
+from hf_prune.data.reading import Texts, text_blocks, texts_of
+from hf_prune.data.texts import columns_of, read_column
 from hf_prune.data.words import UNITS, character_table, graphemes, tokens
-from hf_prune.dedup._reading import Texts, blocks, columns_of, facts_of, fitted_rows, read
+from hf_prune.dedup._reading import facts_of, fitted_rows
 from hf_prune.dedup.shingles import buffers, check_grams, pieces
 from hf_prune.scorer import Scorer
 from hf_prune.values import Value
@@ -75,7 +76,7 @@ class Corpus(NamedTuple):
         copies: list[int] = []
         starts, ends, tokens = [], [], []
         total = nulls = 0
-        for block in blocks(ds, text, who, ids=True):
+        for block in text_blocks(ds, text, f"{who}.fit", ids=True):
             chosen = []
             for row, (digest, null) in enumerate(zip(block.digests.tolist(), block.null.tolist(), strict=True)):
                 if null:
@@ -379,7 +380,7 @@ class SubstringDedup(Scorer):
         return {f"{self.name}_spans": line} if self.spans else {}
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        texts = read(batch, self.text, ids=True)
+        texts = texts_of(batch, self.text, ids=True)
         spans, at = self.locate(batch, texts)
         repeated, total = spans.repeated[at], spans.tokens[at]
         score = np.where(texts.null, np.nan, 1 - repeated / np.maximum(total, 1))
@@ -446,7 +447,7 @@ class RemoveRepeats(Value):
         table = as_table(batch, who) if is_table(batch) else None
         view = Batch(batch if table is None else table, who)
         (name,) = columns_of(self.scorer.text)
-        texts = read(view, name, ids=True)
+        texts = texts_of(view, name, ids=True)
         if _has_text(texts.array.type) and not _holds_text(view, name):
             raise TypeError(
                 f"{who}: column {name!r} holds chats, which would come back as text; write the text into a column "

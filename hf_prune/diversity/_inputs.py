@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_prune.checks import check_column, check_columns
 from hf_prune.data import arrow
-from hf_prune.data.batch import Batch, missing_column
 from hf_prune.data.formats import unformatted
+from hf_prune.data.reading import batches
 
 WHO = "vendi_score"
 STEP = 8192  # rows read at a time
@@ -45,9 +46,7 @@ def to_rows(x: Any, embedding: str, weights: Any) -> Rows:
 def _dataset_rows(ds: Any, embedding: str, weights: Any) -> Rows:
     beside = weights if isinstance(weights, str) else None
     names = [embedding] if beside is None else [embedding, beside]
-    for name in names:
-        if ds.column_names is not None and name not in ds.column_names:
-            raise missing_column(name, ds.column_names, WHO)
+    check_columns(ds, names, WHO)
     n = len(ds) if hasattr(ds, "data") else None
     if n is None and weights is not None and beside is None:
         raise ValueError("weights of a stream are read along with its rows; name their column")
@@ -59,35 +58,19 @@ def _dataset_rows(ds: Any, embedding: str, weights: Any) -> Rows:
 
     def blocks() -> Iterator[Block]:
         start = 0
-        for columns in _columns(ds, names):
+        for batch in batches(ds, names, WHO, step=STEP):
             try:
-                x = arrow.matrix(columns[embedding], embedding)
+                x = arrow.matrix(batch.arrow(embedding), embedding)
             except ValueError as error:
                 raise ValueError(f"{WHO}, counting rows from {start}: {error}") from error
             some = None if p is None else p[start : start + len(x)]
             if beside is not None and n is None:
-                some = np.asarray(columns[beside].to_numpy(zero_copy_only=False), np.float64)
+                some = np.asarray(batch.numbers(beside), np.float64)
             yield Block(x, some, start)
             start += len(x)
 
     kind = getattr((ds.features or {}).get(embedding), "feature", None)
     return Rows(blocks, n, getattr(kind, "dtype", None) == "float64")
-
-
-def _columns(ds: Any, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Columns as Arrow arrays of a few thousand rows; nothing of the size of the dataset is made."""
-    if not hasattr(ds, "data"):  # a stream
-        for rows in ds.select_columns(names).with_format(None).iter(STEP):
-            batch = Batch(rows, WHO)
-            yield {name: batch.arrow(name) for name in names}
-        return
-    table, where = ds.data.table.select(names), arrow.positions_of(ds)
-    if where is not None:
-        for part in arrow.gather(table, where):
-            yield {name: part.column(name) for name in names}
-        return
-    for start in range(0, len(ds), STEP):
-        yield {name: arrow.one(table.column(name).slice(start, STEP)) for name in names}
 
 
 def to_items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any, Any]:
@@ -98,8 +81,7 @@ def to_items(x: Any, column: str | None, kernel: Any, weights: Any) -> tuple[Any
     column = column or getattr(kernel, "column", None)
     if not isinstance(column, str):
         raise ValueError(f"name the column={column!r} of {type(x).__name__} that the kernel compares")
-    if x.column_names is not None and column not in x.column_names:
-        raise missing_column(column, x.column_names, WHO)
+    check_column(x, column, WHO)
     if isinstance(weights, str):
         weights = (
             [row[weights] for row in unformatted(x)] if not hasattr(x, "data") else arrow.floats_column(x, weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
-from hf_prune.data.sample import blocks
+from hf_prune.data.reading import vector_blocks
 from hf_prune.diversity.vendi import effective_number
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
@@ -180,8 +180,8 @@ class VendiContribution(Scorer):
             ValueError: no rows or one row; a zero, null, ragged or non-finite row.
         """
         total: ExactGram | None = None
-        content = np.zeros((), np.uint64)
-        for block in blocks(ds, embedding, cls.__name__):
+        content = identity.ContentSum()
+        for block in vector_blocks(ds, embedding, f"{cls.__name__}.fit"):
             zero = np.flatnonzero(~block.x.any(1))
             if len(zero):
                 raise ValueError(
@@ -190,16 +190,16 @@ class VendiContribution(Scorer):
                 )
             total = total or ExactGram(block.x.shape[1])
             total.add(grid_rows(block.x))
-            content += identity.seeded(identity.digests(block.x), 0).sum(dtype=np.uint64)  # wraps: it knows no order
-        assert total is not None  # blocks() refuses an empty dataset
-        facts = {"column": embedding, "rows": total.rows, "content": f"{int(content):016x}"}
+            content.add(identity.digests(block.x))
+        assert total is not None  # vector_blocks() refuses an empty dataset
+        facts = {"column": embedding, "rows": total.rows, "content": content.text}
         return cls(total.mean(), total.rows, embedding, float(q), exact, name, facts)
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Products with the eigenvectors and with the points of the integral, and with itself when the set was read."""
         d = len(self.gram)
         points = (54 + np.log(self.rows)) / STEP if self.exact and self.q == 1 else 1
-        return 2.0 * Batch(batch).n * d * (2 * d + points)
+        return 2.0 * batch.n * d * (2 * d + points)
 
     def score(self, batch: Batch, rank: int | None) -> np.ndarray:
         x = batch.matrix(self.embedding)

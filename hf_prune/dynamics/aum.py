@@ -79,12 +79,13 @@ def with_threshold_samples(
     from datasets import ClassLabel, Value
     from datasets.fingerprint import Hasher
 
-    from hf_prune.data.arrow import check_column, column_array, numbers
+    from hf_prune.checks import check_column
+    from hf_prune.data.arrow import column_array, numbers
     from hf_prune.data.layout import with_column
 
     check_dataset(ds, "with_threshold_samples")
     for column in (label, row_id):
-        check_column(ds, column)
+        check_column(ds, column, "with_threshold_samples")
     feature = ds.features[label]
     values, null = numbers(column_array(ds, label), label)
     if null.any() or values.dtype.kind not in "iu" or (len(values) and values.min() < 0):

@@ -77,9 +77,8 @@ class ModelsOrLog(Scorer):
         """Column of ids, if the values come out of a log."""
         return self.logged.row_id if self.logged else None
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        view = batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__)
-        return 0.0 if self.logged else sum(c.flops(view) for c in self._classifiers(None))
+    def cost(self, batch: Batch) -> float:
+        return 0.0 if self.logged else sum(c.flops(batch) for c in self._classifiers(None))
 
     def describe(self) -> ScoreColumn:
         found = super().describe()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,8 +94,8 @@ class GraNd(ModelsOrLog):
         what = "last linear layer" if self.last_layer else "parameters"
         return f"Euclidean length of the gradient of a row's cross-entropy over the {what}, {many}; the column is it"
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return super().flops(batch) * (1 if self.last_layer else 3)  # backward to the activations, and norms
+    def cost(self, batch: Batch) -> float:
+        return super().cost(batch) * (1 if self.last_layer else 3)  # backward to the activations, and norms
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         classifiers = self._classifiers(rank)

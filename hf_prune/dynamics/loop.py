@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.checks import check_choice, check_dataset, check_inside
+from hf_prune.checks import check_choice, check_column, check_dataset, check_inside
 from hf_prune.data import arrow
 from hf_prune.data.files import (
     TEMPORARY,
@@ -387,7 +387,7 @@ class _Read:
     """Columns of images or numbers as tensors; a class, for workers that are spawned."""
 
     def __init__(self, ds: Any, column: str) -> None:
-        arrow.check_column(ds, column)
+        check_column(ds, column, "train_with_log")
         self.column = column
 
     def read(self, ds: Any) -> Any:
@@ -433,8 +433,8 @@ class _Read:
 def _labels(ds: Any, label: str, id_column: str) -> NDArray[np.int64]:
     if not len(ds):
         raise ValueError("the dataset has no rows; there is nothing to train on")
-    arrow.check_column(ds, id_column)
-    arrow.check_column(ds, label)
+    check_column(ds, id_column, "train_with_log")
+    check_column(ds, label, "train_with_log")
     if pa.types.is_nested(ds.data.schema.field(label).type):
         raise TypeError(
             f"column {label!r} holds several values a row ({ds.features[label]}), as multi-label data has; a log is of "

@@ -13,7 +13,7 @@ from hf_prune.checks import check_dataset
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.formats import unformatted
-from hf_prune.data.reading import batches_of
+from hf_prune.data.reading import decoded
 from hf_prune.fisher.probe import FEW, Probe
 from hf_prune.fisher.task2vec import task2vec
 
@@ -131,7 +131,7 @@ def _embed_groups(
         return vectors, np.array([embedding.terms for embedding in every[0]]), probe.fisher
     runner = Runner(probe)
     sums, terms, start = np.zeros(()), np.zeros(count, np.int64), 0
-    for batch in batches_of(ds):
+    for batch in decoded(ds, "task2vec", "Squared gradients"):
         mine = groups[start : start + batch.n]
         found_sums, found_terms = runner.sums(batch, seeds, mine, count)
         sums, terms, start = sums + found_sums, terms + found_terms, start + batch.n

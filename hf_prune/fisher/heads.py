@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hf_prune.data.batch import MissingColumnError
+from hf_prune.checks import MissingColumnError
 from hf_prune.data.labels import check_classes
-from hf_prune.data.reading import batches_of
+from hf_prune.data.reading import decoded
 from hf_prune.networks.classifier import Classifier, next_tokens
 from hf_prune.networks.inputs import Inputs
 
@@ -107,7 +107,7 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     labels: list[Any] = []
     start: Tensor | None = None
     name, read = "", 0
-    for batch in batches_of(ds):
+    for batch in decoded(ds, "task2vec", "Squared gradients"):
         if not language and probe.label not in batch:
             raise MissingColumnError(
                 f"a head is fitted to column {probe.label!r}, the rows have {sorted(batch)}; name it as label=..., or "

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_prune.data.reading import batches_of
+from hf_prune.data.reading import decoded
 from hf_prune.fisher.embedding import Embedding
 from hf_prune.fisher.heads import head_name, with_head
 from hf_prune.fisher.passes import Ids, has_ids, row_names, sampled_labels, terms_of
@@ -40,7 +40,7 @@ def published_task2vec(ds: Any, probe: Probe) -> Embedding:
     network, language = reader.network(), reader.task == "language_model"
     weights: dict[str, nn.Parameter] = {}
     total, batches, terms, rows = np.zeros(0), 0, 0, 0
-    for batch in batches_of(ds, TEXTS if language else PICTURES):
+    for batch in decoded(ds, "task2vec", "Squared gradients", TEXTS if language else PICTURES):
         reads = Ids.of(reader) if has_ids(probe, reader, batch) else reader
         sums: list[Tensor] = []
         count = 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
-from hf_prune.data.reading import batches_of
+from hf_prune.data.reading import decoded
 from hf_prune.fisher.distance import as_vector
 from hf_prune.fisher.probe import Probe
 from hf_prune.fisher.task2vec import as_embedding
@@ -59,15 +59,14 @@ class _OfRows(Scorer):
 
     probe: Probe
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Operations of the forward pass, and of backward passes and squares through the layers that count."""
-        view = batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__)
-        if not view.n:
+        if not batch.n:
             return 0.0
         runner = self._runner(None)
         if not runner.ready:
-            next(runner.parts(view.first(1), [self.probe.seed]))
-        return runner.reader.flops(view) * (1 + 2 * runner.backward_share() * runner.passes())
+            next(runner.parts(batch.first(1), [self.probe.seed]))
+        return runner.reader.flops(batch) * (1 + 2 * runner.backward_share() * runner.passes())
 
     def describe(self) -> ScoreColumn:
         found = super().describe()
@@ -185,7 +184,7 @@ class Task2VecAlignment(_OfRows):
             vectors, rows = centroids(runner, target, k, sample, seed)
         else:
             total, terms, rows = np.zeros(()), 0, 0
-            for batch in batches_of(target):
+            for batch in decoded(target, "task2vec", "Squared gradients"):
                 sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
                 total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
             if not rows:
@@ -303,7 +302,7 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
     from hf_prune.numerics import kmeans
 
     squares, terms, rows = [], [], 0
-    for batch in batches_of(target):
+    for batch in decoded(target, "task2vec", "Squared gradients"):
         rows += batch.n
         for part in runner.parts(batch, [runner.probe.seed]):
             squares.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.data.reading import batches_of
+from hf_prune.data.reading import decoded
 from hf_prune.fisher.embedding import Embedding
 from hf_prune.fisher.probe import Probe
 
@@ -51,7 +51,7 @@ def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
         return published_task2vec(ds, probe)
     runner = Runner(probe)
     total, terms, rows = np.zeros(0), 0, 0
-    for batch in batches_of(ds):
+    for batch in decoded(ds, "task2vec", "Squared gradients"):
         sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
         total = sums[0, 0] if not rows else total + sums[0, 0]
         terms, rows = terms + int(count[0]), rows + batch.n

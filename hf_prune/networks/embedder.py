@@ -167,15 +167,14 @@ class Embedder(Scorer):
             )
         return vectors
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Operations of the forward passes, padding counted: measured by torch on one row, scaled by tokens or rows."""
-        view = batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__)
-        if view.n == 0:
+        if batch.n == 0:
             return 0.0
-        kind = self._kind(view)
+        kind = self._kind(batch)
         if kind == "image":
-            return float(self._encoder(kind, None).flops(self._pictures(view)))
-        texts, _, rendered = self._texts(view)
+            return float(self._encoder(kind, None).flops(self._pictures(batch)))
+        texts, _, rendered = self._texts(batch)
         if self._is_folder_text(kind):
             return float(self._text_encoder(None).flops(texts, special=not rendered))
         return float(self._encoder(kind, None).flops([t for t in texts if t]))

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hf_prune.data.batch import Batch, missing_column
+from hf_prune.checks import missing_column
+from hf_prune.data.batch import Batch
 from hf_prune.data.texts import read_column, read_texts
 from hf_prune.models import Model, device_for
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.checks import chosen_splits
+from hf_prune.checks import chosen_splits, warn
 from hf_prune.data.arrow import column_array
 from hf_prune.data.identity import check_seed, uniform
 from hf_prune.data.layout import check_layout, take_rows
@@ -33,7 +33,6 @@ from hf_prune.prune.select import (
     codes_of,
     oriented,
     select,
-    warn,
 )
 from hf_prune.prune.stream import filter_stream
 

@@ -7,8 +7,6 @@ only where a tie crosses the cut. Hashes are functions of local positions: `hash
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_prune.checks import warn
 from hf_prune.prune.rule import Rule
 
 Index = NDArray[np.int64]
@@ -344,11 +343,3 @@ def warn_ties(chosen: Pick) -> None:
     if chosen.tied:
         many = f"{chosen.tied} rows tie at the cut and {chosen.kept} of them are kept"
         warn(f"{many}, chosen by a seeded hash", TieWarning)
-
-
-def warn(message: str, category: type[Warning]) -> None:
-    """Warn in the name of the first caller outside this package, however deep the call."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("hf_prune."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)

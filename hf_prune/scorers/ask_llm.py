@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -189,9 +189,9 @@ class AskLLM(Scorer):
         score = yes_probability(both[:, 0], both[:, 1], self.normalise)
         return {self.name: score} | ({f"{self.name}_answered": np.exp(both).sum(1)} if self.answered else {})
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Operations of the forward passes, counted by torch at two lengths; the first half of the prompt once."""
-        rows, bad, ask = self._rows(batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__))
+        rows, bad, ask = self._rows(batch)
         lengths = np.array([len(row) for i, row in enumerate(rows) if i not in bad], np.int64)
         if not len(lengths):
             return 0.0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
-from hf_prune.data.progress import shown
-from hf_prune.data.sample import columns as read_columns
+from hf_prune.data.reading import batches
+from hf_prune.data.texts import columns_of
 from hf_prune.data.words import RULES
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
@@ -110,17 +110,14 @@ class NgramCounts(Value):
         from hf_prune.scorers import _kernels
 
         check_features(ngram, buckets, hash, words)
-        paths = [text] if isinstance(text, str) else list(text)
-        there = ds.column_names if hasattr(ds, "column_names") else None
-        names = [p if not isinstance(there, list) or p in there else p.split(".")[0] for p in paths]
+        paths = columns_of(text)
         total, seen, lock = np.zeros(buckets, np.int64), 0, threading.Lock()
 
         def count(first: int, hashed: Hashed) -> None:
             with lock:
                 _kernels.add_counts(hashed.ids, total)
 
-        held = (Batch(part, who) for part in read_columns(ds, sorted(set(names)), who, STEP))
-        for batch in shown(held, ds, f"{who}.fit", lambda batch: batch.n):
+        for batch in batches(ds, paths, f"{who}.fit", step=STEP, desc=f"{who}.fit"):
             texts, _ = utf8(batch, paths)
             hash_texts(texts, ngram, buckets, hash, count, f"{who}.fit, counting rows from {seen}", words)
             seen += len(texts)
@@ -329,7 +326,7 @@ class DSIR(Scorer):
         lines[self._key] = f"the log weight plus Gumbel noise of (seed {self.key}, row id): its top k is the sample"
         return {k: v for k, v in lines.items() if k in self.columns()}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Integer operations of hashing, about: some for each byte and order."""
         texts, _ = utf8(Batch(batch, type(self).__name__), self._paths)
         return OPERATIONS[self.raw_counts.hash] * self.raw_counts.ngram * sum(map(len, texts.to_pylist()))
@@ -340,7 +337,7 @@ class DSIR(Scorer):
 
     @property
     def _paths(self) -> tuple[str, ...]:
-        return (self.text,) if isinstance(self.text, str) else self.text
+        return columns_of(self.text)
 
     def weights(self) -> NDArray[np.float64]:
         """Log weight of an n-gram by bucket, (1, m), or (1 + targets, m): of the mixture, then of each target."""

@@ -163,8 +163,8 @@ class Herding(Scorer):
             facts,
         )
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return self.flops_per_row * Batch(batch).n
+    def cost(self, batch: Batch) -> float:
+        return self.flops_per_row * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         return self.scores[find_rows(batch, self.row_id or self.embedding, self.known, "the rows it was fitted on")]

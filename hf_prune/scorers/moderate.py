@@ -11,7 +11,7 @@ import numpy as np
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes, places_among
-from hf_prune.data.sample import as_float32, blocks
+from hf_prune.data.reading import as_float32, vector_blocks
 from hf_prune.scorer import Scorer
 from hf_prune.scorers.supervised_prototypes import mean_distance
 
@@ -118,8 +118,8 @@ class Moderate(Scorer):
         if centre not in CENTRES:
             raise ValueError(f"centre={centre!r} is not one of {CENTRES}")
         parts: dict[Any, list[np.ndarray]] = {}
-        content = np.zeros((), np.uint64)
-        for block in blocks(ds, embedding, cls.__name__, label):
+        content = identity.ContentSum()
+        for block in vector_blocks(ds, embedding, f"{cls.__name__}.fit", label):
             as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             encoded = labels.dictionary_encode()
@@ -127,7 +127,7 @@ class Moderate(Scorer):
             for code, value in enumerate(encoded.dictionary.to_pylist()):
                 parts.setdefault(value, []).append(block.x[codes == code])
             both = identity.seeded(identity.digests(block.x), 0) ^ identity.seeded(identity.digests(labels), 1)
-            content += identity.seeded(both, 0).sum(dtype=np.uint64)
+            content.add(both)
         classes = sorted(parts)
         centres, distances = [], []
         for value in classes:
@@ -137,7 +137,7 @@ class Moderate(Scorer):
             distances.append(mean_distance(x, centres[-1][None], np.zeros(len(x), np.int64)))
         ordered = np.sort(np.concatenate(distances))
         facts = {"column": embedding, "label": label, "rows": len(ordered), "classes": len(classes)}
-        facts["content"] = f"{int(content):016x}"
+        facts["content"] = content.text
         return cls(np.stack(centres), tuple(classes), ordered, label, embedding, centre, name, facts)
 
     def columns(self) -> dict[str, str]:
@@ -146,8 +146,8 @@ class Moderate(Scorer):
     def companions(self) -> dict[str, str]:
         return {f"{self.name}_distance": f"Euclidean distance to the {self.centre} of the own class"}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return float(3 * self.class_centres.shape[1] * Batch(batch).n)
+    def cost(self, batch: Batch) -> float:
+        return float(3 * self.class_centres.shape[1] * batch.n)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -197,10 +197,9 @@ class Perplexity(Scorer):
             }
         return {self.name: mean} | {self._column(what): columns[what] for what in self._wanted()}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """Operations of the forward passes, counted by torch at two lengths and scaled to the windows."""
-        view = batch if isinstance(batch, Batch) else Batch(batch, type(self).__name__)
-        spans = [span for _, span in self._spans(self._texts(view))]
+        spans = [span for _, span in self._spans(self._texts(batch))]
         read = np.array([span.end - 1 - span.begin for span in spans])
         return causal.cost_of(self.model).of(read, sum(span.end - span.first for span in spans))
 

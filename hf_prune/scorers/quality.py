@@ -12,7 +12,7 @@ import pyarrow as pa
 from hf_prune.data import arrow, identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes
-from hf_prune.data.sample import as_float32, blocks
+from hf_prune.data.reading import as_float32, vector_blocks
 from hf_prune.scorer import Scorer
 
 HEADS = ("ridge", "logistic")
@@ -302,7 +302,7 @@ class QualityClassifier(Scorer):
         who = cls.__name__
         total, content, seen = 0, np.zeros((), np.uint64), np.zeros(0)
         least, most, few = np.zeros(0), np.zeros(0), _Lowest(FEW)
-        for block in blocks(annotated, embedding, who, label):
+        for block in vector_blocks(annotated, embedding, f"{who}.fit", label):
             as_float32(block.x, embedding)  # refused where sums of squares leave float64
             y = _annotations(block.beside, label, block.start)
             ends = [np.append(end(block.x, axis=0), end(y)).astype(np.float64) for end in (np.min, np.max)]
@@ -323,7 +323,7 @@ class QualityClassifier(Scorer):
             if threshold is not None:
                 raise ValueError("threshold is for head='logistic'; the ridge head learns all levels")
             sums = RidgeSums(grid)
-            for block in blocks(annotated, embedding, who, label):
+            for block in vector_blocks(annotated, embedding, f"{who}.fit", label):
                 sums.add(block.x, _annotations(block.beside, label, block.start))
             weights, intercept = sums.solve(l2)
             known["r2"] = _explained(sums, weights)
@@ -350,8 +350,8 @@ class QualityClassifier(Scorer):
         line = f"the score rounded, from {self.levels[0]:g} to {self.levels[1]:g}"
         return {f"{self.name}_int": line} if self.int_score else {}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return 2.0 * self.weights.size * Batch(batch).n
+    def cost(self, batch: Batch) -> float:
+        return 2.0 * self.weights.size * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)
@@ -416,7 +416,7 @@ def _sample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows with the lowest hashes of their content, in the order of these, without the center."""
     lowest = _Lowest(size)
-    for block in blocks(ds, embedding, who, label):
+    for block in vector_blocks(ds, embedding, f"{who}.fit", label):
         own = _annotations(block.beside, label, block.start)
         lowest.add(_keys(block.x, own, seed), (block.x - center).astype(np.float32), own)
     return lowest.x, lowest.y

@@ -162,7 +162,7 @@ class SSLPrototypes(Scorer):
         if prototype == "batch" and k not in (None, 1):
             raise ValueError(f"prototype='batch' has one centre, not k={k}; leave k out")
         size = sample if sample is not None or k is None else max(kmeans.POINTS_PER_CENTROID * k, 1 << 16)
-        drawn = canonical_sample(ds, embedding, cls.__name__, size or 1 << 18, seed, row_id)
+        drawn = canonical_sample(ds, embedding, f"{cls.__name__}.fit", size or 1 << 18, seed, row_id)
         x, facts = drawn
         if prototype == "batch":
             centre = (kmeans.unit_rows(x) if normalize else x).mean(0, dtype=np.float64)[None].astype(np.float32)
@@ -207,12 +207,12 @@ class SSLPrototypes(Scorer):
     def companions(self) -> dict[str, str]:
         return {f"{self.name}_cluster": "nearest centre, -1 for a zero vector"} if self.cluster else {}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
+    def cost(self, batch: Batch) -> float:
         """One product with all centres a row, and the row's share of the fit, as one of those it was fitted on."""
         facts, (k, width), fit = self.fitted_on or {}, self.centroids.shape, 0.0
         if "iterations" in facts:
             fit = kmeans.fit_flops(k, width, facts["sampled"], facts["iterations"]) / float(facts["rows"])
-        return (2.0 * self.centroids.size + fit) * Batch(batch).n
+        return (2.0 * self.centroids.size + fit) * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes, places_among
-from hf_prune.data.sample import as_float32, blocks
+from hf_prune.data.reading import as_float32, vector_blocks
 from hf_prune.models import memo
 from hf_prune.numerics import kmeans
 from hf_prune.scorer import Scorer
@@ -216,18 +216,18 @@ class SupervisedPrototypes(Scorer):
         """
         largest = None
         if not normalize_before_mean:
-            for block in blocks(ds, embedding, cls.__name__):
+            for block in vector_blocks(ds, embedding, f"{cls.__name__}.fit"):
                 tops = np.abs(block.x).max(0)
                 largest = tops if largest is None else np.maximum(largest, tops)
         sums, facts = ClassSums(largest), {"column": embedding, "label": label}
-        content = np.zeros((), np.uint64)
-        for block in blocks(ds, embedding, cls.__name__, label):
+        content = identity.ContentSum()
+        for block in vector_blocks(ds, embedding, f"{cls.__name__}.fit", label):
             if metric == "euclidean":
                 as_float32(block.x, embedding)  # refused where distances are none that float32 can tell
             labels = check_classes(block.beside, label, block.start)
             sums.add(kmeans.unit_rows(block.x.astype(np.float64)) if normalize_before_mean else block.x, labels)
             both = identity.seeded(identity.digests(block.x), 0) ^ identity.seeded(identity.digests(labels), 1)
-            content += identity.seeded(both, 0).sum(dtype=np.uint64)
+            content.add(both)
         classes, means = sums.means()
         single = [c for c in classes if sums.counts[c] == 1]
         if single:
@@ -251,7 +251,7 @@ class SupervisedPrototypes(Scorer):
             nearest,
             margin,
             name,
-            {**known, "content": f"{int(content):016x}"},
+            {**known, "content": content.text},
         )
 
     def columns(self) -> dict[str, str]:
@@ -261,8 +261,8 @@ class SupervisedPrototypes(Scorer):
         line = "cosine to the own class mean minus the largest to another; low = suspicious"
         return {f"{self.name}_margin": line} if self.margin else {}
 
-    def flops(self, batch: Mapping[str, Any]) -> float:
-        return 2.0 * self.class_means.size * Batch(batch).n
+    def cost(self, batch: Batch) -> float:
+        return 2.0 * self.class_means.size * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding)

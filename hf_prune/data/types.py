@@ -1,0 +1,20 @@
+"""Closed choices and what goes in and comes out, as types: what an editor offers and a type checker refuses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDataset
+
+Prefer: TypeAlias = Literal["high", "low", "middle", "random"]
+Nulls: TypeAlias = Literal["raise", "keep", "drop"]
+Layout: TypeAlias = Literal["auto", "contiguous", "indices"]
+OnBad: TypeAlias = Literal["raise", "nan"]
+Metric: TypeAlias = Literal["cosine", "euclidean"]
+Modality: TypeAlias = Literal["auto", "text", "image", "vector"]
+Chat: TypeAlias = Literal["auto", "template", "plain"]
+
+# a function of these gives back the kind that it was given
+AnyDataset = TypeVar("AnyDataset", "Dataset", "DatasetDict", "IterableDataset")
+Rows: TypeAlias = "Dataset | IterableDataset"
