@@ -6,9 +6,9 @@
         hub.files("user/name"), hub.commits("user/name"), hub.requests
         hub.fail("/commit/", times=2, status=503)
 
-It stores everything in memory, speaks the LFS protocol and not Xet: `hf_xet` uploads through a compiled client
-with a protocol of its own, so `HF_HUB_DISABLE_XET` is set and the client takes its plain LFS path.
-Writing needs the token; reading does not. What the client sends is recorded in `requests`.
+It stores everything in memory (a model is read as a dataset is), speaks the LFS protocol and not Xet: `hf_xet` uploads
+through a compiled client with a protocol of its own, so `HF_HUB_DISABLE_XET` is set and the client takes its plain
+LFS path. Writing needs the token; reading does not. What the client sends is recorded in `requests`.
 """
 
 from __future__ import annotations
@@ -328,6 +328,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if writes and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             raise Failure(401, message="Invalid credentials in Authorization header")
+        match parts:
+            case ["api", "models", *rest]:
+                parts = ["api", "datasets", *rest]
+            case [_, _, "resolve", *_]:
+                parts = ["datasets", *parts]
         match parts:
             case ["api", "whoami-v2"]:
                 return reply({"name": "user", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
