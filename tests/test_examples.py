@@ -1,10 +1,14 @@
-"""Each example runs as a user would run it, on a slice; the text job also in two real processes."""
+"""Each example runs on a slice: the text job as a user would start it, alone and in two processes, the others here."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+import runpy
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +25,15 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples come with the repository, not with the package")
 
 
-def caches(tmp_path: Path) -> dict[str, str]:
-    return {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_PRUNE_HOME": str(tmp_path / "home")}
-
-
-def example(script: str, tmp_path: Path, *options: object) -> str:
-    return python(EXAMPLES / script, *options, env=caches(tmp_path)).stdout
+def example(script: str, *options: object) -> str:
+    """What the example prints, run in this process: a new one would first import torch and transformers."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), warnings.catch_warnings():
+        patch.syspath_prepend(EXAMPLES)
+        patch.setattr(sys, "argv", [script, *map(str, options)])
+        warnings.simplefilter("ignore")
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +69,7 @@ def texts(tmp_path_factory):
 
 def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
     out = tmp_path / "out"
-    command = ["prune_images.py", tmp_path, "--data", str(pictures)]
+    command = ["prune_images.py", "--data", str(pictures)]
     said = example(*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out))
     assert "120 pictures embedded" in said and said.count("kept 84 of 120") == 2
     kept = load_from_disk(str(out / "kept"))
@@ -78,7 +85,7 @@ def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
 
 
 def test_find_wrong_labels(pictures, tmp_path):
-    command = ["find_wrong_labels.py", tmp_path, "--data", str(pictures), "--width", "4"]
+    command = ["find_wrong_labels.py", "--data", str(pictures), "--width", "4"]
     said = example(*command, "--epochs", "3", "--early", "2", "--output", str(tmp_path / "out"))
     assert "12 of 120 labels are wrong" in said and "kept 84 rows by AUM" in said
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2}
@@ -90,9 +97,9 @@ def test_find_wrong_labels(pictures, tmp_path):
 def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_path):
     options = ["--data", str(texts), "--model", str(tiny_bert_folder)]
     options += ["--label", "label", "--k", "6", "--shard-rows", "50"]
-    example("prune_texts.py", tmp_path, *options, "--output", tmp_path / "one")
-    options += ["--output", tmp_path / "two"]
-    said = together(EXAMPLES / "prune_texts.py", *options, env=caches(tmp_path), launcher=True).stdout
+    script = EXAMPLES / "prune_texts.py"
+    python(script, *options, "--output", tmp_path / "one")
+    said = together(script, *options, "--output", tmp_path / "two", launcher=True).stdout
     assert set(re.findall(r"process (\d) of (\d) is done", said)) == {("0", "2"), ("1", "2")}
     facts = [json.loads(p.read_text()) for p in (tmp_path / "two" / "embedding").glob("part-*.json")]
     assert {f["process"] for f in facts} == {0, 1} and sum(f["rows"] for f in facts) == 400
@@ -105,7 +112,7 @@ def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_pa
 
 def test_prune_by_el2n(pictures, tmp_path):
     out = tmp_path / "out"
-    command = ["prune_by_el2n.py", tmp_path, "--data", str(pictures), "--width", "4"]
+    command = ["prune_by_el2n.py", "--data", str(pictures), "--width", "4"]
     command += ["--networks", "2", "--early", "2", "--epochs", "1", "--wrong", "0.1", "--offset", "0.25"]
     said = example(*command, "--output", str(out))
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2 and "." in line}
@@ -141,7 +148,7 @@ def questions(tmp_path_factory):
 
 def test_prune_by_training_run(questions, tiny_bert_folder, tmp_path):
     out = tmp_path / "out"
-    command = ["prune_by_training_run.py", tmp_path, "--data", str(questions)]
+    command = ["prune_by_training_run.py", "--data", str(questions)]
     command += ["--model", str(tiny_bert_folder), "--flip", "0.1", "--epochs", "4", "--early", "3"]
     said = example(*command, "--learning-rate", "3e-3", "--output", str(out))
     assert "24 of 240 labels are wrong" in said and "kept 168 of 240 rows by AUM" in said
@@ -177,7 +184,7 @@ def corpus(tmp_path_factory):
 
 def test_lm_recipe(corpus, tiny_gpt2_folder, tiny_bert_folder, tmp_path):
     out = tmp_path / "out"
-    command = ["lm_recipe.py", tmp_path, "--data", str(corpus), "--target", "farm"]
+    command = ["lm_recipe.py", "--data", str(corpus), "--target", "farm"]
     command += ["--model", str(tiny_gpt2_folder), "--embedder", str(tiny_bert_folder), "--target-rows", "20"]
     said = example(*command, "--copies", "0.2", "--max-tokens", "30", "--output", str(out))
     tables = {}
@@ -212,7 +219,7 @@ def test_compare_domains(tmp_path, tiny_gpt2_folder):
     ds = Dataset.from_dict({"text": texts, "domain": kinds}, features=features)
     for name, part in (("train", ds.select(range(64))), ("held_out", ds.select(range(48, 80)))):
         part.to_parquet(str(tmp_path / f"{name}.parquet"))
-    command = ["compare_domains.py", tmp_path, "--data", str(tmp_path / "train.parquet")]
+    command = ["compare_domains.py", "--data", str(tmp_path / "train.parquet")]
     command += ["--validation", str(tmp_path / "held_out.parquet"), "--by", "domain", "--model", str(tiny_gpt2_folder)]
     command += ["--batches", "8", "--rows", "4", "--row-sample", "6", "--max-length", "16"]
     out = example(*command)
