@@ -28,6 +28,16 @@ import datasets
 import psutil
 
 DEADLINE = 150  # seconds, of a machine that does much else; no test waits for it
+LEAVES = """
+import atexit, sys
+
+@atexit.register  # first, to be done last: threads of a group that is there at the end may abort the process
+def leave_the_group():
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+"""
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -89,11 +99,8 @@ def run(
                 kill(process)
         said = [[file.seek(0) or file.read().decode(errors="replace") for file in three[1:]] for three in files]
     ended = [process.returncode for process in running]
-    done = subprocess.CompletedProcess(
-        list(commands[0]),
-        next((code for code in ended if code), 0),
-        *("".join(part) for part in zip(*said, strict=True)),
-    )
+    whole = ["".join(part) for part in zip(*said, strict=True)]
+    done = subprocess.CompletedProcess(list(commands[0]), next((code for code in ended if code), 0), *whole)
     told = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
     assert not late, f"not done after {deadline} s: {commands[0]}\n{told}"
     assert status is None or ended == [status] * len(ended), f"ended with {ended}, not {status}: {told}"
@@ -151,6 +158,7 @@ def together(
         launcher: by `accelerate launch`, which costs a Python more, mixes the lines of the two and ends both when
             one fails; else as it would start them: the variables of a rank each, and a store that they meet at.
     """
+    code = code if isinstance(code, Path) else LEAVES + textwrap.dedent(code)
     if not launcher:
         from torch.distributed import TCPStore
 
@@ -168,7 +176,7 @@ def together(
     with tempfile.TemporaryDirectory() as folder:
         script = code if isinstance(code, Path) else Path(folder) / "script.py"
         if not isinstance(code, Path):
-            script.write_text(textwrap.dedent(code))
+            script.write_text(code)
         # `accelerate launch --cpu --num_processes 2` would quietly start one
         launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]

@@ -594,11 +594,15 @@ def test_help_imports_nothing_heavy():
         "print(sorted({'torch', 'datasets', 'transformers', 'pyarrow', 'faiss', 'numpy'} & set(sys.modules)))"
     )
     assert python(code).stdout.endswith("[]\n")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run([sys.executable, "-m", "hf_prune.cli.main", "--help"])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # its own seconds, which a busy machine does not stretch
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+    def seconds(*command):  # of the processor, which a busy machine does not stretch
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run([sys.executable, *command])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    bare = min(seconds("-c", "import typer") for _ in range(3))
+    assert min(seconds("-m", "hf_prune.cli.main", "--help") for _ in range(3)) < 5 * bare
 
 
 def test_a_process_fails_in_one_line(tmp_path):
