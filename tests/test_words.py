@@ -16,8 +16,8 @@ from scripts import SPACED, UNSPACED, WORDS
 import hf_prune as hp
 from hf_prune.data import words
 from hf_prune.data.batch import Batch
+from hf_prune.data.reading import texts_of
 from hf_prune.dedup import shingles
-from hf_prune.dedup._reading import read
 from hf_prune.dedup.substring import repeated_spans, tokens_of
 from hf_prune.scorers import _ngrams
 from hf_prune.scorers.heuristics import text_statistics
@@ -40,7 +40,7 @@ def by_uax29(text):
 
 
 def kernel_hashes(texts, unit, lower=False):
-    held = read(Batch({"text": texts}), "text")
+    held = texts_of(Batch({"text": texts}), "text")
     starts, ends, found = tokens_of(held, np.arange(len(texts)), unit, lower)
     return [found[a:b].tolist() for a, b in zip(starts, ends, strict=True)]
 

@@ -272,9 +272,9 @@ def test_bad_input(ds, tmp_path):
 
     for error, words, options in (
         (ValueError, "epochs=0 and batch_size=16", {"epochs": 0}),
-        (KeyError, "no column 'id' in the dataset", {"id_column": "id"}),
-        (KeyError, "no column 'y' in the dataset", {"label": "y"}),
-        (KeyError, "no column 'image' in the dataset", {"inputs": "image"}),
+        (KeyError, "train_with_log reads column 'id', the rows have", {"id_column": "id"}),
+        (KeyError, "train_with_log reads column 'y', the rows have", {"label": "y"}),
+        (KeyError, "train_with_log reads column 'image', the rows have", {"inputs": "image"}),
         (ValueError, "schedule='steps' is not known", {"schedule": "steps"}),
         (ValueError, "the dataset has no rows", {"data": ds.select([])}),
         (TypeError, "hard labels", {"label": "soft", "data": ds.add_column("soft", [0.5] * N)}),
