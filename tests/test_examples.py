@@ -16,10 +16,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from launching import python, together
 
-import hf_prune
 from hf_prune import TrainingLog
 
-ROOT = Path(hf_prune.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples come with the repository, not with the package")

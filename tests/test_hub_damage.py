@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import killed_work
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value, load_dataset
+from hub_server import IGNORED, HubServer
+from killing import flipped, kills
 from PIL import Image as PILImage
 
 from hf_prune import load_scores, push_scored, save_scored
 from hf_prune.data.files import DamagedFileError
 from hf_prune.share.card import markers
-
-sys.path.insert(0, str(Path(__file__).parent))
-import killed_work  # noqa: E402
-from hub_server import IGNORED, HubServer  # noqa: E402
-from killing import flipped, kills  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 REPO = "user/hurt"

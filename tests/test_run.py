@@ -19,12 +19,10 @@ from launching import python
 from PIL import Image as PILImage
 from run_scorers import Length, Logged, Many, Norm, Widen, calls
 
-import hf_prune
 from hf_prune import Batch, Embedder, Ledger, Scorer, SSLPrototypes, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.run.parts import Plan
 
-ROOT = Path(hf_prune.__file__).parents[1]
 N = 2500
 TEXTS = [f"{i} " + "x" * (i * 7 % 31) for i in range(N)]
 LENGTHS = [float(len(t)) for t in TEXTS]

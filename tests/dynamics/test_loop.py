@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,10 @@ from datasets import Dataset, DatasetDict
 from hearing import when_said
 from launching import python, together
 
-import hf_prune
 from hf_prune import TrainingLog, crop_and_flip, train_with_log
 from hf_prune.data import identity, lock
 from hf_prune.data.identity import seeded
 
-ROOT = Path(hf_prune.__file__).parents[1]
 N, C = 53, 3
 
 
