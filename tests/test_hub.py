@@ -33,11 +33,9 @@ PROTO = ScoreColumn(
 def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "LONGEST", 0.05)
-    datasets.disable_progress_bars()
     with HubServer() as server:
         server.patch(monkeypatch, tmp_path / "home")
         yield server
-    datasets.enable_progress_bars()
 
 
 def rows(n=40, seed=0):

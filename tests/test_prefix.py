@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 
@@ -107,9 +108,15 @@ TOKENIZERS = {
 }
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
+@functools.cache
+def written(name: str) -> str:
+    return TOKENIZERS[name]().to_str()
+
+
+@pytest.fixture(params=TOKENIZERS)
 def tokenizer(request):
-    found = PreTrainedTokenizerFast(tokenizer_object=TOKENIZERS[request.param]())
+    """Anew for each test, for some change it."""
+    found = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(written(request.param)))
     found.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": [AddedToken("<|end|>", rstrip=True)]})
     return request.param, found
 
