@@ -29,7 +29,7 @@ with open(answer, "wb") as stream:
 
 _FORKS = """
 import os, sys, traceback
-import datasets, dill, torch, transformers
+import datasets, dill, torch, transformers.modeling_utils, transformers.models.auto.modeling_auto
 from datasets.fingerprint import Hasher
 code = sys.argv[1]
 for line in sys.stdin:

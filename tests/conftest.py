@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the client: a test that needs the network is a mistake
@@ -65,3 +66,10 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_old_is_searched_for_garbage():
+    """A `gc.collect()`, which every run of a Trainer makes, takes a quarter of a second over all modules of torch."""
+    gc.collect()
+    gc.freeze()

@@ -1,14 +1,14 @@
 """A Hub on localhost for tests: the real `huggingface_hub` client and `datasets` talk to it over HTTP.
 
     with HubServer() as hub:
-        hub.patch(monkeypatch, tmp_path)     # this process talks to it; `hub.environ(tmp_path)` is for subprocesses
+        hub.patch(monkeypatch, tmp_path)     # this process talks to it; `hub.environ(tmp_path)` is for others
         ds.push_to_hub("user/name", token=hub.token)
         hub.files("user/name"), hub.commits("user/name"), hub.requests
         hub.fail("/commit/", times=2, status=503)
 
-It stores everything in memory, speaks the LFS protocol and not Xet: `hf_xet` uploads through a compiled client
-with a protocol of its own, so `HF_HUB_DISABLE_XET` is set and the client takes its plain LFS path.
-Writing needs the token; reading does not. What the client sends is recorded in `requests`.
+It stores everything in memory (a model is read as a dataset is), speaks the LFS protocol and not Xet: `hf_xet` uploads
+through a compiled client with a protocol of its own, so `HF_HUB_DISABLE_XET` is set and the client takes its plain
+LFS path. Writing needs the token; reading does not. What the client sends is recorded in `requests`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import socket
 import threading
@@ -149,18 +148,13 @@ class HubServer:
         self.faults.append(Fault(pattern, times, status, method, after, headers or {}, seconds))
 
     def environ(self, home: str | Path) -> dict[str, str]:
-        """The environment of a subprocess that shall talk to this Hub; its caches are under `home`."""
-        drop = (
-            "HF_HUB_OFFLINE",
-            "HF_DATASETS_OFFLINE",
-            "TRANSFORMERS_OFFLINE",
-            "HF_HUB_CACHE",
-            "HF_DATASETS_CACHE",
-        )
+        """Variables of a subprocess that shall talk to this Hub; its caches are under `home`."""
         return {
-            **{k: v for k, v in os.environ.items() if k not in drop},
+            **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0"),
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(Path(home) / "hub"),
+            "HF_DATASETS_CACHE": str(Path(home) / "datasets"),
             "HF_TOKEN": self.token,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -334,6 +328,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if writes and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             raise Failure(401, message="Invalid credentials in Authorization header")
+        match parts:
+            case ["api", "models", *rest]:
+                parts = ["api", "datasets", *rest]
+            case [_, _, "resolve", *_]:
+                parts = ["datasets", *parts]
         match parts:
             case ["api", "whoami-v2"]:
                 return reply({"name": "user", "type": "user", "orgs": [], "auth": {"type": "access_token"}})

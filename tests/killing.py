@@ -23,7 +23,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -95,15 +94,10 @@ def kills(
         "environment": environment or {},
         "path": [path for path in sys.path if path],
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__],
-        input=json.dumps(order),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    from launching import python
+
+    more = {"PYTHONWARNINGS": "ignore"}
+    done = python(Path(__file__), input=json.dumps(order).encode(), env=more, deadline=timeout)
     return [
         Death(**{**json.loads(line), "folder": Path(json.loads(line)["folder"])}) for line in done.stdout.splitlines()
     ]

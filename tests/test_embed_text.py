@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from launching import python
 from tiny_models import TEMPLATE, make_tokenizer
 
 from hf_prune import Embedder, Model
@@ -331,13 +331,7 @@ def test_the_hash_is_the_value(tiny_bert_folder: Path, tmp_path: Path) -> None:
         "from datasets.fingerprint import Hasher; from hf_prune import Embedder; import sys; "
         "print(Hasher.hash(Embedder(sys.argv[1], max_length=12)), 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "moved")],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-    )
+    done = python(code, tmp_path / "moved", env={"PYTHONHASHSEED": "7"})
     assert done.stdout.split()[0] == first
 
 

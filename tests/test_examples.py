@@ -1,39 +1,37 @@
-"""Each example runs as a user would run it, on a slice; the text job also in two real processes."""
+"""Each example runs on a slice: the text job as a user would start it, alone and in two processes, the others here."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import re
-import socket
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
+from launching import python, together
 
-import hf_prune
 from hf_prune import TrainingLog
 
-ROOT = Path(hf_prune.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples come with the repository, not with the package")
 
 
-def run(command: list[str], tmp_path: Path, **more: str) -> str:
-    environment = os.environ | {
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        "HF_PRUNE_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        **more,
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def example(script: str, *options: object) -> str:
+    """What the example prints, run in this process: a new one would first import torch and transformers."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), warnings.catch_warnings():
+        patch.syspath_prepend(EXAMPLES)
+        patch.setattr(sys, "argv", [script, *map(str, options)])
+        warnings.simplefilter("ignore")
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +67,8 @@ def texts(tmp_path_factory):
 
 def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(EXAMPLES / "prune_images.py"), "--data", str(pictures)]
-    said = run([*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out)], tmp_path)
+    command = ["prune_images.py", "--data", str(pictures)]
+    said = example(*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out))
     assert "120 pictures embedded" in said and said.count("kept 84 of 120") == 2
     kept = load_from_disk(str(out / "kept"))
     counts = np.bincount(kept["label"][:], minlength=10)
@@ -80,13 +78,13 @@ def test_prune_images(pictures, tiny_resnet_folder, tmp_path):
     assert str(tmp_path) not in card
     # again: nothing is computed, and the result is the same
     before = {p: p.stat().st_mtime_ns for p in out.rglob("part-*.arrow")}
-    run([*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out)], tmp_path)
+    example(*command, "--model", str(tiny_resnet_folder), "--k", "8", "--output", str(out))
     assert {p: p.stat().st_mtime_ns for p in out.rglob("part-*.arrow")} == before
 
 
 def test_find_wrong_labels(pictures, tmp_path):
-    command = [sys.executable, str(EXAMPLES / "find_wrong_labels.py"), "--data", str(pictures), "--width", "4"]
-    said = run([*command, "--epochs", "3", "--early", "2", "--output", str(tmp_path / "out")], tmp_path)
+    command = ["find_wrong_labels.py", "--data", str(pictures), "--width", "4"]
+    said = example(*command, "--epochs", "3", "--early", "2", "--output", str(tmp_path / "out"))
     assert "12 of 120 labels are wrong" in said and "kept 84 rows by AUM" in said
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2}
     assert set(table) >= {"aum", "confidence", "forgetting", "el2n_train", "el2n", "random_0"}
@@ -95,17 +93,11 @@ def test_find_wrong_labels(pictures, tmp_path):
 
 
 def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_path):
-    options = [str(EXAMPLES / "prune_texts.py"), "--data", str(texts), "--model", str(tiny_bert_folder)]
+    options = ["--data", str(texts), "--model", str(tiny_bert_folder)]
     options += ["--label", "label", "--k", "6", "--shard-rows", "50"]
-    run([sys.executable, *options, "--output", str(tmp_path / "one")], tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    said = run(
-        [*launch, *options, "--output", str(tmp_path / "two")], tmp_path, ACCELERATE_USE_CPU="1", OMP_NUM_THREADS="1"
-    )
+    script = EXAMPLES / "prune_texts.py"
+    python(script, *options, "--output", tmp_path / "one")
+    said = together(script, *options, "--output", tmp_path / "two", launcher=True).stdout
     assert set(re.findall(r"process (\d) of (\d) is done", said)) == {("0", "2"), ("1", "2")}
     facts = [json.loads(p.read_text()) for p in (tmp_path / "two" / "embedding").glob("part-*.json")]
     assert {f["process"] for f in facts} == {0, 1} and sum(f["rows"] for f in facts) == 400
@@ -118,9 +110,9 @@ def test_prune_texts_in_two_processes_equals_one(texts, tiny_bert_folder, tmp_pa
 
 def test_prune_by_el2n(pictures, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(EXAMPLES / "prune_by_el2n.py"), "--data", str(pictures), "--width", "4"]
+    command = ["prune_by_el2n.py", "--data", str(pictures), "--width", "4"]
     command += ["--networks", "2", "--early", "2", "--epochs", "1", "--wrong", "0.1", "--offset", "0.25"]
-    said = run([*command, "--output", str(out)], tmp_path)
+    said = example(*command, "--output", str(out))
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2 and "." in line}
     assert {name: line[0] for name, line in table.items() if name != "96"} == {
         "random": "48", "hardest": "48", "window": "48", "all": "96",
@@ -154,9 +146,9 @@ def questions(tmp_path_factory):
 
 def test_prune_by_training_run(questions, tiny_bert_folder, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(EXAMPLES / "prune_by_training_run.py"), "--data", str(questions)]
+    command = ["prune_by_training_run.py", "--data", str(questions)]
     command += ["--model", str(tiny_bert_folder), "--flip", "0.1", "--epochs", "4", "--early", "3"]
-    said = run([*command, "--learning-rate", "3e-3", "--output", str(out)], tmp_path)
+    said = example(*command, "--learning-rate", "3e-3", "--output", str(out))
     assert "24 of 240 labels are wrong" in said and "kept 168 of 240 rows by AUM" in said
     table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.count("%") == 2}
     assert set(table) == {"aum", "confidence", "forgetting", "el2n_train", "el2n", "variability", "random_0"}
@@ -190,9 +182,9 @@ def corpus(tmp_path_factory):
 
 def test_lm_recipe(corpus, tiny_gpt2_folder, tiny_bert_folder, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(EXAMPLES / "lm_recipe.py"), "--data", str(corpus), "--target", "farm"]
+    command = ["lm_recipe.py", "--data", str(corpus), "--target", "farm"]
     command += ["--model", str(tiny_gpt2_folder), "--embedder", str(tiny_bert_folder), "--target-rows", "20"]
-    said = run([*command, "--copies", "0.2", "--max-tokens", "30", "--output", str(out)], tmp_path)
+    said = example(*command, "--copies", "0.2", "--max-tokens", "30", "--output", str(out))
     tables = {}
     for block in said.split("\n\n"):
         lines = [re.split(r"\s{2,}", line.strip()) for line in block.strip().splitlines()]
@@ -225,10 +217,10 @@ def test_compare_domains(tmp_path, tiny_gpt2_folder):
     ds = Dataset.from_dict({"text": texts, "domain": kinds}, features=features)
     for name, part in (("train", ds.select(range(64))), ("held_out", ds.select(range(48, 80)))):
         part.to_parquet(str(tmp_path / f"{name}.parquet"))
-    command = [sys.executable, str(EXAMPLES / "compare_domains.py"), "--data", str(tmp_path / "train.parquet")]
+    command = ["compare_domains.py", "--data", str(tmp_path / "train.parquet")]
     command += ["--validation", str(tmp_path / "held_out.parquet"), "--by", "domain", "--model", str(tiny_gpt2_folder)]
     command += ["--batches", "8", "--rows", "4", "--row-sample", "6", "--max-length", "16"]
-    out = run(command, tmp_path)
+    out = example(*command)
     for line in ("nearest other part: bank: cat, cat: bank", "union: ", "lower bound: ", "alignment of single rows"):
         assert line in out
     share = re.findall(r"the probe .* parameters\): ([\d.]+) %", out)

@@ -6,14 +6,12 @@ import errno
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from killing import kills
+from launching import beside
 
 from hf_prune.data import files
 from hf_prune.data.files import DamagedFileError, parse_json, read_json, read_text, reading, sweep, whole
@@ -73,13 +71,9 @@ with whole(Path(sys.argv[1]) / "a", folder=len(sys.argv) > 2) as temporary:
 
 @pytest.mark.parametrize("kind", [[], ["folder"]])
 def test_what_a_killed_writer_left_is_swept_and_that_of_a_living_one_is_not(kind, tmp_path):
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), *kind], stdout=subprocess.PIPE, text=True)
-    try:
+    with beside(WRITER, tmp_path, *kind) as writer:
         assert writer.stdout.readline() == "there\n"
         assert sweep(tmp_path) == 0 and len(list(tmp_path.iterdir())) == 1
-    finally:
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
     assert sweep(tmp_path) == 1 and list(tmp_path.iterdir()) == []
 
 
@@ -184,7 +178,7 @@ def test_names_as_long_as_the_disk_takes_are_written(letter, tmp_path):
         files.write_text(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
         (tmp_path / name).unlink()
-        left = files.temporary_path(tmp_path / name, files._OLD)
+        left = files.temporary_path(tmp_path / name, ".hf_prune_old")
         dead = left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no such process
         dead.write_text("old")
         sweep(tmp_path)  # gets its name back, or goes; never another name

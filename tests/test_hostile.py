@@ -10,7 +10,6 @@ import pkgutil
 import random
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forging import forge
+from launching import python
 from made_scorers import EXPECTED, made, rows
 
 import hf_prune as hp
@@ -194,20 +194,12 @@ def loads(tmp_path_factory, small_log):
         file.write_text(json.dumps(document))
     for bait in ("import", "open", "pickle", "run", "write", "parquet"):
         (place / "baits" / bait).mkdir(parents=True)
-    environment = {
-        **os.environ,
+    variables = {
         "PYTHONPATH": os.pathsep.join([*(p for p in sys.path if p), str(place / "modules")]),
+        "PYTHONWARNINGS": "ignore",
         "HF_PRUNE_HOME": str(place / "home"),
-        "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / "hostile.py"), str(place)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(HERE / "hostile.py", place, env=variables)
     return json.loads((place / "loads.json").read_text())
 
 

@@ -1,7 +1,4 @@
 import logging
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,6 +9,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from hub_server import IGNORED, HubServer
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from launching import python
 
 from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
 from hf_prune.data.identity import with_row_id
@@ -35,11 +33,9 @@ PROTO = ScoreColumn(
 def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "LONGEST", 0.05)
-    datasets.disable_progress_bars()
     with HubServer() as server:
         server.patch(monkeypatch, tmp_path / "home")
         yield server
-    datasets.enable_progress_bars()
 
 
 def rows(n=40, seed=0):
@@ -585,9 +581,7 @@ print(load_scores("user/process", load_dataset("user/process", split="train"))["
 
 def test_in_a_process_of_its_own(hub, tmp_path):
     """As users run it: the endpoint and the token come from the environment."""
-    env = {**hub.environ(tmp_path / "other"), "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", PROCESS], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = python(PROCESS, env=hub.environ(tmp_path / "other"))
     assert done.stdout.strip().endswith("[0.1, 0.2, 0.3]") and hub.token not in done.stdout + done.stderr
 
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
+import killed_work
 import pytest
+from killing import Death, flipped, kills
+from launching import python
 
-import hf_prune
 from hf_prune.data.files import scratch, sweep, temporary_path
-
-sys.path.insert(0, str(Path(__file__).parent))
-import killed_work  # noqa: E402
-from killing import Death, flipped, kills  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +28,6 @@ def same_as_undisturbed(deaths: list[Death], least: int) -> None:
     for death in killed:
         assert death.died, str(death)
         assert death.after == whole.after, f"{death}: {death.after} instead of {whole.after}; {death.said}"
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(hf_prune.__file__).parents[1])}
 
 
 # score
@@ -168,8 +159,8 @@ def test_a_folder_killed_while_it_is_replaced_gets_its_name_back(tmp_path):
     """
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("precious")
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], env=environment())
-    assert done.returncode == -9 and not (tmp_path / "out").exists()
+    python(code, tmp_path, status=-9)
+    assert not (tmp_path / "out").exists()
     assert sweep(tmp_path) == 2
     assert [p.relative_to(tmp_path) for p in tmp_path.rglob("*")] == [Path("out"), Path("out/old")]
     # where the new one is there, the old one goes
@@ -196,10 +187,7 @@ def test_the_temporary_cache_of_a_killed_process_is_swept(tmp_path):
     if sys.argv[1] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    env = {**environment(), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", textwrap.dedent(code), "die"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr
+    done = python(code, "die", env={"TMPDIR": str(tmp_path)}, status=-9)
     (left,) = tmp_path.glob("scratch*")
     assert Path(done.stdout.strip()).is_relative_to(left)
     with scratch(tmp_path) as ours:

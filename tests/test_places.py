@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from launching import python
 from test_hostile import APART, BASES, made_up, value_classes
 
 import hf_prune as hp
@@ -52,8 +51,7 @@ def test_plug_ins_are_known_by_their_module(vectors):
 def test_a_class_of_this_package_is_found_by_a_pickle_that_comes_first():
     code = "import pickle, sys; found = pickle.load(sys.stdin.buffer); print(type(found).__name__, found.digest)"
     scorer = hp.SSLPrototypes(np.eye(3, dtype=np.float32))
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(scorer), capture_output=True, check=True)
-    assert done.stdout.decode().split() == ["SSLPrototypes", scorer.digest]
+    assert python(code, input=pickle.dumps(scorer)).stdout.split() == ["SSLPrototypes", scorer.digest]
 
 
 def test_a_score_folder_of_version_0_1_0_is_gone_on_with(tmp_path):

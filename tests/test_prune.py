@@ -1,8 +1,6 @@
 import errno
 import math
 import os
-import subprocess
-import sys
 import types
 import warnings
 from fractions import Fraction
@@ -14,6 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import python
 from scipy import stats
 
 from hf_prune.data import files
@@ -557,8 +556,7 @@ def test_map_on_pruned_rows_hits_its_cache_in_another_process(disk, tmp_path, mo
     path = disk.cache_files[0]["filename"]
     here = doubling.run(path)
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import doubling; print(doubling.run({path!r}))"
-    env = {**os.environ, "PYTHONHASHSEED": "7"}
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    child = python(code, env={"PYTHONHASHSEED": "7"})
     assert child.stdout.strip() == str(here) and here[1] == 1000
     assert (tmp_path / "calls").read_text() == "x"
 
@@ -591,10 +589,10 @@ def test_without_caching_nothing_lies_beside_the_parent(disk):
 
 
 def test_full_disk(disk, monkeypatch):
-    def full(path):
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match='no space left in .*layout="indices"') as caught:
         filter_by_score(disk, "score", keep=0.5)
     assert caught.value.errno == errno.ENOSPC
@@ -620,8 +618,7 @@ def test_search_indexes_are_refused(small, monkeypatch):
 def test_no_torch():
     code = "import sys, hf_prune.prune.filter, hf_prune.data.identity as _; "
     code += "print(sorted({'torch', 'datasets'} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert python(code).stdout == "[]\n"
 
 
 @quiet

@@ -1,7 +1,4 @@
 import hashlib
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +6,7 @@ import pytest
 from datasets import Array2D, Dataset, DatasetDict, Features, Image, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import python
 from scipy import stats
 
 from hf_prune.data.identity import check_unique, digests, occurrence, row_keys, seeded, uniform, with_row_id
@@ -177,13 +175,7 @@ print(ds._fingerprint, "".join(ds["row_id"][:]))
     table = pa.table({"t": [str(i % 50) for i in range(100)], "e": [[i, 2.5] for i in range(100)]})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=7)
-    outs = {
-        subprocess.run(
-            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1",)
-    }  # fmt: skip
+    outs = {python(code, path, env={"PYTHONHASHSEED": "1"}).stdout}
     ds = with_row_id(Dataset.from_file(str(path)))
     outs.add(f"{ds._fingerprint} {''.join(ds['row_id'][:])}\n")
     assert len(outs) == 1

@@ -6,9 +6,7 @@ import io
 import json
 import os
 import pickle
-import subprocess
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict
+from launching import python
 from PIL import Image as PILImage
+from run_scorers import Length, Logged, Many, Norm, Widen, calls
 
-import hf_prune
 from hf_prune import Batch, Embedder, Ledger, Scorer, SSLPrototypes, score, training_flops
 from hf_prune.columns import read_sidecar
 from hf_prune.run.parts import Plan
 
-sys.path.insert(0, str(Path(__file__).parent))
-from run_scorers import Length, Logged, Many, Norm, Widen, calls  # noqa: E402
-
-ROOT = Path(hf_prune.__file__).parents[1]
 N = 2500
 TEXTS = [f"{i} " + "x" * (i * 7 % 31) for i in range(N)]
 LENGTHS = [float(len(t)) for t in TEXTS]
@@ -47,19 +42,6 @@ def log(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_PRUNE_TEST_LOG", str(tmp_path / "log.txt"))
     monkeypatch.delenv("HF_PRUNE_TEST_FAIL", raising=False)
     return tmp_path / "log.txt"
-
-
-def run_python(code: str, timeout: float = 120, **env: str) -> str:
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": paths, **env},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # what comes back
@@ -386,10 +368,10 @@ def test_a_map_after_it_hits_its_cache_in_another_process(stored, tmp_path):
     out = ds.map(Length(name="again"), batched=True)
     print(ds._fingerprint, out.cache_files[0]["filename"])
     """
-    first = run_python(code, PYTHONHASHSEED="1")
+    first = python(code, env={"PYTHONHASHSEED": "1"}).stdout
     name = Path(first.split()[1])
     stamp = name.stat().st_mtime_ns
-    assert run_python(code, PYTHONHASHSEED="2") == first
+    assert python(code, env={"PYTHONHASHSEED": "2"}).stdout == first
     assert name.stat().st_mtime_ns == stamp
 
 
@@ -442,9 +424,7 @@ def test_memory_does_not_grow_with_rows(tmp_path):
     for rows in (50_000, 500_000):
         path = tmp_path / f"{rows}.arrow"
         module.write_data(path, rows, 64)
-        command = [sys.executable, str(bench), "--arm", "score-write", "--path", str(path)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=120)
+        done = python(bench, "--arm", "score-write", "--path", path)
         held.append(json.loads(done.stdout.splitlines()[-1])["mb"])
     assert max(held) < 25 and held[1] < held[0] + 12, held
 
@@ -566,7 +546,7 @@ def test_a_disk_that_is_full_indeed(tmp_path):
     except OSError as error:
         print(error)
     """
-    said = run_python(code)
+    said = python(code).stdout
     assert "no space left; free some" in said and str(tmp_path) in said
     assert not (tmp_path / "out").exists()
 
@@ -596,7 +576,7 @@ def test_plain_runs_touch_neither_torch_nor_a_process_group(tmp_path):
     torch = sys.modules.get("torch")
     assert not (torch and torch.distributed.is_initialized())
     """
-    run_python(code)
+    python(code)
 
 
 def test_a_plan_reads_itself():

@@ -1,30 +1,22 @@
-"""`score` in two real processes, as `accelerate launch` starts them."""
+"""`score` in two real processes; once by `accelerate launch` itself."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_from_disk
+from launching import together
+from run_scorers import Logged, Norm, Widen, calls
 
-import hf_prune
 from hf_prune import score
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from run_scorers import Logged, Norm, Widen, calls  # noqa: E402
-
-ROOT = Path(hf_prune.__file__).parents[1]
 N = 4100
 TEXTS = [f"{i} " + "x" * (i * 7 % 31) for i in range(N)]
 
 SCRIPT = """
-import atexit, json, os, pathlib, sys, time
+import atexit, json, os, pathlib, sys
 import datasets
 import torch
 from accelerate.state import PartialState
@@ -33,7 +25,7 @@ from run_scorers import Logged, Norm, Widen
 
 data, folder, result, options = sys.argv[1:5]
 options = json.loads(options)
-mine, others = (pathlib.Path(f"{result}-{i}.json") for i in (os.environ["RANK"], 1 - int(os.environ["RANK"])))
+mine = pathlib.Path(f"{result}-{os.environ['RANK']}.json")
 
 def tell(**facts):
     mine.write_text(json.dumps(facts))
@@ -62,9 +54,6 @@ try:
         facts["mapped"] = run(ds.shuffle(seed=3), None, Logged(), shard_rows=500)
 except Exception as error:
     tell(error=f"{type(error).__name__}: {error}")
-    end = time.monotonic() + 30  # or the launcher would kill the other before it says what it saw
-    while not others.exists() and time.monotonic() < end:
-        time.sleep(0.05)
     raise
 tell(world=PartialState().num_processes, **facts)
 """
@@ -77,30 +66,10 @@ def data(tmp_path_factory):
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def launch(tmp_path: Path, data: Path, folder: str, env: dict[str, str] | None = None, **options: object):
-    """Two processes on the CPU: `accelerate launch --cpu --num_processes 2` would quietly start one."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), str(script)]
-    arguments = [str(data), folder, str(tmp_path / "result"), json.dumps(options)]
-    variables = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
-        "HF_PRUNE_TEST_LOG": str(tmp_path / "log.txt"),
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-        **(env or {}),
-    }
-    return subprocess.run([*command, *arguments], env=variables, capture_output=True, text=True, timeout=110)
+def launch(tmp_path: Path, data: Path, folder: Path, status=0, launcher=False, env=None, **options: object):
+    variables = {"HF_PRUNE_TEST_LOG": str(tmp_path / "log.txt"), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    arguments = (data, folder, tmp_path / "result", json.dumps(options))
+    return together(SCRIPT, *arguments, env={**variables, **(env or {})}, status=status, launcher=launcher)
 
 
 def results(tmp_path: Path) -> list[dict]:
@@ -113,8 +82,7 @@ def parts(folder: Path) -> dict[str, bytes]:
 
 def test_two_processes_share_the_shards(tmp_path, data, monkeypatch):
     folder = tmp_path / "out"
-    done = launch(tmp_path, data, str(folder), state_first=True, again=True)
-    assert done.returncode == 0, done.stderr
+    launch(tmp_path, data, folder, launcher=True, state_first=True, again=True)
     first, second = results(tmp_path)
     assert first["world"] == second["world"] == 2
     log = [c for c in calls(tmp_path / "log.txt") if int(c[2]) > 500 or c[3].startswith("4000 ")][:5]
@@ -147,8 +115,7 @@ def test_two_processes_share_the_shards(tmp_path, data, monkeypatch):
 def test_a_process_that_fails_ends_all(tmp_path, data, failing):
     """Row 100 belongs to process 0, row 1100 to process 1; the other process hears of it from score() itself."""
     fail = f"{failing}100 " if failing else "100 "
-    done = launch(tmp_path, data, str(tmp_path / "out"), env={"HF_PRUNE_TEST_FAIL": fail}, shard_rows=1000)
-    assert done.returncode != 0
+    launch(tmp_path, data, tmp_path / "out", status=1, env={"HF_PRUNE_TEST_FAIL": fail}, shard_rows=1000)
     told = [one["error"] for one in results(tmp_path)]
     assert told[failing] == f"RuntimeError: told to fail at {fail}"
     assert told[1 - failing].startswith(f"ElsewhereError: process {failing} failed with RuntimeError: told to fail")
@@ -157,11 +124,9 @@ def test_a_process_that_fails_ends_all(tmp_path, data, failing):
 
 @pytest.mark.slow
 def test_processes_that_were_given_different_things(tmp_path, data):
-    done = launch(tmp_path, data, str(tmp_path / "out"), own_folder=True)
-    assert done.returncode == 0, done.stderr  # the main process says where
+    launch(tmp_path, data, tmp_path / "out", own_folder=True)  # the main process says where
     assert not (tmp_path / "out1").exists() and len(results(tmp_path)) == 2
-    done = launch(tmp_path, data, str(tmp_path / "out"), other_length=True)
-    assert done.returncode != 0
+    launch(tmp_path, data, tmp_path / "out", status=1, other_length=True)
     assert all("given different scorers, or datasets of different lengths" in one["error"] for one in results(tmp_path))
 
 
@@ -174,8 +139,7 @@ def test_two_launches_on_one_folder(tmp_path, data):
         (tmp_path / name).mkdir()
     log = {"HF_PRUNE_TEST_LOG": str(tmp_path / "log.txt")}
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda n: launch(tmp_path / n, data, str(tmp_path / "out"), log, shard_rows=300), "ab"))
-    assert [one.returncode for one in done] == [0, 0], done[0].stderr + done[1].stderr
+        list(pool.map(lambda n: launch(tmp_path / n, data, tmp_path / "out", env=log, shard_rows=300), "ab"))
     told = [one["plain"] for name in "ab" for one in results(tmp_path / name)]
     assert all(
         one["logged"] == [float(len(t)) for t in TEXTS] and one["fingerprint"] == told[0]["fingerprint"] for one in told
@@ -186,6 +150,4 @@ def test_two_launches_on_one_folder(tmp_path, data):
 
 def test_a_group_that_score_made_is_left_at_the_exit(tmp_path, data):
     """Its threads would now and then abort a process that had done its work."""
-    done = launch(tmp_path, data, str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("group at exit: False") == 2
+    assert launch(tmp_path, data, tmp_path / "out").stdout.count("group at exit: False") == 2

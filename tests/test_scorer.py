@@ -6,16 +6,15 @@ import copy
 import json
 import pickle
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import numpy as np
 import pytest
 from datasets.fingerprint import Hasher
+from launching import python
 
 import hf_prune as hp
 from hf_prune import Scorer
@@ -200,14 +199,9 @@ print(len(small.map(Counted(name="again"), batched=True)))
     )
     data, calls = tmp_path / "data", tmp_path / "calls"
     datasets.Dataset.from_dict({"x": list(range(20))}).save_to_disk(str(data))
-    import os
-
-    environment = os.environ | {"DATA": str(data), "CALLS": str(calls), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(hp.__file__).parents[1]), environment.get("PYTHONPATH", "")])
+    variables = {"DATA": str(data), "CALLS": str(calls), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     for seed in ("0", "7"):
-        environment["PYTHONHASHSEED"] = seed
-        done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = python(script, env={**variables, "PYTHONHASHSEED": seed})
         assert done.stdout.split() == ["3.0", "5"]
         assert calls.read_text() == "xx"  # one call each for the whole and the pruned set, in the first process
 
@@ -278,8 +272,7 @@ def test_replace_and_copies_are_equal():
 
 
 def test_the_package_imports_no_torch():
-    code = "import sys, hf_prune; assert 'torch' not in sys.modules; print(sorted(hf_prune.__all__)[:2])"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(hp.__file__).parents[1])
+    python("import sys, hf_prune; assert 'torch' not in sys.modules; sorted(hf_prune.__all__)")
 
 
 def test_every_public_name_can_be_imported():

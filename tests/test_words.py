@@ -16,7 +16,6 @@ from scripts import SPACED, UNSPACED, WORDS
 import hf_prune as hp
 from hf_prune.data import words
 from hf_prune.data.batch import Batch
-from hf_prune.data.chunk import _Chunker
 from hf_prune.data.reading import texts_of
 from hf_prune.dedup._kernels import token_hash_plain
 from hf_prune.dedup._substring_kernels import repeated_spans_plain
@@ -239,4 +238,6 @@ def test_half_a_surrogate_pair_in_streams_chunks_and_chats():
             with pytest.raises(ValueError, match="row 0 of this batch holds .* half of a surrogate pair"):
                 fit(stream, text=text)
     with pytest.raises(ValueError, match="chunk_texts: the text of row 0 of this batch holds"):
-        _Chunker(1, "text", 1, "chunk", "row_id")({"text": ["half \udc00"]})
+        texts = datasets.Features({"text": datasets.Value("string")})
+        stream = datasets.IterableDataset.from_generator(lambda: iter([{"text": "half \udc00"}]), features=texts)
+        next(iter(hp.chunk_texts(stream, words=1)))

@@ -65,17 +65,26 @@ def test_models_are_averaged_in_float64(identity):
     np.testing.assert_allclose(found, (2 * one + two) / 3, atol=2e-7)
 
 
+MADE = []
+
+
+def make_identity():
+    MADE.append(1)
+    return linear(np.eye(3))
+
+
 def test_more_models_than_the_cache_holds_are_loaded_once(monkeypatch):
     from hf_prune import models
 
     models.clear_cache()
-    loads = []
-    load = hp.Model._load
-    monkeypatch.setattr(hp.Model, "_load", lambda self, *rest: loads.append(self) or load(self, *rest))
-    scorer = hp.EL2N(models=[linear((k + 1) * np.eye(3)) for k in range(models.CACHE_SIZE + 2)])
+    MADE.clear()
+    for k in range(models.CACHE_SIZE + 2):
+        monkeypatch.setitem(globals(), f"make_{k}", make_identity)
+    scorer = hp.EL2N(models=[f"{__name__}:make_{k}" for k in range(models.CACHE_SIZE + 2)])
+    MADE.clear()
     for _ in range(3):
         scorer(rows())
-    assert len(loads) == models.CACHE_SIZE + 2
+    assert len(MADE) == models.CACHE_SIZE + 2
 
 
 def test_models_and_a_log_of_their_logits_agree(identity, tmp_path):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from launching import beside, python
 
-import hf_prune
 from hf_prune import TrainingLog
 from hf_prune.data import identity
 from hf_prune.data.files import DamagedFileError
@@ -566,12 +561,8 @@ time.sleep(100)
 
 def test_a_kill_in_mid_epoch(tmp_path):
     folder = tmp_path / "log"
-    env = {**os.environ, "PYTHONPATH": str(Path(hf_prune.__file__).parents[1])}
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, env=env, text=True)
-    assert child.stdout is not None and child.stdout.readline() == "half\n"
-    child.send_signal(signal.SIGKILL)
-    child.wait(20)
-    child.stdout.close()
+    with beside(KILLED, folder) as child:
+        assert child.stdout is not None and child.stdout.readline() == "half\n"
     ids = [f"row {i}" for i in range(100)]
     log = TrainingLog(folder)
     assert log.epochs == 2 and len(log.read("loss", 1)) == 100
@@ -599,7 +590,4 @@ def test_memory_does_not_grow_with_epochs_or_classes(tmp_path):
 
 def test_importing_the_log_is_light():
     code = "import sys, hf_prune.dynamics.log, hf_prune.dynamics.writer; print('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": str(Path(hf_prune.__file__).parents[1])}
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n" and time.monotonic() - start < 60
+    assert python(code).stdout == "False\n"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from killing import flipped
+from launching import python
 from test_log import as_before_digests
 
 import hf_prune as hp
@@ -317,8 +315,7 @@ def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_
     make(folder, 1)
     script = "import sys; from pathlib import Path; from hf_prune.data.files import temporary_path as t; "
     script += "t(Path(sys.argv[1])/'log.json').touch(); t(Path(sys.argv[1])/'epoch-00000'/'part').mkdir()"
-    environment = {**os.environ, "PYTHONPATH": str(Path(hp.__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=environment)
+    python(script, folder)
     (folder / f"checkpoint-1.0123abcd-7-0123abcd{TEMPORARY}").mkdir()  # of another host
     living = temporary_path(folder / "mine")
     living.touch()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from killing import kills
+from launching import python
 
 
 @pytest.mark.slow
@@ -32,7 +29,7 @@ def test_a_resumed_run_killed_at_every_step(tmp_path):
     """It moves epochs aside, which its checkpoint does not know, and records them again."""
     start = tmp_path / "start"
     script = "import sys; from pathlib import Path; from recordings import *; ahead(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", script, str(start)], check=True, cwd=Path(__file__).parent)
+    python(script, start)
     deaths = kills("recordings:go_on", tmp_path / "runs", start=start, then="recordings:go_on", timeout=500)
     for death in deaths:
         assert death.after == deaths[-1].after, str(death)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hearing import when_said
+from launching import python, together
 
-import hf_prune
 from hf_prune import TrainingLog, crop_and_flip, train_with_log
 from hf_prune.data import identity, lock
 from hf_prune.data.files import DamagedFileError, file_digest
 from hf_prune.data.identity import seeded
 from hf_prune.dynamics.format import sealed
 
-ROOT = Path(hf_prune.__file__).parents[1]
 N, C = 53, 3
 
 
@@ -191,22 +186,24 @@ def test_a_checkpoint_that_cannot_be_loaded_says_what_to_do(ds, tmp_path, what):
     assert TrainingLog(tmp_path).epochs == 1 and (tmp_path / "checkpoint-1").exists()
 
 
-def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch, caplog):
+def test_the_second_of_two_calls_waits(ds, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     order = []
 
     def hold():
         with lock.locked(tmp_path / "log", "recorded"):
             held.set()
-            time.sleep(0.5)
+            seen.wait(60)
             order.append("the first")
 
-    held, first = threading.Event(), threading.Thread(target=hold)
+    held, seen, first = threading.Event(), threading.Event(), threading.Thread(target=hold)
     first.start()
     held.wait(20)
-    log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, on_epoch=lambda *_: order.append("s"), **OPTIONS)
+    options = {**OPTIONS, "on_epoch": lambda *_: order.append("s")}
+    with when_said("is being recorded by process", seen.set):
+        log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, **options)
     first.join()
-    assert order == ["the first", *"ssss"] and "is being recorded by process" in caplog.text
+    assert order == ["the first", *"ssss"]
     assert log.read("margin", 3).tobytes() == alone[0].read("margin", 3).tobytes()
     assert not list((tmp_path / "log").glob(".hf_prune_lock*"))
 
@@ -368,7 +365,6 @@ def test_steps_accumulate_as_asked(ds, tmp_path, every):
 
 SCRIPT = """
 import json, os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[3])
 from accelerate import Accelerator
 accelerator = Accelerator()
 from test_loop import OPTIONS, make_data, make_net, train_with_log
@@ -395,26 +391,9 @@ pathlib.Path(f"{sys.argv[1]}-{accelerator.process_index}.json").write_text(json.
 """
 
 
-def environment(**more):
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **more}
-
-
-def launch(script: Path, *arguments: str):
-    """Two processes on the CPU: `accelerate launch --cpu --num_processes 2` would quietly start one."""
-    from test_run_distributed import free_port
-
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), str(script), *arguments]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=110)
-
-
 def test_two_processes(tmp_path, alone):
     """53 rows in batches of 16: the last batch has five, three for one process and two for the other."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    done = launch(tmp_path / "script.py", str(tmp_path / "log"), "run", str(Path(__file__).parent))
-    assert done.returncode == 0, done.stderr
+    together(SCRIPT, tmp_path / "log", "run")
     facts = [json.loads((tmp_path / f"log-{i}.json").read_text()) for i in range(2)]
     assert [f["world"] for f in facts] == [2, 2]
     assert facts[0]["calls"][:4] == [8, 8, 8, 3] and facts[1]["calls"][:4] == [8, 8, 8, 2]
@@ -433,10 +412,7 @@ def test_two_processes(tmp_path, alone):
 
 
 def test_a_kill_in_mid_epoch(tmp_path, ds, alone):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "script.py", str(tmp_path / "log"), "kill", str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, timeout=110)
-    assert done.returncode == -signal.SIGKILL
+    python(SCRIPT, tmp_path / "log", "kill", status=-signal.SIGKILL)
     assert TrainingLog(tmp_path / "log").epochs == 2
     log = train_with_log(make_net(), ds, tmp_path / "log", epochs=4, resume=True, **{**OPTIONS, "save_every": 1})
     for epoch in range(4):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
+from launching import together
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -608,7 +607,6 @@ def test_no_epochs(tmp_path):
 
 SCRIPT = """
 import json, pathlib, sys
-sys.path.insert(0, sys.argv[2])
 from test_trainer import *
 folder = pathlib.Path(sys.argv[1])
 facts = {}
@@ -627,12 +625,7 @@ for record in ("train", "eval"):
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """21 rows, two a process and step: the sampler repeats three rows, whose first presentations stay."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_loop import launch
-
-    (tmp_path / "script.py").write_text(SCRIPT)
-    done = launch(tmp_path / "script.py", str(tmp_path), str(Path(__file__).parent))
-    assert done.returncode == 0, done.stderr
+    together(SCRIPT, tmp_path)
     facts = [json.loads((tmp_path / f"facts-{i}.json").read_text()) for i in range(2)]
     assert [f["world"] for f in facts] == [2, 2] and facts[0]["train"] == facts[1]["train"] == facts[0]["eval"]
     alone = RecordingTrainer(

@@ -1,22 +1,18 @@
-"""Task2Vec in two real processes, as `accelerate launch` starts them, and on pictures in other orders and passes."""
+"""Task2Vec in two real processes, and on pictures in other orders and passes."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from launching import together
 from PIL import Image as Picture
 
 import hf_prune as hp
 
-ROOT = Path(hp.__file__).parents[1]
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
 
 SCRIPT = """
@@ -100,17 +96,7 @@ def same(found, expected, rtol=1e-6):
 
 def test_two_processes_are_one(texts, pictures, data, tmp_path):
     """Each embeds its share and the parts are merged; each scores its shards."""
-    from test_run_distributed import free_port
-
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port()), str(script), str(data), str(tmp_path / "result")]
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
+    together(SCRIPT, data, tmp_path / "result")
     one, two = (np.load(tmp_path / f"result-{i}.npz") for i in range(2))
     assert one["world"] == two["world"] == 2
     for name, (ds, probe) in probes(texts, pictures, data).items():

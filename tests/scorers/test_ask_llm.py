@@ -81,8 +81,10 @@ def test_neither_micro_batches_nor_the_cache_of_the_prompt_matter(folder, ds, mo
         assert run(micro_batch=budget) == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr(torch_causal, "_cache", lambda network, prefix: None)
     assert run() == pytest.approx(expected, abs=1e-5)
-    monkeypatch.setitem(models._light, ("causal probe", hp.Model(str(folder)).digest), False)
+    models.clear_cache()
+    models.cached(("causal probe", hp.Model(str(folder)).digest), lambda: False, light=True)
     assert run() == pytest.approx(expected, abs=1e-5)
+    models.clear_cache()
 
 
 def test_spellings_are_summed(folder, ds):
