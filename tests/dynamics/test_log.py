@@ -11,6 +11,7 @@ import pytest
 import torch
 from launching import beside, python
 
+import hf_prune as hp
 from hf_prune import TrainingLog
 from hf_prune.data import identity
 from hf_prune.data.files import DamagedFileError
@@ -513,7 +514,7 @@ def test_a_log_of_the_second_format_is_read_and_gone_on_with(tmp_path):
     facts = {n: f for n, f in facts.items() if n not in ("digest", "row_id")} | {"format": 2, "id_column": "key"}
     (tmp_path / "log.json").write_text(sealed(facts))
     log = TrainingLog(tmp_path)
-    assert log.row_id == "key" and hf_prune.AUM.from_log(log).row_id == "key"
+    assert log.row_id == "key" and hp.AUM.from_log(log).row_id == "key"
     full(TrainingLog.create(tmp_path, ids=IDS, labels=Y, row_id="key", resume=True))
     assert log.epochs == 2
     with pytest.raises(ValueError, match="has row_id='key', not 'row_id'"):
