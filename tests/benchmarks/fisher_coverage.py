@@ -3,7 +3,7 @@
     python tests/benchmarks/fisher_coverage.py --repeats 400
     python tests/benchmarks/fisher_coverage.py --repeats 400 --only networks
 
-Batches are drawn from the families of `tests/fisher/families.py`, and from pools of rows that went through tiny
+Batches are drawn from the families of `tests/diversity/families.py`, and from pools of rows that went through tiny
 networks, one by one: the pool is the population. Prints for 4, 8, 16 and 32 batches the share of intervals that hold
 the population's value. The library refuses fewer than 8.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fisher"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "diversity"))
 from families import FAMILIES, SHIFTS, alignments, covered, crosses, diversities, expected_distance, moved, qualities
 
 import hf_prune as hp

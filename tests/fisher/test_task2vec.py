@@ -10,9 +10,9 @@ import torch
 from PIL import Image as Picture
 
 import hf_prune as hp
+from hf_prune.diversity.intervals import of_cross, of_pairs
 from hf_prune.fisher.distance import symmetric
 from hf_prune.fisher.heads import fit_softmax
-from hf_prune.fisher.intervals import of_cross, of_pairs
 from hf_prune.fisher.passes import Runner, draw_labels
 from hf_prune.models import Model
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_prune.fisher.batches import ROWS, Batches, decided, embed_batches
+from hf_prune.diversity.batches import ROWS, Batches, decided, embed_batches
+from hf_prune.diversity.intervals import Estimate, of_cross, of_means, of_pairs
 from hf_prune.fisher.distance import distance, symmetric
-from hf_prune.fisher.intervals import Estimate, of_cross, of_means, of_pairs
 from hf_prune.fisher.probe import Probe
 
 REFERENCE_EPS = 1e-8

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import hf_prune as hp
-from hf_prune.fisher.batches import Batches, _quotas
-from hf_prune.fisher.coefficients import _alignment, _cross, _diversity, combine
+from hf_prune.diversity.batches import Batches, _quotas
+from hf_prune.diversity.coefficients import _alignment, _cross, _diversity, combine
 
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
@@ -57,7 +57,7 @@ def test_known_vectors():
 
 
 def _coefficient(value):
-    from hf_prune.fisher.coefficients import Coefficient
+    from hf_prune.diversity.coefficients import Coefficient
 
     return Coefficient(value, (value, value), 0.0, 0.0, np.zeros((8, 8)), 8, 1)
 
@@ -100,7 +100,7 @@ def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
 
 def test_batches_are_those_of_task2vec(banks, probe):
     """Embedded together as embedded one by one."""
-    from hf_prune.fisher.batches import _order, embed_batches
+    from hf_prune.diversity.batches import _order, embed_batches
 
     found = embed_batches(banks, probe, 8, 4, 0, noise_floor=False)
     first = banks.select(_order(banks, probe, 0)[:4])

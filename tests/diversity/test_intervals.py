@@ -18,8 +18,8 @@ from families import (
 )
 from scipy import stats
 
+from hf_prune.diversity.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs, student
 from hf_prune.fisher.distance import distance, symmetric
-from hf_prune.fisher.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs, student
 
 REPEATS = 250
 LEAST, MOST = 0.88, 0.997  # of 0.90 to 0.99, give or take what so few repetitions do
