@@ -18,7 +18,7 @@ from families import (
 )
 from scipy import stats
 
-from hf_prune.diversity.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs, student
+from hf_prune.diversity.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs
 from hf_prune.fisher.distance import distance, symmetric
 
 REPEATS = 250
@@ -135,8 +135,3 @@ def test_equal_embeddings_have_no_error():
         assert found.interval == (0, 0)
     found, plain = of_means(same, same, np.ones(8, int), np.ones(8, int))
     assert (plain, found.value) == (0, 0) and found.interval == pytest.approx((0, 0), abs=1e-20)
-
-
-def test_students_t():
-    for freedom in (3, 5, 6, 14, 30, 400):
-        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.002)
