@@ -169,7 +169,7 @@ FORMER = {
     "NgramCounts": Former("hf_prune.scorers.dsir"),
     "Passages": Former("hf_prune.dedup.substring"),
     "Perplexity": Former("hf_prune.scorers.perplexity"),
-    "Probe": Former("hf_prune.fisher.probe"),
+    "Probe": Former("hf_prune.fisher.probe", fields={"modality": "kind"}, added=("truncate",)),
     "QualityClassifier": Former("hf_prune.scorers.quality"),
     "Random": Former("hf_prune.scorers.random"),
     "Reference": Former("hf_prune.dedup.minhash"),

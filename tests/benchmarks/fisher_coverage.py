@@ -70,7 +70,7 @@ def pools(n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 both = [pool(probe, {"embedding": make(s).astype(np.float32).tolist()}) for s in (0.0, shift)]
                 out[f"network, {fisher}, {name}, shift {shift}"] = both[0], both[1]
     model = hp.Model.of(text_network(), preprocess=f"{Path(__file__).stem}:as_ids")
-    probe = hp.Probe(model, column="text", kind="text", task="language_model")
+    probe = hp.Probe(model, column="text", modality="text", task="language_model")
     for shift in (0, 20):
         words = [rng.zipf(1.5, (n // 4, 12)) % 40 + start for start in (0, shift)]
         both = [pool(probe, {"text": [" ".join(map(str, row)) for row in w]}) for w in words]
