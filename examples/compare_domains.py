@@ -118,7 +118,9 @@ def cost(scorer: Any, ds: Dataset) -> None:
     """Selecting must be cheaper than training."""
     probe = scorer.probe.model.load(head="AutoModelForCausalLM")
     params = sum(p.numel() for p in probe.parameters())
-    tokens = sum(int(part.terms.sum()) + len(part.terms) for part in scorer._runner(None).parts(hp.Batch(ds[:]), [0]))
+    tokens = sum(
+        map(len, scorer.probe.model.processor()(ds["text"][:], truncation=True, max_length=MAX_LENGTH)["input_ids"])
+    )
     scoring = scorer.flops(ds[:])
     print("\ncost of scoring rows, against one epoch of training on them")
     for what, size in (("the probe", params), ("a model 10 times as large", 10 * params)):

@@ -19,7 +19,7 @@ from saving import prototypes
 
 import hf_prune as hp
 from hf_prune import Scorer
-from hf_prune.values import find_class, former_digest
+from hf_prune.values import find_class, former_digest, packed_digest
 
 
 def saved_versions(item: Any, classes: list[str]) -> dict[str, int]:
@@ -429,3 +429,29 @@ def test_the_store_survives_a_kill_at_any_step(tmp_path):
     assert len(deaths) > 25 and sum(death.died for death in deaths) > 25
     for death in deaths:
         assert death.after == [True] * 4, str(death)
+
+
+def test_a_probe_of_version_0_1_0_loads(tmp_path, monkeypatch):
+    """Its field `modality` was called `kind`, and there was no `truncate`."""
+    import torch
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    scorer = hp.Task2VecComplexity(hp.Probe(net, modality="vector", head="keep"))
+    scorer.save(tmp_path / "s")
+
+    def then(document: dict[str, Any]) -> None:
+        probe = fields_of(document)["probe"]["fields"]
+        probe["kind"] = probe.pop("modality")
+        del probe["truncate"]
+
+    forge(tmp_path / "s", then)
+    assert Scorer.load(tmp_path / "s", trust_code=True) == scorer
+    document = json.loads((tmp_path / "s" / "scorer.json").read_text(encoding="utf-8"))
+    named = [f"hf_prune.fisher.{at}" for at in ("scorers:Task2VecComplexity", "probe:Probe")] + [
+        "hf_prune.models:Model"
+    ]
+    by_name = {name.partition(":")[2]: name for name in named}
+    classes = [by_name[name.partition(":")[2]] for name in document["classes"]]
+    assert former_digest(scorer) == packed_digest(classes, json.dumps(document["value"], sort_keys=True), b"")
