@@ -118,9 +118,8 @@ def cost(scorer: Any, ds: Dataset) -> None:
     """Selecting must be cheaper than training."""
     probe = scorer.probe.model.load(head="AutoModelForCausalLM")
     params = sum(p.numel() for p in probe.parameters())
-    tokens = sum(
-        map(len, scorer.probe.model.processor()(ds["text"][:], truncation=True, max_length=MAX_LENGTH)["input_ids"])
-    )
+    tokenizer, longest = scorer.probe.model.processor(), scorer.probe.reader().max_length
+    tokens = sum(map(len, tokenizer(ds["text"][:], truncation=True, max_length=longest)["input_ids"]))
     scoring = scorer.flops(ds[:])
     print("\ncost of scoring rows, against one epoch of training on them")
     for what, size in (("the probe", params), ("a model 10 times as large", 10 * params)):

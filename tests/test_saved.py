@@ -449,9 +449,7 @@ def test_a_probe_of_version_0_1_0_loads(tmp_path, monkeypatch):
     forge(tmp_path / "s", then)
     assert Scorer.load(tmp_path / "s", trust_code=True) == scorer
     document = json.loads((tmp_path / "s" / "scorer.json").read_text(encoding="utf-8"))
-    named = [f"hf_prune.fisher.{at}" for at in ("scorers:Task2VecComplexity", "probe:Probe")] + [
-        "hf_prune.models:Model"
-    ]
-    by_name = {name.partition(":")[2]: name for name in named}
+    homes = ("fisher.scorers:Task2VecComplexity", "fisher.probe:Probe", "models:Model")
+    by_name = {home.partition(":")[2]: f"hf_prune.{home}" for home in homes}
     classes = [by_name[name.partition(":")[2]] for name in document["classes"]]
     assert former_digest(scorer) == packed_digest(classes, json.dumps(document["value"], sort_keys=True), b"")

@@ -67,16 +67,16 @@ def published_task2vec(ds: Any, probe: Probe) -> tuple[Embedding, TextCounts]:
                 logits = reader.call(network, given)
                 labels = _labels(logits.detach().float(), given, row_names(batch, indices, given), probe.seed, language)
                 back = logit_gradient(logits.detach(), labels).to(logits.dtype)
-                found = torch.autograd.grad(logits, list(weights.values()), back, allow_unused=True)
+                gradients = torch.autograd.grad(logits, list(weights.values()), back, allow_unused=True)
             count += int(terms_of(labels, indices).sum())
-            grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), found, strict=True)]
+            grads = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), gradients, strict=True)]
             sums = grads if not sums else [a + b for a, b in zip(sums, grads, strict=True)]
         means = [(g.float() / count).square().reshape(len(g), -1).mean(1, dtype=torch.float64) for g in sums]
         squares = torch.cat(means).cpu().numpy()
         total = squares if not batches else total + squares
         batches, terms, rows = batches + 1, terms + count, rows + batch.n
     if not rows:
-        raise ValueError("task2vec got an empty dataset; there is nothing to embed")
+        raise ValueError("task2vec got an empty dataset; give one that has rows")
     layers, start = {}, 0
     for name, weight in weights.items():
         layers[name] = (start, start + len(weight))
@@ -90,11 +90,11 @@ def published_task2vec(ds: Any, probe: Probe) -> tuple[Embedding, TextCounts]:
 
 def weights_of(network: nn.Module, head: str) -> dict[str, nn.Parameter]:
     """Parameters called `weight` of all modules but the head."""
-    found = {}
+    weights = {}
     for name, module in network.named_modules():
         if name != head and isinstance(getattr(module, "weight", None), nn.Parameter):
-            found[f"{name}.weight"] = module.weight
-    return found
+            weights[f"{name}.weight"] = module.weight
+    return weights
 
 
 def _labels(logits: Tensor, given: Any, names: Any, seed: int, language: bool) -> Tensor:

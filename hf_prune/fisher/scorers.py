@@ -16,7 +16,7 @@ from hf_prune.data.reading import decoded
 from hf_prune.data.types import Rows
 from hf_prune.fisher.embedding import as_vector
 from hf_prune.fisher.probe import Probe
-from hf_prune.fisher.task2vec import as_embedding
+from hf_prune.fisher.task2vec import embed
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
 
@@ -201,13 +201,8 @@ class Task2VecAlignment(_ProbeScorer):
         if prototype == "centroids":
             vectors, rows = centroids(runner, target, k=k, sample_rows=sample_rows, seed=seed)
         else:
-            total, terms, rows = np.zeros(()), 0, 0
-            for batch in decoded(target, "task2vec", "Squared gradients"):
-                sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
-                total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
-            if not rows:
-                raise ValueError(f"{cls.__name__}.fit got an empty dataset; there is nothing to align to")
-            vectors = as_embedding(runner, total, terms, rows, probe.seed).vector[None]
+            embedding = embed(runner, target, f"{cls.__name__}.fit")
+            vectors, rows = embedding.vector[None], embedding.rows
         warn_of_cuts(runner.reader.counts, runner.reader)
         facts = {"rows": rows, "prototype": prototype, "prototypes": len(vectors), "width": vectors.shape[1]}
         facts["fisher"] = runner.fisher

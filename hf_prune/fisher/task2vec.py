@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_prune.data.reading import decoded
 from hf_prune.data.types import Rows
@@ -60,19 +59,24 @@ def task2vec(ds: Rows, probe: Any, *, seed: int | None = None) -> Embedding:
         warn_of_cuts(counts, probe.reader())
         return embedding
     runner = Runner(probe)
-    total, terms, rows = np.zeros(0), 0, 0
-    for batch in decoded(ds, "task2vec", "Squared gradients"):
-        sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
-        total = sums[0, 0] if not rows else total + sums[0, 0]
-        terms, rows = terms + int(count[0]), rows + batch.n
-    if not rows:
-        raise ValueError("task2vec got an empty dataset; there is nothing to embed")
+    embedding = embed(runner, ds, "task2vec")
     warn_of_cuts(runner.reader.counts, runner.reader)
-    return as_embedding(runner, total, terms, rows, probe.seed)
+    return embedding
 
 
-def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: int, seed: int) -> Embedding:
-    """Sums (D,) of squares over a number of terms and rows, as an embedding."""
+def embed(runner: Runner, ds: Any, who: str) -> Embedding:
+    """Sum the squares of all rows of a dataset, and give their mean as an embedding.
+
+    Raises:
+        ValueError: there are no rows; `who` reads them, for the message.
+    """
+    seed = runner.probe.seed
+    total, terms, rows = np.zeros(()), 0, 0
+    for batch in decoded(ds, who, "Squared gradients"):
+        sums, count = runner.sums(batch, [seed], np.zeros(batch.n, np.int64), 1)
+        total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
+    if not rows:
+        raise ValueError(f"{who} got an empty dataset; give one that has rows")
     probe, squares = runner.probe, runner.squares
     layers = {block.name: (block.start, block.stop) for block in squares.blocks}
     facts: dict[str, Any] = {
@@ -85,7 +89,7 @@ def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: in
     if probe.weight is not None:
         facts["head"] = replace(probe, seed=0).digest
     return Embedding(
-        vector=sums / squares.fan_in.numpy() / terms,
+        vector=total / squares.fan_in.numpy() / terms,
         layers=layers,
         terms=terms,
         rows=rows,
