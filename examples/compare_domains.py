@@ -5,7 +5,7 @@
 
 Prints the matrix of (cross) diversities with 95 % intervals and noise floors, the diversity of the union, bounds by
 token noise, the alignment of each part with held-out parts, how well single rows find their own part, and what that
-costs. `--heat-map matrix.png` draws the matrix if matplotlib is there. Pictures: name the class column, `--by label`.
+costs. `--heat-map matrix.png` draws the matrix if matplotlib is there. Images: name the class column, `--by label`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         head="keep",
     )
     parts = parts_of(load(args.data, args.split), args.by)
-    sizes = {"batches": args.batches, "rows": args.rows}
+    sizes = {"batches": args.batches, "batch_rows": args.rows}
     matrix = hp.diversity_matrix(parts, probe, **sizes)
     names = list(parts)
     full = square(matrix, names)
@@ -65,7 +65,7 @@ def main() -> None:
     print(f"pairs of parts further apart than either is within itself, intervals apart: {apart} of {len(between)}")
     nearest = full + np.diag([np.inf] * len(names))
     print("nearest other part: " + ", ".join(f"{n}: {names[j]}" for n, j in zip(names, nearest.argmin(1), strict=True)))
-    union = hp.diversity_coefficient(list(parts.values()), probe, batches=max(2 * len(names), 8), rows=args.rows)
+    union = hp.diversity_coefficient(list(parts.values()), probe, batches=max(2 * len(names), 8), batch_rows=args.rows)
     print(f"union: {union}\nlargest of one part: {max(within, key=float)}")
     if not probe.reader().own and probe.reader().task == "language_model":
         low, high = hp.diversity_bounds(probe, **sizes)
@@ -80,7 +80,7 @@ def held_out(args: argparse.Namespace, probe: hp.Probe, parts: dict[str, Dataset
     names = list(parts)
     targets = parts_of(load(args.validation, "train"), args.by)
     rows = min([args.rows, *(len(ds) // args.batches for ds in targets.values())])
-    alignment = hp.alignment_matrix(parts, targets, probe, batches=args.batches, rows=rows)
+    alignment = hp.alignment_matrix(parts, targets, probe, batches=args.batches, batch_rows=rows)
     found = np.array([[float(alignment[a, b]) for b in names] for a in names])
     table("alignment of the part (row) to a held-out part (column)", found, names)
     own = int((found.argmax(1) == np.arange(len(names))).sum())
@@ -118,7 +118,8 @@ def cost(scorer: Any, ds: Dataset) -> None:
     """Selecting must be cheaper than training."""
     probe = scorer.probe.model.load(head="AutoModelForCausalLM")
     params = sum(p.numel() for p in probe.parameters())
-    tokens = sum(int(part.terms.sum()) + len(part.terms) for part in scorer._runner(None).parts(hp.Batch(ds[:]), [0]))
+    tokenizer, longest = scorer.probe.model.processor(), scorer.probe.reader().max_length
+    tokens = sum(map(len, tokenizer(ds["text"][:], truncation=True, max_length=longest)["input_ids"]))
     scoring = scorer.flops(ds[:])
     print("\ncost of scoring rows, against one epoch of training on them")
     for what, size in (("the probe", params), ("a model 10 times as large", 10 * params)):

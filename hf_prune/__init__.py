@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from hf_prune.dedup.repeats import RemoveRepeats as RemoveRepeats
     from hf_prune.dedup.semdedup import SemDeDup as SemDeDup
     from hf_prune.dedup.substring import SubstringDedup as SubstringDedup
+    from hf_prune.diversity.coefficients import alignment_coefficient as alignment_coefficient
+    from hf_prune.diversity.coefficients import alignment_matrix as alignment_matrix
+    from hf_prune.diversity.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
+    from hf_prune.diversity.coefficients import data_quality as data_quality
+    from hf_prune.diversity.coefficients import diversity_bounds as diversity_bounds
+    from hf_prune.diversity.coefficients import diversity_coefficient as diversity_coefficient
+    from hf_prune.diversity.coefficients import diversity_matrix as diversity_matrix
     from hf_prune.diversity.vendi import vendi_score as vendi_score
     from hf_prune.diversity.vendi_contribution import VendiContribution as VendiContribution
     from hf_prune.dynamics.aum import AUM as AUM
@@ -58,13 +65,6 @@ if TYPE_CHECKING:
     from hf_prune.dynamics.trainer import RecordingMixin as RecordingMixin
     from hf_prune.dynamics.trainer import RecordingTrainer as RecordingTrainer
     from hf_prune.dynamics.uncertainty import Uncertainty as Uncertainty
-    from hf_prune.fisher.coefficients import alignment_coefficient as alignment_coefficient
-    from hf_prune.fisher.coefficients import alignment_matrix as alignment_matrix
-    from hf_prune.fisher.coefficients import cross_diversity_coefficient as cross_diversity_coefficient
-    from hf_prune.fisher.coefficients import data_quality as data_quality
-    from hf_prune.fisher.coefficients import diversity_bounds as diversity_bounds
-    from hf_prune.fisher.coefficients import diversity_coefficient as diversity_coefficient
-    from hf_prune.fisher.coefficients import diversity_matrix as diversity_matrix
     from hf_prune.fisher.distance import task2vec_distance as task2vec_distance
     from hf_prune.fisher.probe import Probe as Probe
     from hf_prune.fisher.scorers import Task2VecAlignment as Task2VecAlignment

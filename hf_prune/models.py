@@ -33,7 +33,7 @@ LIGHT_SIZE = 64
 
 _cache: OrderedDict[Hashable, Any] = OrderedDict()
 _light: OrderedDict[Hashable, Any] = OrderedDict()
-_memos: dict[tuple[int, str], Any] = {}
+_memos: dict[tuple[int, int, str], Any] = {}
 _digests: dict[tuple[str, int, int], str] = {}
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -87,8 +87,11 @@ def clear_cache() -> None:
 
 
 def memo(owner: Value, what: str, make: Callable[[], T]) -> T:
-    """Give what follows from the fields of `owner` (scaled centroids, say), computed once while it lives."""
-    key = (id(owner), what)
+    """Give what follows from the fields of `owner` (scaled centroids, say), computed once in each process it lives in.
+
+    A forked worker computes it anew: what lies on a GPU, or has threads, is of no use to it.
+    """
+    key = (os.getpid(), id(owner), what)
     if key not in _memos:
         _memos[key] = make()
         weakref.finalize(owner, _memos.pop, key, None)

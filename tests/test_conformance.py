@@ -113,9 +113,10 @@ def test_scorers_of_models_conform(tiny_text_classifier_folder, tiny_gpt2_folder
 
 def test_task2vec_scorers_conform(tiny_gpt2_folder, tiny_resnet_folder, sentences, check):
     target = sentences.select(range(4))
+    probe = hp.Probe(tiny_gpt2_folder, estimator="position", truncate="right")
     for scorer in (
-        hp.Task2VecAlignment.fit(target, tiny_gpt2_folder, prototype="centroids", k=2, complexity=True),
-        hp.Task2VecComplexity(tiny_gpt2_folder),
+        hp.Task2VecAlignment.fit(target, probe, prototype="centroids", k=2, complexity=True),
+        hp.Task2VecComplexity(probe),
     ):
         check(scorer, sentences, seconds=180)
     rng = np.random.default_rng(0)

@@ -40,8 +40,8 @@ SCORERS = {
     "exact": lambda ds: hp.ExactDedup.fit(ds),
     "minhash": lambda ds: hp.MinHashDedup.fit(ds, ngram=2),
     "substring": lambda ds: hp.SubstringDedup.fit(ds, min_tokens=4, spans=True),
-    "t2v_alignment": lambda ds: hp.Task2VecAlignment.fit(ds, probe=hp.Probe(two_layers(), kind="vector", head="keep")),
-    "t2v_complexity": lambda ds: hp.Task2VecComplexity(probe=hp.Probe(two_layers(), kind="vector", head="keep")),
+    "t2v_alignment": lambda ds: hp.Task2VecAlignment.fit(ds, probe=vector_probe()),
+    "t2v_complexity": lambda ds: hp.Task2VecComplexity(probe=vector_probe()),
     "text_rules": lambda ds: hp.TextStatistics(statistics=("n_words", "duplicate_line_fraction")),
 }
 
@@ -55,6 +55,10 @@ def log_of(ds, mode="train"):
     logits = np.stack([np.cos(rows[:, None] * np.arange(1, 5) + e) for e in range(6)])
     logits[:, rows, labels] += np.linspace(0, 2, 6)[:, None] * (rows % 5 - 1)
     return TrainingLog.from_logits(tempfile.mkdtemp(), ds["row_id"][:], logits, labels, mode=mode, divergence=True)
+
+
+def vector_probe():
+    return hp.Probe(two_layers(), modality="vector", head="keep")
 
 
 def one_layer():

@@ -161,3 +161,13 @@ def test_a_saved_scorer_does_not_choose_what_is_called(tmp_path):
     forge(tmp_path, lambda d: json.loads(json.dumps(d).replace("embed_modules:pixels", "subprocess:run")))
     with pytest.raises(ValueError, match="names code that would be run: embed_modules:conv, subprocess:run; if you"):
         Scorer.load(tmp_path)
+
+
+def test_a_memo_is_of_one_process(monkeypatch):
+    from hf_prune import Random, models
+
+    scorer, made = Random(seed=5), []
+    for pid in (1, 1, 2, 1):
+        monkeypatch.setattr(models.os, "getpid", lambda pid=pid: pid)
+        models.memo(scorer, "what", lambda: made.append(1))
+    assert len(made) == 2

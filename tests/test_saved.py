@@ -19,7 +19,7 @@ from saving import prototypes
 
 import hf_prune as hp
 from hf_prune import Scorer
-from hf_prune.values import find_class, former_digest, former_name
+from hf_prune.values import find_class, former_digest, former_name, packed_digest
 
 
 def saved_versions(item: Any, classes: list[str]) -> dict[str, int]:
@@ -480,3 +480,27 @@ def test_a_field_that_was_not_read_is_let_go(tmp_path, small_log):
     file.write_text(json.dumps(kept | {"format": 1}), encoding="utf-8")
     again = Scorer.load(tmp_path)
     assert again == scorer and again.statistic == "margin" and not hasattr(again, "label")
+
+
+def test_a_probe_of_version_0_1_0_loads(tmp_path, monkeypatch):
+    """Its field `modality` was called `kind`, and there was no `truncate`."""
+    import torch
+
+    monkeypatch.setenv("HF_PRUNE_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    scorer = hp.Task2VecComplexity(hp.Probe(net, modality="vector", head="keep"))
+    scorer.save(tmp_path / "s")
+
+    def then(document: dict[str, Any]) -> None:
+        probe = fields_of(document)["probe"]["fields"]
+        probe["kind"] = probe.pop("modality")
+        del probe["truncate"]
+
+    forge(tmp_path / "s", then)
+    assert Scorer.load(tmp_path / "s", trust_code=True) == scorer
+    document = json.loads((tmp_path / "s" / "scorer.json").read_text(encoding="utf-8"))
+    homes = ("fisher.scorers:Task2VecComplexity", "fisher.probe:Probe", "models:Model")
+    by_name = {home.partition(":")[2]: f"hf_prune.{home}" for home in homes}
+    classes = [by_name[name.partition(":")[2]] for name in document["classes"]]
+    assert former_digest(scorer) == packed_digest(classes, json.dumps(document["value"], sort_keys=True), b"")

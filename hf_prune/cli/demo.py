@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hf_prune.numerics.student import interval
 
 if TYPE_CHECKING:
     import torch
@@ -294,28 +295,13 @@ def compare(
 # -- what came out ---------------------------------------------------------------
 
 
-def interval(values: Sequence[float] | np.ndarray, together: int = 1) -> tuple[float, float]:
-    """Mean and half width of the 95 % t interval of (s,) numbers.
-
-    With `together` it is wider, so that so many intervals hold at once with 95 % (Bonferroni).
-
-    >>> [round(v, 3) for v in interval([1.0, 2.0, 3.0])]
-    [2.0, 2.484]
-    """
-    from scipy.stats import t
-
-    values = np.asarray(values, np.float64)
-    n = len(values)
-    return float(values.mean()), float(t.ppf(1 - 0.025 / together, n - 1) * values.std(ddof=1) / math.sqrt(n))
-
-
 def accuracy_table(arms: Sequence[Arm]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: accuracy of each arm, and its difference to random, paired by seed."""
     random = next(arm for arm in arms if arm.name == "random")
     rows = []
     for arm in arms:
         mean, half = interval(100 * arm.accuracies)
-        gap, spread = interval(100 * (arm.accuracies - random.accuracies), len(arms) - 1)
+        gap, spread = interval(100 * (arm.accuracies - random.accuracies), together=len(arms) - 1)
         versus = "" if arm is random else f"{gap:+.2f} ± {spread:.2f}"
         rows.append([arm.name, f"{arm.rows:,}", f"{mean:.2f} ± {half:.2f}", versus])
     return ["trained on", "rows", "accuracy", "minus random"], rows
@@ -330,7 +316,7 @@ def verdict(arms: Sequence[Arm]) -> str:
     for arm in arms:
         if arm.name in ("random", "all rows"):
             continue
-        gap, spread = interval(arm.accuracies - random.accuracies, len(arms) - 1)
+        gap, spread = interval(arm.accuracies - random.accuracies, together=len(arms) - 1)
         (better if gap - spread > 0 else worse if gap + spread < 0 else same).append(arm.name)
     text = []
     for names, what in (
@@ -341,7 +327,7 @@ def verdict(arms: Sequence[Arm]) -> str:
         if names:
             text.append(f"{'; '.join(names)}: {what}.")
     everything = next(arm for arm in arms if arm.name == "all rows")
-    gap, spread = interval(100 * (everything.accuracies - random.accuracies), len(arms) - 1)
+    gap, spread = interval(100 * (everything.accuracies - random.accuracies), together=len(arms) - 1)
     return " ".join([*text, f"All rows minus random rows: {gap:+.2f} ± {spread:.2f} points."])
 
 

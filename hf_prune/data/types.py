@@ -13,6 +13,7 @@ Layout: TypeAlias = Literal["auto", "contiguous", "indices"]
 OnBad: TypeAlias = Literal["raise", "nan"]
 Metric: TypeAlias = Literal["cosine", "euclidean"]
 Modality: TypeAlias = Literal["auto", "text", "image", "vector"]
+Side: TypeAlias = Literal["left", "right"]
 Chat: TypeAlias = Literal["auto", "template", "plain"]
 
 # a function of these gives back the kind that it was given

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -108,7 +107,7 @@ class GraNd(ModelsOrLog):
         total = np.zeros(batch.n)
         if batch.n:
             for number, (one, network) in enumerate(zip(classifiers, networks(classifiers), strict=True)):
-                total += self._lengths(one, network, batch, f"squares {number} {rank} {os.getpid()}")
+                total += self._lengths(one, network, batch, f"squares {number} {rank}")
         return total / len(classifiers)
 
     def _lengths(self, classifier: Classifier, network: nn.Module, batch: Batch, key: str) -> NDArray[np.float64]:
@@ -124,7 +123,7 @@ class GraNd(ModelsOrLog):
                 given = {"use_cache": False, **given} if classifier.model.kind not in ("factory", "live") else given
             squares = memo(self, key, partial(self._squares, classifier, network, given))
             tap = squares.forward(**given) if hasattr(given, "items") else squares.forward(given)
-            logits = classifier.call(lambda *_, tap=tap, **__: tap.output, given)
+            logits = classifier.checked(tap.output)
             if language:
                 after = next_tokens(given)
                 labels = torch.nn.functional.pad(after, (0, 1), value=-100)

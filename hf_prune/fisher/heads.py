@@ -1,10 +1,10 @@
-"""The linear layer that logits come out of: found, replaced, fitted to labels."""
+"""The linear layer that gives the logits: its name, its replacement, its fit to labels."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hf_prune.checks import MissingColumnError
+from hf_prune.data.batch import Batch
 from hf_prune.data.labels import check_classes
 from hf_prune.data.reading import decoded
 from hf_prune.networks.classifier import Classifier, next_tokens
 from hf_prune.networks.inputs import Inputs
 
-if TYPE_CHECKING:
-    from hf_prune.fisher.probe import Probe
-
 BLOCK = 1 << 22  # logits held at once
 
 
 def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> str:
-    """Name of the linear layer that a network's logits come out of.
+    """Name of the linear layer that gives a network's logits, by its width and the order of calls.
 
     Raises:
         ValueError: no linear layer gives as many numbers as there are logits.
@@ -60,10 +58,10 @@ def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> st
 
 
 def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
-    """Name of the linear layer that gives the logits.
+    """Name of the head: a language model's own, or else the last linear layer as wide as the logits.
 
     Raises:
-        ValueError: there is none; another layer than it is filled at random.
+        ValueError: there is none; the model's files lack the weights of another layer, which would be random.
     """
     own: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if reader.task == "language_model" and own is not None:
@@ -80,7 +78,7 @@ def head_name(reader: Classifier, network: nn.Module, given: Inputs) -> str:
 def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray[Any] | None) -> nn.Module:
     """The network with another head; all other weights are shared, nothing of the old network changes."""
     shared = {id(t): t for t in [*network.parameters(), *network.buffers()]}
-    found = copy.deepcopy(network, shared)
+    other = copy.deepcopy(network, shared)
     first = next(network.parameters())
     # made on "meta", or it would draw numbers that are thrown away, from the caller's generator
     head = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=first.dtype)
@@ -89,69 +87,110 @@ def with_head(network: nn.Module, name: str, weight: NDArray[Any], bias: NDArray
         head.weight.copy_(torch.tensor(weight))
         if bias is not None:
             head.bias.copy_(torch.tensor(bias))
-    found.set_submodule(name, head)
-    return found
+    other.set_submodule(name, head)
+    return other
 
 
-def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, tuple[Any, ...] | None]:
-    """A head fitted to a dataset: weight (C, d), bias, and the labels in its order (None for a language model).
+class Features(NamedTuple):
+    """What a head reads of a dataset.
+
+    Attributes:
+        x: (n, d) float32 input of the head for each loss term.
+        labels: (n,) label of each term: a class, or the token that follows.
+        head: name of the head's layer.
+    """
+
+    x: Tensor
+    labels: list[Any]
+    head: str
+
+
+def fit_head(
+    reader: Classifier, ds: Any, *, label: str, l2: float
+) -> tuple[NDArray[Any], NDArray[Any] | None, tuple[Any, ...] | None]:
+    """Fit a head to a dataset: of classes from scratch, of a language model from the head that it has.
+
+    Args:
+        reader: what runs the network.
+        ds: dataset or stream.
+        label: column of classes; a language model reads none.
+        l2: weight of the penalty, see `fit_softmax`.
+
+    Returns:
+        Weight (C, d), bias (C,), and the C labels in its order; bias and labels are None for a language model.
 
     Raises:
-        KeyError: no column of labels.
+        MissingColumnError: there is no column of classes.
         ValueError: one class only, a label that is null or negative (none), a head that reads no single vector a row.
     """
-    reader = probe.reader()
-    network = reader.network()
-    language = reader.task == "language_model"
-    features: list[Tensor] = []
-    labels: list[Any] = []
-    start: Tensor | None = None
-    name, read = "", 0
-    for batch in decoded(ds, "task2vec", "Squared gradients"):
-        if not language and probe.label not in batch:
-            raise MissingColumnError(
-                f"a head is fitted to column {probe.label!r}, the rows have {sorted(batch)}; name it as label=..., or "
-                "keep the model's own head: head='keep'; or say task='language_model' where it is one"
-            )
-        values = None if language else check_classes(batch.arrow(probe.label), probe.label, read).to_pylist()
-        read += batch.n
-        for places, inputs in reader.passes(batch):
-            given = inputs(np.arange(len(places)))
-            name = name or head_name(reader, network, given)
-            with torch.no_grad():
-                x = _head_input(reader, network, network.get_submodule(name), given)
-            if language:
-                after = next_tokens(given)
-                features.append(x[:, :-1][after >= 0].cpu())
-                labels += after[after >= 0].tolist()
-            elif x.ndim != 2:
-                keep = "" if getattr(network, "random_head", None) else "use head='keep', or "
-                raise ValueError(
-                    f"the head {name!r} reads {tuple(x.shape)}, not one vector a row; {keep}give a network that pools "
-                    "before its head"
-                )
-            else:
-                assert values is not None
-                features.append(x.cpu())
-                labels += [values[place] for place in places]
-    if not labels:
-        raise ValueError("there are no rows to fit a head to")
-    x = torch.cat(features).float()
-    if language:
-        head: Any = network.get_submodule(name)
-        start = head.weight.detach().float().cpu()
-        weight, bias = fit_softmax(x, torch.tensor(labels), len(start), probe.l2, start, steps=20)
+    features = head_features(reader, ds, label)
+    if reader.task == "language_model":
+        own: Any = reader.network().get_submodule(features.head)
+        start = own.weight.detach().float().cpu()
+        weight, bias = fit_softmax(features.x, torch.tensor(features.labels), len(start), l2, start, steps=20)
         return weight.numpy(), None, None
-    classes = tuple(sorted(set(labels)))
+    classes = tuple(sorted(set(features.labels)))
     if len(classes) < 2:
         raise ValueError(
-            f"column {probe.label!r} has one class only ({classes[0]!r}), which leaves a head nothing to tell apart; "
+            f"column {label!r} has one class only ({classes[0]!r}), which leaves a head nothing to tell apart; "
             "use head='keep' to embed by the model's own classes"
         )
-    place = {value: i for i, value in enumerate(classes)}
-    y = torch.tensor([place[value] for value in labels])
-    weight, bias = fit_softmax(x.double(), y, len(classes), probe.l2)
+    index = {value: i for i, value in enumerate(classes)}
+    y = torch.tensor([index[value] for value in features.labels])
+    weight, bias = fit_softmax(features.x.double(), y, len(classes), l2)
     return weight.numpy(), None if bias is None else bias.numpy(), classes
+
+
+def head_features(reader: Classifier, ds: Any, label: str) -> Features:
+    """Run a dataset through a network up to its head, once.
+
+    Raises:
+        MissingColumnError: there is no column of classes.
+        ValueError: no rows; a label that is null or negative (none); a head that reads no single vector a row.
+    """
+    network, language = reader.network(), reader.task == "language_model"
+    x: list[Tensor] = []
+    labels: list[Any] = []
+    name, read = "", 0
+    for batch in decoded(ds, "task2vec", "Squared gradients"):
+        classes = [] if language else _classes(batch, label, read)
+        read += batch.n
+        for rows, inputs in reader.passes(batch):
+            given = inputs(np.arange(len(rows)))
+            name = name or head_name(reader, network, given)
+            with torch.no_grad():
+                states = _head_input(reader, network, network.get_submodule(name), given)
+            if language:
+                after = next_tokens(given)
+                x.append(states[:, :-1][after >= 0].cpu())
+                labels += after[after >= 0].tolist()
+            else:
+                x.append(_vectors(states, name, network).cpu())
+                labels += [classes[row] for row in rows]
+    if not labels:
+        raise ValueError("there are no rows to fit a head to; give a dataset that has some")
+    return Features(torch.cat(x).float(), labels, name)
+
+
+def _classes(batch: Batch, label: str, start: int) -> list[Any]:
+    """Labels (n,) of a batch whose first row has the number `start`."""
+    if label not in batch:
+        raise MissingColumnError(
+            f"a head is fitted to column {label!r}, the rows have {sorted(batch)}; name it as label=..., or "
+            "keep the model's own head: head='keep'; or say task='language_model' where it is one"
+        )
+    return check_classes(batch.arrow(label), label, start).to_pylist()  # type: ignore[no-any-return]
+
+
+def _vectors(states: Tensor, name: str, network: nn.Module) -> Tensor:
+    """The input of a head, (m, d), if it is that of a classifier."""
+    if states.ndim == 2:
+        return states
+    keep = "" if getattr(network, "random_head", None) else "use head='keep', or "
+    raise ValueError(
+        f"the head {name!r} reads {tuple(states.shape)}, not one vector a row; {keep}give a network that pools "
+        "before its head"
+    )
 
 
 def fit_softmax(

@@ -1,8 +1,7 @@
-"""Rows through a probe: squared gradients under drawn labels, and heads fitted on cached features. Needs torch."""
+"""Rows through a probe: squared gradients under labels drawn from the model. Needs torch."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -12,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hf_prune.checks import warn
 from hf_prune.data import identity
 from hf_prune.data.batch import Batch
 from hf_prune.data.identity import digests, seeded
 from hf_prune.data.labels import places_among
 from hf_prune.fisher.heads import head_name, with_head
-from hf_prune.fisher.probe import FEW, Probe
+from hf_prune.fisher.probe import MAX_EXACT_CLASSES, Probe
 from hf_prune.fisher.squares import Squares, position_layers
 from hf_prune.networks.classifier import Classifier, next_tokens
-from hf_prune.networks.inputs import Inputs
+from hf_prune.networks.inputs import IDS, Inputs, TextCounts
 from hf_prune.networks.statistics import IGNORE, logit_gradient
 
-IDS = "input_ids"  # column of token ids, read as they are
 BLOCK = 1 << 22  # probabilities whose running sums are held at once
 
 
@@ -31,14 +30,14 @@ class Part(NamedTuple):
     """Squares of the rows of one pass.
 
     Attributes:
-        places: (m,) of the rows in the batch.
-        seed: which of the seeds, counted from 0.
-        squares: (m, D) sums over the row's terms, mean over draws.
-        terms: (m,) loss terms: 1 for a class, tokens for a language model.
+        rows: (m,) indices of the rows in the batch.
+        seed: index of the seed of the labels.
+        squares: (m, D) squared gradients, summed over the row's terms, mean over draws.
+        terms: (m,) numbers of loss terms: 1 for a class, the predicted tokens for a language model.
         loss: (m,) summed natural log loss of the data's own tokens; NaN for classes.
     """
 
-    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
     seed: int
     squares: Tensor
     terms: NDArray[np.int64]
@@ -46,7 +45,15 @@ class Part(NamedTuple):
 
 
 class Runner:
-    """A probe loaded in this process. Its `Squares` are made on the first rows that come."""
+    """A probe loaded in this process. Its `Squares` are made on the first rows that come.
+
+    Args:
+        probe: a probe whose head is kept or fitted.
+        rank: rank of the worker, which chooses the device; None for the process itself.
+
+    Raises:
+        ValueError: the head has still to be fitted; `fisher="published"`, which has no squares of single rows.
+    """
 
     def __init__(self, probe: Probe, rank: int | None = None) -> None:
         if probe.fits:
@@ -56,32 +63,42 @@ class Runner:
         self.probe, self.reader = probe, probe.reader(rank)
         self.language = self.reader.task == "language_model"
         self._squares: Squares | None = None
-        self.width = 0  # classes, or words; known once a row was seen
+        self.width = 0  # classes, or tokens of the vocabulary; known once a row was seen
         self.network = self.reader.network()
 
     @property
     def squares(self) -> Squares:
-        """The squares, once a row was seen."""
+        """The squares; made on the first row."""
         assert self._squares is not None, "no row yet"
         return self._squares
 
     def sums(
         self, batch: Batch, seeds: Sequence[int], groups: NDArray[np.int64], count: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Squares of all rows summed by group: (seeds, count, D) float64, and the terms of each group (count,)."""
+        """Sum the squares of all rows by group.
+
+        Args:
+            batch: n rows.
+            seeds: s seeds of the drawn labels.
+            groups: (n,) group of each row, from 0 to below `count`.
+            count: number of groups.
+
+        Returns:
+            Sums (s, count, D) float64, and the number of loss terms of each group, (count,).
+        """
         total: Tensor | None = None
         terms = np.zeros(count, np.int64)
         for part in self.parts(batch, seeds, whole=count == 1):
             if total is None:
                 total = torch.zeros(len(seeds), count, self.squares.size, dtype=torch.float64)
-            mine = groups[part.places]
-            for group in np.unique(mine):
-                rows = part.squares if count == 1 else part.squares[torch.from_numpy(mine == group)]
+            group_of = groups[part.rows]
+            for group in np.unique(group_of):
+                rows = part.squares if count == 1 else part.squares[torch.from_numpy(group_of == group)]
                 total[part.seed, group] += rows.sum(0, dtype=torch.float64).cpu()
             if part.seed == 0:
-                np.add.at(terms, mine, part.terms)
+                np.add.at(terms, group_of, part.terms)
         if total is None:
-            raise ValueError("there are no rows to embed")
+            raise ValueError("there are no rows to embed; give a dataset that has some")
         if not bool(torch.isfinite(total).all()):
             raise ValueError(
                 f"{self.reader.model.label} gives gradients that are not finite in {self.reader.model.dtype}; "
@@ -95,52 +112,51 @@ class Runner:
         Rows are named by a column `row_id` for the draw of labels, or else by what the network reads.
 
         Args:
-            batch: the rows.
-            seeds: of the drawn labels.
-            whole: give the sum over a pass's rows, (1, D), in place of (m, D).
+            batch: rows of a dataset.
+            seeds: seeds of the drawn labels.
+            whole: whether to give the sum over a pass's rows, (1, D), in place of (m, D); False by default.
 
         Raises:
             ValueError: a row in which there is nothing to predict, a label that is no class of the head.
         """
         classes = self._classes(batch) if self.probe.fisher == "empirical" and not self.language else None
-        reader = Ids.of(self.reader) if has_ids(self.probe, self.reader, batch) else self.reader
-        for places, inputs in reader.passes(batch):
-            given = inputs(np.arange(len(places)))
+        for rows, inputs in self.reader.passes(batch):
+            given = inputs(np.arange(len(rows)))
             if self._squares is None:
                 self._begin(given)
             with self._autocast(given):
                 tap = self.squares.forward(**given) if hasattr(given, "items") else self.squares.forward(given)
-            logits = reader.call(lambda *_, tap=tap, **__: tap.output, given)
+            logits = self.reader.checked(tap.output)
             known = logits.detach().float()
             if self.language:
                 targets = nn.functional.pad(next_tokens(given), (0, 1), value=IGNORE)
             else:
-                targets = torch.zeros(len(places), dtype=torch.int64, device=logits.device)
+                targets = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
             if classes is not None:
-                self.reader.check_classes(classes[places], places, self.probe.label, logits.shape[1])
-                targets = torch.from_numpy(classes[places]).to(logits.device)
-            terms = terms_of(targets, places)
+                self.reader.check_classes(classes[rows], rows, self.probe.label, logits.shape[1])
+                targets = torch.from_numpy(classes[rows]).to(logits.device)
+            terms = terms_of(targets, rows)
             loss = self._loss(known, targets)
-            names = row_names(batch, places, given)
+            names = row_names(batch, rows, given)
             self.width = logits.shape[-1]
             # nothing is drawn for the exact and the empirical Fisher: one seed is as good as another
             drawn = seeds[:1] if self.exact() or self.probe.fisher == "empirical" else seeds
-            for place, seed in enumerate(drawn):
+            for number, seed in enumerate(drawn):
                 squares = torch.zeros(())
                 for draw in range(self.passes()):
                     gradient = self._gradient(known, targets, names, seed, draw)
-                    last = place == len(drawn) - 1 and draw == self.passes() - 1
+                    last = number == len(drawn) - 1 and draw == self.passes() - 1
                     square = tap.sums if whole else tap.rows
                     squares = squares + square(logits, gradient.to(logits.dtype), keep=not last)
                 squares = squares if self.exact() else squares / self.passes()
-                for same in range(place, len(seeds) if len(drawn) < len(seeds) else place + 1):
-                    yield Part(places, same, squares[None] if whole else squares, terms, loss)
+                for same in range(number, len(seeds) if len(drawn) < len(seeds) else number + 1):
+                    yield Part(rows, same, squares[None] if whole else squares, terms, loss)
 
     def exact(self) -> bool:
         """Whether all classes are summed over; known once a row was seen."""
         if self.language:
             return False
-        return self.probe.fisher == "exact" or (self.probe.fisher == "auto" and self.width <= FEW)
+        return self.probe.fisher == "exact" or (self.probe.fisher == "auto" and self.width <= MAX_EXACT_CLASSES)
 
     @property
     def fisher(self) -> str:
@@ -153,7 +169,7 @@ class Runner:
         return self._squares is not None
 
     def backward_share(self) -> float:
-        """The share of the network that the backward pass goes through, by weights that are multiplied with."""
+        """Share of the network that the backward pass goes through, by the number of weights, tables left out."""
         first = self.squares.blocks[0].name.rpartition(".")[0]
         names, sizes = [], []
         for name, module in self.network.named_modules():
@@ -163,13 +179,13 @@ class Runner:
         return sum(sizes[names.index(first) :]) / sum(sizes) if first in names else 1.0
 
     def passes(self) -> int:
-        """Backward passes for one seed."""
+        """Number of backward passes for one seed."""
         if self.probe.fisher == "empirical":
             return 1
         return self.width if self.exact() else self.probe.draws
 
     def _gradient(self, logits: Tensor, targets: Tensor, names: NDArray[np.uint64], seed: int, draw: int) -> Tensor:
-        """Gradient of the summed loss with respect to the logits, for one draw of labels or one class."""
+        """Gradient of the summed loss with respect to the logits, of their shape, for one draw of labels or a class."""
         if self.probe.fisher == "empirical":
             return logit_gradient(logits, targets)
         if self.exact():
@@ -185,7 +201,7 @@ class Runner:
         return loss.sum(1, dtype=torch.float64).cpu().numpy()
 
     def _classes(self, batch: Batch) -> NDArray[np.int64]:
-        """Labels of the data as places in the head."""
+        """Labels of the data as indices of the head's classes, (n,)."""
         if self.probe.classes is None:
             return self.reader.labels(batch, self.probe.label)
         return places_among(batch.arrow(self.probe.label), self.probe.classes, self.probe.label)
@@ -211,40 +227,34 @@ class Runner:
             self._squares = Squares(self.network, layers, skip)
 
 
-class Ids(Classifier):
-    """Reads a column of token ids as they are, for texts that no tokenizer would give (the bounds of diversity)."""
-
-    @classmethod
-    def of(cls, reader: Classifier) -> Ids:
-        found = copy.copy(reader)
-        found.__class__, found.column, found.kind = cls, IDS, "text"
-        return found  # type: ignore[return-value]
-
-    def read_texts(self, batch: Batch, column: str) -> Any:
-        from hf_prune.networks.plan import text_plan
-        from hf_prune.networks.text import TransformerEncoder
-
-        plan = text_plan(self.model, "auto", None, self.max_length, None)
-        encoder = TransformerEncoder(self.model, plan, self.rank, self.micro_batch)
-        encoder.head = self.head
-        encoder.tokens = lambda ids, special=True: (ids, None)  # type: ignore
-        return encoder, [list(map(int, row)) for row in batch[column]], False
+def warn_of_cuts(counts: TextCounts, reader: Classifier) -> None:
+    """Warn, with their number, about texts that are longer than what a probe reads, unless it says where to cut."""
+    if not counts.cut or reader.truncate is not None:
+        return
+    lost = ""
+    if counts.unanswered:
+        lost = f"; {counts.unanswered} of them are chats that were cut before their last answer began"
+    warn(
+        f"{counts.cut} of {counts.read} texts are longer than the {reader.max_length} tokens that the probe reads and "
+        f"were cut{lost}; read more with Probe(..., max_length=...), or say which side is cut off: truncate='left' "
+        "keeps the end, truncate='right' the beginning"
+    )
 
 
-def row_names(batch: Batch, places: NDArray[np.int64], given: Inputs) -> NDArray[np.uint64]:
+def row_names(batch: Batch, rows: NDArray[np.int64], given: Inputs) -> NDArray[np.uint64]:
     """A 64-bit name (m,) of each row of a pass: by its `row_id`, or else by what the network reads of it."""
-    return digests(batch.arrow("row_id"))[places] if "row_id" in batch else input_keys(given)
+    return digests(batch.arrow("row_id"))[rows] if "row_id" in batch else input_keys(given)
 
 
-def terms_of(targets: Tensor, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Loss terms (m,) of each row of a pass.
+def terms_of(targets: Tensor, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of loss terms of each row of a pass, (m,).
 
     Raises:
         ValueError: a row has none.
     """
     terms = (targets >= 0).reshape(len(targets), -1).sum(1).cpu().numpy()
     if not terms.all():
-        row = int(places[int((terms == 0).argmax())])
+        row = int(rows[int((terms == 0).argmax())])
         raise ValueError(
             f"row {row} of this batch has nothing to predict: it is all padding, or one token; drop such rows first"
         )
@@ -263,11 +273,6 @@ def sampled_labels(logits: Tensor, targets: Tensor, names: NDArray[np.uint64], s
     labels = torch.full_like(flat, IGNORE)
     labels[there] = draw_labels(logits.reshape(*flat.shape, -1)[there], uniform[there])
     return labels.reshape(targets.shape)
-
-
-def has_ids(probe: Probe, reader: Classifier, batch: Batch) -> bool:
-    """Whether a language model is given token ids in place of texts."""
-    return reader.task == "language_model" and IDS in batch and "text" not in batch and probe.column is None
 
 
 def draw_labels(logits: Tensor, uniform: Tensor) -> Tensor:

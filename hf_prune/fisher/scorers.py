@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune.checks import check_choice, check_count
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
 from hf_prune.data.reading import decoded
-from hf_prune.fisher.distance import as_vector
+from hf_prune.data.types import Rows
+from hf_prune.fisher.embedding import as_vector
 from hf_prune.fisher.probe import Probe
-from hf_prune.fisher.task2vec import as_embedding
+from hf_prune.fisher.task2vec import embed
 from hf_prune.models import memo
 from hf_prune.scorer import Scorer
 
@@ -24,22 +25,22 @@ if TYPE_CHECKING:
 
     from hf_prune.fisher.passes import Part, Runner
 
-PROTOTYPES = ("batch", "centroids")
+Prototype: TypeAlias = Literal["batch", "centroids"]
 
 
 def row_probe(probe: Any) -> Probe:
     """The probe for single rows: of a language model that is given as such, positions of the last block."""
     if isinstance(probe, Probe):
         return probe
-    found = Probe(probe)
-    return replace(found, estimator="position") if found.reader().task == "language_model" else found
+    made = Probe(probe)
+    return replace(made, estimator="position") if made.reader().task == "language_model" else made
 
 
 def squared(probe: Probe) -> str:
     """Which gradients are squared, and where: the two estimators give other numbers.
 
     >>> import torch
-    >>> squared(Probe(torch.nn.Linear(3, 2), kind="vector"))
+    >>> squared(Probe(torch.nn.Linear(3, 2), modality="vector"))
     "a row's gradient is squared whole, in all layers"
     """
     alone = probe.estimator == "position"
@@ -51,8 +52,8 @@ def squared(probe: Probe) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _OfRows(Scorer):
-    """What both have: a probe with its head, run once in each process."""
+class _ProbeScorer(Scorer):
+    """Base of both: a probe with its head, loaded once in each process."""
 
     paper: ClassVar[str] = "Achille et al., Task2Vec, ICCV 2019, arXiv 1902.03545"
     atol: ClassVar[float] = 1e-5
@@ -69,8 +70,7 @@ class _OfRows(Scorer):
         return runner.reader.flops(batch) * (1 + 2 * runner.backward_share() * runner.passes())
 
     def describe(self) -> ScoreColumn:
-        found = super().describe()
-        probe = self.probe
+        column, probe = super().describe(), self.probe
         facts = {
             "fisher": (getattr(self, "fitted_on", None) or {}).get("fisher", probe.labels),
             "draws": probe.draws,
@@ -78,25 +78,38 @@ class _OfRows(Scorer):
             "estimator": probe.estimator,
             "layers": probe.layers,
             "max_length": probe.max_length,
+            "truncate": probe.truncate,
             "column": probe.column,
         }
-        params = {name: value for name, value in found.params.items() if name != "probe"}
-        raw = f"{found.raw}; {squared(probe)}"
-        return replace(found, raw=raw, model=probe.model.provenance(), params={**params, **facts})
+        params = {name: value for name, value in column.params.items() if name != "probe"}
+        raw = f"{column.raw}; {squared(probe)}"
+        return replace(column, raw=raw, model=probe.model.provenance(), params={**params, **facts})
 
     def _runner(self, rank: int | None) -> Runner:
         from hf_prune.fisher.passes import Runner
 
-        return memo(self, f"runner {rank} {os.getpid()}", lambda: Runner(self.probe, rank))
+        return memo(self, f"runner {rank}", lambda: Runner(self.probe, rank))
+
+    def _parts(self, batch: Batch, rank: int | None) -> Iterator[Part]:
+        """Squares of the rows of a batch; the first texts that are cut are said, in each process once."""
+        from hf_prune.fisher.passes import warn_of_cuts
+
+        runner = self._runner(rank)
+        said = runner.reader.counts.cut
+        yield from runner.parts(batch, [self.probe.seed])
+        if not said:
+            warn_of_cuts(runner.reader.counts, runner.reader)
 
 
 @dataclass(frozen=True, eq=False)
-class Task2VecAlignment(_OfRows):
+class Task2VecAlignment(_ProbeScorer):
     """1 minus the Task2Vec distance between a row and a target. High = like the target = keep.
 
-    About as dear as an epoch of training the probe: take a probe far smaller than the model that will be trained, or
-    count its last block only. Look at the column's correlation with length and with the complexity before you trust it,
-    and at its agreement between two label seeds.
+        score(x) = max over prototypes t of 1 - d(f(x), t),    d(f, t) = 1 - cos(f / (f + t), t / (f + t))
+
+    where f(x) is the row's own embedding, see `task2vec`. It costs about as much as an epoch of training the probe:
+    take a probe far smaller than the model that will be trained, or count its last block only. Look at the column's
+    correlation with length and with the complexity before you trust it, and at its agreement between two label seeds.
 
     Of a language model given by name or folder only the last block's positions count, which is cheaper and much less
     noisy; a `Probe` is taken as it is. So the numbers of the first two differ, those of the last two do not:
@@ -108,11 +121,11 @@ class Task2VecAlignment(_OfRows):
     The card ("Raw quantity"), `describe()` and the repr say which was used.
 
     Args:
-        probe: with its head.
-        prototypes: (k, D) embeddings of the target; a row counts by the nearest.
-        complexity: write `<name>_complexity`, the row's L1 norm, as well.
-        name: column.
-        fitted_on: what the target was.
+        probe: a `Probe` with its head.
+        prototypes: (k, D) embeddings of the target; the nearest one counts.
+        complexity: whether to write `<name>_complexity`, the row's L1 norm, as well; False by default.
+        name: name of the score column.
+        fitted_on: what the target was, for the card.
 
     Raises:
         ValueError: an empty text, a row with nothing to predict.
@@ -142,19 +155,19 @@ class Task2VecAlignment(_OfRows):
 
     def check_fields(self) -> None:
         if np.ndim(self.prototypes) != 2 or not len(self.prototypes):
-            raise ValueError(f"prototypes of shape {np.shape(self.prototypes)} are no rows of embeddings (k, D)")
+            raise ValueError(f"prototypes of shape {np.shape(self.prototypes)} are no embeddings (k, D); fit anew")
         for prototype in self.prototypes:
             as_vector(prototype)
 
     @classmethod
     def fit(
         cls,
-        target: Any,
+        target: Rows,
         probe: Any,
         *,
-        prototype: str = "batch",
+        prototype: Prototype = "batch",
         k: int = 16,
-        sample: int = 4096,
+        sample_rows: int = 4096,
         seed: int = 0,
         complexity: bool = False,
         name: str = "t2v_alignment",
@@ -162,37 +175,38 @@ class Task2VecAlignment(_OfRows):
         """Embed the target.
 
         Args:
-            target: dataset: a validation set, say.
+            target: dataset or stream of rows as they should be: a validation set, say.
             probe: a `Probe`, or a model, folder or Hub name. A head that must be fitted is fitted to the target, and
                 kept for all rows.
-            prototype: "batch": the embedding of all of the target; "centroids": those of `k` clusters of its rows.
-            k: clusters.
-            sample: rows of the target that are clustered, at most; needs memory for an embedding of each.
-            seed: of the clusters.
-            complexity, name: of the scorer.
+            prototype: "batch", the default: one embedding of all of the target; "centroids": those of `k` clusters of
+                its rows.
+            k: number of clusters; 16 by default.
+            sample_rows: number of rows of the target that may be clustered, whose embeddings are all held; 4096 by
+                default.
+            seed: seed of the clusters; 0 by default.
+            complexity: whether to write `<name>_complexity` as well; False by default.
+            name: name of the score column.
 
         Raises:
+            MissingColumnError: the target lacks a column that the probe reads.
             ValueError: an empty target, more clusters than rows, and what `task2vec` refuses.
         """
-        from hf_prune.fisher.passes import Runner
+        from hf_prune.fisher.passes import Runner, warn_of_cuts
 
-        if prototype not in PROTOTYPES:
-            raise ValueError(f"prototype={prototype!r} is not one of {', '.join(PROTOTYPES)}")
+        check_choice("prototype", prototype, get_args(Prototype))
+        check_count("k", k)
+        check_count("sample_rows", sample_rows)
         probe = row_probe(probe).fitted(target)
         runner = Runner(probe)
         if prototype == "centroids":
-            vectors, rows = centroids(runner, target, k, sample, seed)
+            vectors, rows = centroids(runner, target, k=k, sample_rows=sample_rows, seed=seed)
         else:
-            total, terms, rows = np.zeros(()), 0, 0
-            for batch in decoded(target, "task2vec", "Squared gradients"):
-                sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
-                total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
-            if not rows:
-                raise ValueError(f"{cls.__name__}.fit got an empty dataset; there is nothing to align to")
-            vectors = as_embedding(runner, total, terms, rows, probe.seed).vector[None]
+            embedding = embed(runner, target, f"{cls.__name__}.fit")
+            vectors, rows = embedding.vector[None], embedding.rows
+        warn_of_cuts(runner.reader.counts, runner.reader)
         facts = {"rows": rows, "prototype": prototype, "prototypes": len(vectors), "width": vectors.shape[1]}
         facts["fisher"] = runner.fisher
-        return cls(probe, vectors, complexity=complexity, name=name, fitted_on=facts)
+        return cls(probe=probe, prototypes=vectors, complexity=complexity, name=name, fitted_on=facts)
 
     def columns(self) -> dict[str, str]:
         return {self.name: "float32"} | ({f"{self.name}_complexity": "float32"} if self.complexity else {})
@@ -203,20 +217,22 @@ class Task2VecAlignment(_OfRows):
     def score(self, batch: Batch, rank: int | None) -> Any:
         import torch
 
-        runner, score, length = self._runner(rank), np.empty(batch.n), np.empty(batch.n)
-        for part in runner.parts(batch, [self.probe.seed]):
-            f = row_embeddings(runner, part)
+        score, norm = np.empty(batch.n), np.empty(batch.n)
+        for part in self._parts(batch, rank):
+            f = row_embeddings(self._runner(rank), part)
             if f.shape[1] != self.prototypes.shape[1]:
                 raise ValueError(f"the prototypes have {self.prototypes.shape[1]} numbers, rows {f.shape[1]}: fit anew")
             near = [alignment(f, torch.tensor(t, dtype=f.dtype, device=f.device)) for t in self.prototypes]
-            score[part.places] = torch.stack(near).amax(0).cpu().numpy()
-            length[part.places] = f.sum(1, dtype=torch.float64).cpu().numpy()
-        return {self.name: score} | ({f"{self.name}_complexity": length} if self.complexity else {})
+            score[part.rows] = torch.stack(near).amax(0).cpu().numpy()
+            norm[part.rows] = f.sum(1, dtype=torch.float64).cpu().numpy()
+        return {self.name: score} | ({f"{self.name}_complexity": norm} if self.complexity else {})
 
 
 @dataclass(frozen=True, eq=False)
-class Task2VecComplexity(_OfRows):
+class Task2VecComplexity(_ProbeScorer):
     """L1 norm of the row's Task2Vec embedding. High = asks much of the probe's weights = hard = keep.
+
+        score(x) = sum_o f_o(x),    f_o(x) = mean over i in o, t, y ~ p_w(. | x) of (d log p_w(y | x_t) / d w_i)^2
 
     Of a language model `<name>_bits_per_byte` stands beside it: if the norm measures how much there is to be said,
     in Kolmogorov's sense, it should go with how far the text can be compressed.
@@ -224,12 +240,20 @@ class Task2VecComplexity(_OfRows):
     Args:
         probe: a `Probe` whose head is kept or fitted, or a model, folder or Hub name: then, of a language model, with
             `estimator="position"`, as for `Task2VecAlignment`.
-        name: column.
+        name: name of the score column.
 
     Raises:
         ValueError: a head that must be fitted first; an empty text.
 
     Reference: Achille et al., 2019, arXiv 1902.03545.
+
+    >>> import datasets, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    >>> for layer in net:
+    ...     layer.weight = torch.nn.Parameter(torch.eye(2))
+    >>> ds = datasets.Dataset.from_dict({"embedding": [[1.0, 0.0], [0.0, 2.0]]})
+    >>> Task2VecComplexity(Probe(net, head="keep"))(ds[:])["t2v_complexity"].round(3)
+    array([0.197, 0.42 ], dtype=float32)
     """
 
     meaning: ClassVar[str] = "asks much of the probe's weights: hard, or noise"
@@ -257,9 +281,9 @@ class Task2VecComplexity(_OfRows):
         from hf_prune.scorers.perplexity import bits_per_byte
 
         runner, score, loss, terms = self._runner(rank), np.empty(batch.n), np.empty(batch.n), np.empty(batch.n, int)
-        for part in runner.parts(batch, [self.probe.seed]):
-            score[part.places] = row_embeddings(runner, part).sum(1, dtype=torch.float64).cpu().numpy()
-            loss[part.places], terms[part.places] = part.loss, part.terms
+        for part in self._parts(batch, rank):
+            score[part.rows] = row_embeddings(runner, part).sum(1, dtype=torch.float64).cpu().numpy()
+            loss[part.rows], terms[part.rows] = part.loss, part.terms
         if not self._by_bytes():
             return {self.name: score}
         n_bytes = text_bytes(runner, batch, terms)
@@ -280,7 +304,7 @@ def row_embeddings(runner: Runner, part: Part) -> Tensor:
 
 
 def alignment(f: Tensor, t: Tensor) -> Tensor:
-    """1 minus the symmetric distance of (m, D) embeddings to one (D,), (m,).
+    """1 minus the symmetric distance of (m, D) embeddings to one of (D,), as (m,) in their dtype.
 
     >>> import torch
     >>> alignment(torch.tensor([[1, 4, 2.2], [4, 1, 2], [2, 2, 2]]), torch.tensor([1.0, 4, 2])).numpy().round(6)
@@ -293,10 +317,13 @@ def alignment(f: Tensor, t: Tensor) -> Tensor:
     return ((u * v).sum(1) / length.clamp_(min=1e-30)).clamp_(max=1)
 
 
-def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tuple[NDArray[np.float64], int]:
+def centroids(runner: Runner, target: Any, *, k: int, sample_rows: int, seed: int) -> tuple[NDArray[np.float64], int]:
     """Embeddings (k, D) of the clusters of a target's rows, each as if its rows were a dataset, and the rows read.
 
     Clusters are of logarithms: the symmetric distance looks at ratios, coordinate by coordinate.
+
+    Raises:
+        ValueError: more rows than `sample_rows`, or fewer than `k`.
     """
     from hf_prune.data.identity import digests, seeded
     from hf_prune.numerics import kmeans
@@ -309,9 +336,10 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
                 (part.squares.double() / runner.squares.fan_in.to(part.squares.device)).float().cpu().numpy()
             )
             terms.append(part.terms)
-        if rows > sample:
+        if rows > sample_rows:
             raise ValueError(
-                f"the target has more than {sample} rows to cluster; take a sample of it, or a larger sample=..."
+                f"the target has more than sample_rows={sample_rows} rows to cluster; take a sample of it, or raise "
+                "sample_rows"
             )
     if rows < k:
         raise ValueError(f"k={k} centroids, but {rows} rows in the target; use k={rows} or less")
@@ -321,23 +349,32 @@ def centroids(runner: Runner, target: Any, k: int, sample: int, seed: int) -> tu
     x, n = x[order], n[order]
     mean = x / n[:, None]
     logs = np.log(mean + 1e-6 * mean.mean(0) + 1e-30).astype(np.float32)
-    own = kmeans.kmeans(logs, k, seed=seed, spherical=False, engine="torch").labels
-    full = np.unique(own)
-    found = [x[own == c].sum(0, dtype=np.float64) / n[own == c].sum() for c in full]
-    return np.stack(found), rows
+    labels = kmeans.kmeans(logs, k, seed=seed, spherical=False, engine="torch").labels
+    sums = [x[labels == c].sum(0, dtype=np.float64) / n[labels == c].sum() for c in np.unique(labels)]
+    return np.stack(sums), rows
 
 
 def text_bytes(runner: Runner, batch: Batch, terms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTF-8 bytes of what was predicted of each text."""
+    """UTF-8 bytes (n,) of the part of each text that was predicted, of which `terms` tokens are known."""
+    from hf_prune.networks.text import tokenizer_of
     from hf_prune.scorers.perplexity import predicted_bytes
 
     reader = runner.reader
     encoder, texts, rendered = reader.read_texts(batch, reader.reads(batch)[0])
-    tokenizer: Any = encoder.model.processor()
-    starts = 0 if rendered else tokenizer.num_special_tokens_to_add()  # a BOS token: then the first is predicted too
+    tokenizer: Any = tokenizer_of(encoder.model, encoder.plan, encoder.truncate)
+    starts = 0 if rendered or encoder.ids else tokenizer.num_special_tokens_to_add()  # of a BOS the first is predicted
+    unpredicted = 0 if starts else 1
     out = np.empty(len(texts), np.int64)
     for row, (text, count) in enumerate(zip(texts, terms.tolist(), strict=True)):
+        if encoder.ids:
+            context, every = (tokenizer.decode(ids).encode() for ids in (text[:1], text))
+            out[row] = len(every) - len(context)
+            continue
         whole = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        kept = min(whole, count + (0 if starts else 1))
-        out[row] = predicted_bytes(tokenizer, text, kept, whole, 0 if starts else 1)
+        kept = min(whole, count + unpredicted)
+        if kept < whole and tokenizer.truncation_side == "left":
+            spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            out[row] = len(text[spans["offset_mapping"][whole - kept][unpredicted] :].encode())
+        else:
+            out[row] = predicted_bytes(tokenizer, text, kept, whole, unpredicted)
     return out

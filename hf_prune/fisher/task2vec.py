@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_prune.data.reading import decoded
+from hf_prune.data.types import Rows
 from hf_prune.fisher.embedding import Embedding
 from hf_prune.fisher.probe import Probe
 
@@ -16,20 +16,27 @@ if TYPE_CHECKING:
     from hf_prune.fisher.passes import Runner
 
 
-def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
+def task2vec(ds: Rows, probe: Any, *, seed: int | None = None) -> Embedding:
     """Embed a dataset: which weights of the probe matter for predicting it.
 
-    The vector is the diagonal of the Fisher information, averaged over filters: labels come from the model, not from
-    the data. Squares are those of single rows (single texts), so the size of passes changes nothing. Parts that were
-    embedded apart add up (`Embedding.merge`).
+    The vector is the diagonal of the Fisher information, averaged over the filters o of the probe:
+
+        f_o(D) = mean over i in o, (n, t) in D, labels y ~ p_w(. | x_n) of (d log p_w(y | x_nt) / d w_i)^2
+
+    Labels come from the model, not from the data. Squares are those of single rows (single texts), so the size of
+    passes changes nothing. Parts that were embedded apart add up (`Embedding.merge`).
 
     Args:
-        ds: `Dataset` or `IterableDataset` with what the probe reads. Labels are drawn by a column `row_id` if there is
-            one, else by content: then copies of a row draw the same.
-        probe: a `Probe`, or a model, folder or Hub name with its defaults.
-        seed: of the labels, instead of the probe's.
+        ds: `Dataset` or `IterableDataset` with the column that the probe reads. Labels are drawn by a column `row_id`
+            if there is one, else by content: then copies of a row draw the same.
+        probe: a `Probe`, or a model, folder or Hub name, which is taken as `Probe(model)`.
+        seed: seed of the sampled labels; None, the default: the probe's.
+
+    Returns:
+        The embedding; its `vector` is (D,) float64.
 
     Raises:
+        MissingColumnError: there is no such column.
         ValueError: no rows; an empty text; one class only; NaN weights or float16; no layer that counts.
 
     Reference: Achille et al., 2019, arXiv 1902.03545.
@@ -42,26 +49,34 @@ def task2vec(ds: Any, probe: Any, *, seed: int | None = None) -> Embedding:
     >>> task2vec(ds, Probe(net, head="keep")).vector.round(6)
     array([0.186098, 0.186098])
     """
-    from hf_prune.fisher.passes import Runner
+    from hf_prune.fisher.passes import Runner, warn_of_cuts
 
     probe = (Probe.of(probe) if seed is None else Probe.of(probe, seed=seed)).fitted(ds)
     if probe.fisher == "published":
         from hf_prune.fisher.published import published_task2vec
 
-        return published_task2vec(ds, probe)
+        embedding, counts = published_task2vec(ds, probe)
+        warn_of_cuts(counts, probe.reader())
+        return embedding
     runner = Runner(probe)
-    total, terms, rows = np.zeros(0), 0, 0
-    for batch in decoded(ds, "task2vec", "Squared gradients"):
-        sums, count = runner.sums(batch, [probe.seed], np.zeros(batch.n, np.int64), 1)
-        total = sums[0, 0] if not rows else total + sums[0, 0]
-        terms, rows = terms + int(count[0]), rows + batch.n
+    embedding = embed(runner, ds, "task2vec")
+    warn_of_cuts(runner.reader.counts, runner.reader)
+    return embedding
+
+
+def embed(runner: Runner, ds: Any, who: str) -> Embedding:
+    """Sum the squares of all rows of a dataset, and give their mean as an embedding.
+
+    Raises:
+        ValueError: there are no rows; `who` reads them, for the message.
+    """
+    seed = runner.probe.seed
+    total, terms, rows = np.zeros(()), 0, 0
+    for batch in decoded(ds, who, "Squared gradients"):
+        sums, count = runner.sums(batch, [seed], np.zeros(batch.n, np.int64), 1)
+        total, terms, rows = total + sums[0, 0], terms + int(count[0]), rows + batch.n
     if not rows:
-        raise ValueError("task2vec got an empty dataset; there is nothing to embed")
-    return as_embedding(runner, total, terms, rows, probe.seed)
-
-
-def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: int, seed: int) -> Embedding:
-    """Sums of squares as an embedding."""
+        raise ValueError(f"{who} got an empty dataset; give one that has rows")
     probe, squares = runner.probe, runner.squares
     layers = {block.name: (block.start, block.stop) for block in squares.blocks}
     facts: dict[str, Any] = {
@@ -73,4 +88,11 @@ def as_embedding(runner: Runner, sums: NDArray[np.float64], terms: int, rows: in
     }
     if probe.weight is not None:
         facts["head"] = replace(probe, seed=0).digest
-    return Embedding(sums / squares.fan_in.numpy() / terms, layers, terms, rows, probe.key, facts)
+    return Embedding(
+        vector=total / squares.fan_in.numpy() / terms,
+        layers=layers,
+        terms=terms,
+        rows=rows,
+        probe=probe.key,
+        facts=facts,
+    )

@@ -41,9 +41,17 @@ class Classifier(Reader):
 
     def call(self, network: Callable[..., Any], inputs: Inputs) -> Tensor:
         """Logits of a pass: (m, C), or (m, t, V) of a language model."""
+        return self.checked(network(**inputs) if hasattr(inputs, "items") else network(inputs))
+
+    def checked(self, output: Any) -> Tensor:
+        """The logits of what a network returned.
+
+        Raises:
+            ValueError: they have another shape than the task needs, or one class only.
+        """
         from hf_prune.networks.torch_passes import first_tensor
 
-        output = first_tensor(network(**inputs) if hasattr(inputs, "items") else network(inputs), "logits")
+        output = first_tensor(output, "logits")
         wanted = ("n", "tokens", "vocabulary") if self.task == "language_model" else ("n", "classes")
         if output.ndim != len(wanted):
             raise ValueError(
@@ -54,7 +62,7 @@ class Classifier(Reader):
             raise ValueError(
                 f"{self.model.label} has one class only; where nothing else can be predicted nothing is hard"
             )
-        return output
+        return output  # type: ignore[no-any-return]
 
     def apply(
         self,

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from hf_prune.checks import missing_column
 from hf_prune.data.batch import Batch
+from hf_prune.data.chat import turns_of
 from hf_prune.data.texts import read_column, read_texts
+from hf_prune.data.types import Side
 from hf_prune.models import Model, device_for
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 TASKS = ("auto", "classification", "language_model")
 KINDS = ("auto", "text", "image", "vector")
 COLUMNS = {"text": "text", "image": "image", "vector": "embedding"}  # where nobody names one
+IDS = "input_ids"  # column of token ids
+ANSWERS = ("assistant", "gpt", "model", "bot")  # roles of a chat that answer
 LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers of logits that a pass of a language model may give
 
 Inputs = Any  # what a network is called with: a tensor, or a dict of tensors
@@ -36,6 +40,17 @@ class Pass(NamedTuple):
 
     rows: NDArray[np.int64]
     inputs: Callable[[NDArray[np.int64]], Inputs]
+
+
+class TextCounts(NamedTuple):
+    """How many texts were read, were cut at the limit, and are chats that were cut before their last answer began."""
+
+    read: int = 0
+    cut: int = 0
+    unanswered: int = 0
+
+    def __add__(self, other: TextCounts) -> TextCounts:  # type: ignore[override]
+        return TextCounts(*map(sum, zip(self, other, strict=True)))
 
 
 class Reader:
@@ -72,6 +87,9 @@ class Reader:
         self.model, self.column, self.rank = model, column, rank
         self.max_length, self.micro_batch = max_length, micro_batch
         self.own = model.kind in ("factory", "live")
+        self.takes_ids = False  # a language model reads token ids as they are, where there are no texts
+        self.truncate: Side | None = None  # side of a text that is cut off; None: as the tokenizer has it
+        self.counts = TextCounts()
         self.task, self.kind = task, kind
         if self.own:
             self.task = "classification" if task == "auto" else task
@@ -119,6 +137,8 @@ class Reader:
     def reads(self, batch: Batch) -> tuple[str, str]:
         """The column that is read and its kind, by the user's word, the model, and what is there."""
         column, kind = self.column, self.kind
+        if column is None and self.takes_ids and not self.own and self.task == "language_model":
+            column = IDS if IDS in batch and COLUMNS["text"] not in batch else None
         if column is None:
             usual = [COLUMNS[kind]] if kind != "auto" else [name for name in COLUMNS.values() if name in batch]
             if len(usual) != 1:
@@ -133,7 +153,8 @@ class Reader:
             )
         return column, kind
 
-    def read_texts(self, batch: Batch, column: str) -> tuple[TransformerEncoder, list[str], bool]:
+    def read_texts(self, batch: Batch, column: str) -> tuple[TransformerEncoder, list[Any], bool]:
+        """What encodes the texts of a batch, the texts (or lists of token ids), and whether a template made them."""
         from hf_prune.networks.plan import text_plan
         from hf_prune.networks.text import TransformerEncoder, chat_template
 
@@ -142,6 +163,10 @@ class Reader:
         encoder.head = self.head
         if self.task == "classification":
             encoder.pad, encoder.equal = self.pad, self.pad is None
+        if self.takes_ids and column == IDS:
+            encoder.ids = True
+            return encoder, batch[column], False
+        encoder.truncate = self.truncate
         texts, bad, rendered = read_texts(batch, [column], template=chat_template(self.model, plan))
         _refuse(bad, column)
         return encoder, texts, rendered
@@ -152,6 +177,7 @@ class Reader:
 
         encoder, texts, rendered = self.read_texts(batch, column)
         ids, types = encoder.tokens(texts, special=not rendered)
+        self.counts += TextCounts(len(texts), len(encoder.cut), _unanswered(batch, column, texts, encoder.cut))
         lengths = np.array([len(row) for row in ids], np.int64)
         least = 2 if self.task == "language_model" else 1
         _refuse(
@@ -255,6 +281,19 @@ def _kind_of(batch: Batch, column: str) -> str:
             if isinstance(first[0], (int, float, np.number)):
                 return "vector"
     return held(batch, column) or "text"
+
+
+def _unanswered(batch: Batch, column: str, texts: Sequence[str], cut: Mapping[int, slice]) -> int:
+    """How many of the texts that were cut are chats whose last answer lies behind the cut."""
+    if not cut:
+        return 0
+    lost, rows = 0, batch[column] if column in batch else ()
+    for row, kept in cut.items():
+        if row < len(rows) and not isinstance(rows[row], str):
+            answers = [turn.said.strip() for turn in turns_of(rows[row]) if turn.role in ANSWERS]
+            start = texts[row].rfind(answers[-1]) if answers and answers[-1] else -1
+            lost += kept.stop is not None and start >= kept.stop
+    return lost
 
 
 def _decoded(items: Sequence[Any], start: int, column: str, decode: Callable[[Any], Any]) -> list[Any]:

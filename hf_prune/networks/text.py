@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hf_prune.data.files import reading
+from hf_prune.data.types import Side
 from hf_prune.models import Model, cached, device_for
 from hf_prune.networks.plan import TextPlan, activation_of, config_of, package_model, read_json
 from hf_prune.networks.prefix import shortened
@@ -47,6 +48,9 @@ class TransformerEncoder(TextEncoder):
     head = "AutoModel"  # class of transformers that loads it
     pad: int | None = None  # id of padding; None: the tokenizer's
     equal = False  # only rows of one length go together, so that there is no padding
+    ids = False  # texts are lists of token ids, taken as they are
+    truncate: Side | None = None  # side of a text that is cut off where it is too long; None: as the tokenizer has it
+    cut: Mapping[int, slice] = {}  # of the last texts: the characters that are kept of those that were cut, by row
 
     def encode(self, texts: list[str], bad: dict[int, str], special: bool = True) -> np.ndarray:
 
@@ -98,13 +102,15 @@ class TransformerEncoder(TextEncoder):
             total += len(rows) * (linear * width + square * width * width)
         return total
 
-    def tokens(self, texts: list[str], special: bool = True) -> tuple[list[list[int]], list[list[int]] | None]:
+    def tokens(self, texts: list[Any], special: bool = True) -> tuple[list[list[int]], list[list[int]] | None]:
         """Token ids of each text, and their types where they say something."""
+        if self.ids:
+            return [[] if row is None else list(map(int, row)) for row in texts], None
         texts = [self.plan.prompt + text if text else text for text in texts]
         if not texts:
             return [], None
         cut = self.plan.max_length is not None
-        tokenizer = tokenizer_of(self.model, self.plan)
+        tokenizer = tokenizer_of(self.model, self.plan, self.truncate)
         encoded = tokenizer(
             shortened(tokenizer, texts, self.plan.max_length),
             add_special_tokens=special,
@@ -114,6 +120,7 @@ class TransformerEncoder(TextEncoder):
             verbose=False,
         )
         ids = [row if text else [] for text, row in zip(texts, encoded["input_ids"], strict=True)]
+        self.cut = _cut(ids, encoded.encodings, self.plan.max_length)
         types = encoded.get("token_type_ids")
         if types is None or not any(any(row) for row in types):  # zeros are what networks assume
             return ids, None
@@ -233,23 +240,41 @@ class PackageEncoder(TextEncoder):
         return vectors
 
 
-def tokenizer_of(model: Model, plan: TextPlan) -> Any:
+def _cut(ids: list[list[int]], encodings: list[Any] | None, most: int | None) -> dict[int, slice]:
+    """The characters that are kept of each text that was cut, by row; of a slow tokenizer nobody knows which."""
+    kept = {}
+    for row, tokens in enumerate(ids):
+        if most is None or len(tokens) < most or (encodings and not encodings[row].overflowing):
+            continue
+        spans = [(start, end) for start, end in encodings[row].offsets if end] if encodings else []
+        kept[row] = slice(min(start for start, _ in spans), max(end for _, end in spans)) if spans else slice(None)
+    return kept
+
+
+def tokenizer_of(model: Model, plan: TextPlan, truncate: Side | None = None) -> Any:
     """The tokenizer of a folder; lower-casing, where the folder asks for it, as sentence-transformers does it."""
     tokenizer = model.processor("AutoTokenizer", plan.subfolder)
+    side = truncate or tokenizer.truncation_side
+    folder = model.folder() / plan.subfolder
+
+    def load() -> Any:
+        return type(tokenizer).from_pretrained(folder, truncation_side=side)
+
     if not plan.lower:
-        return tokenizer
+        key = ("tokenizer", side, model.digest, plan.subfolder)
+        return tokenizer if side == tokenizer.truncation_side else cached(key, load, light=True)
 
     def lower() -> Any:
         from tokenizers import normalizers
 
-        own = type(tokenizer).from_pretrained(model.folder() / plan.subfolder)
+        own = load()
         backend = own.backend_tokenizer
         if '"lowercase":true' not in backend.to_str().replace(" ", ""):
             there = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *there])
         return own
 
-    return cached(("lower tokenizer", model.digest, plan.subfolder), lower, light=True)
+    return cached(("lower tokenizer", side, model.digest, plan.subfolder), lower, light=True)
 
 
 def chat_template(model: Model, plan: TextPlan) -> Callable[[list[dict[str, Any]]], str] | None:

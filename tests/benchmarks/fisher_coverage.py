@@ -3,7 +3,7 @@
     python tests/benchmarks/fisher_coverage.py --repeats 400
     python tests/benchmarks/fisher_coverage.py --repeats 400 --only networks
 
-Batches are drawn from the families of `tests/fisher/families.py`, and from pools of rows that went through tiny
+Batches are drawn from the families of `tests/diversity/families.py`, and from pools of rows that went through tiny
 networks, one by one: the pool is the population. Prints for 4, 8, 16 and 32 batches the share of intervals that hold
 the population's value. The library refuses fewer than 8.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fisher"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "diversity"))
 from families import FAMILIES, SHIFTS, alignments, covered, crosses, diversities, expected_distance, moved, qualities
 
 import hf_prune as hp
@@ -70,7 +70,7 @@ def pools(n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 both = [pool(probe, {"embedding": make(s).astype(np.float32).tolist()}) for s in (0.0, shift)]
                 out[f"network, {fisher}, {name}, shift {shift}"] = both[0], both[1]
     model = hp.Model.of(text_network(), preprocess=f"{Path(__file__).stem}:as_ids")
-    probe = hp.Probe(model, column="text", kind="text", task="language_model")
+    probe = hp.Probe(model, column="text", modality="text", task="language_model")
     for shift in (0, 20):
         words = [rng.zipf(1.5, (n // 4, 12)) % 40 + start for start in (0, shift)]
         both = [pool(probe, {"text": [" ".join(map(str, row)) for row in w]}) for w in words]

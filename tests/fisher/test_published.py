@@ -82,8 +82,8 @@ def test_mini_batches_give_the_fisher_over_their_rows_on_average():
 
 def test_more_noise_and_larger_distances(tiny_gpt2_folder, texts):
     many = datasets.concatenate_datasets([texts] * 4).add_column("row_id", [str(i) for i in range(84)])
-    plain = hp.diversity_coefficient(many, hp.Probe(str(tiny_gpt2_folder), tables=True), batches=8, rows=10)
-    published = hp.diversity_coefficient(many, str(tiny_gpt2_folder), batches=8, rows=10, reference_compat=True)
+    plain = hp.diversity_coefficient(many, hp.Probe(str(tiny_gpt2_folder), tables=True), batches=8, batch_rows=10)
+    published = hp.diversity_coefficient(many, str(tiny_gpt2_folder), batches=8, batch_rows=10, as_published=True)
     assert float(published) > 1.2 * float(plain) and published.noise_floor is None
     low, high = published.interval
     assert high - float(published) == pytest.approx(published.error) and low < high

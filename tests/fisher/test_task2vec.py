@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import datasets
 import multiprocess
 import numpy as np
@@ -10,9 +12,9 @@ import torch
 from PIL import Image as Picture
 
 import hf_prune as hp
+from hf_prune.diversity.intervals import of_cross, of_pairs
 from hf_prune.fisher.distance import symmetric
 from hf_prune.fisher.heads import fit_softmax
-from hf_prune.fisher.intervals import of_cross, of_pairs
 from hf_prune.fisher.passes import Runner, draw_labels
 from hf_prune.models import Model
 
@@ -53,14 +55,14 @@ def close(a, b, rtol=1e-6):
 def test_distances_of_known_vectors():
     d = hp.task2vec_distance
     assert d(A, B) == pytest.approx(0.21098631506186205, rel=1e-14)
-    assert d(A, B, "cosine") == pytest.approx(0.19821627, abs=5e-9)
+    assert d(A, B, metric="cosine") == pytest.approx(0.19821627, abs=5e-9)
     small = np.array(A) * 1e-9, np.array(B) * 1e-9
     assert d(*small, eps=1e-8) == pytest.approx(0.20228333, abs=5e-9)
     assert d(*small) == pytest.approx(0.21098631506186205, rel=1e-12)
     assert d(A, 2 * np.array(A)) == 0 and d(A, A) == 0
     rest = 1 - 475 / (905 * 305) ** 0.5  # to ones, in whole numbers
-    assert d(A, B, "asymmetric") == pytest.approx(d(A, B) - 0.15 * rest, rel=1e-12)
-    assert d(A, B, "asymmetric") == pytest.approx(0.19660223463, abs=5e-9)
+    assert d(A, B, metric="asymmetric") == pytest.approx(d(A, B) - 0.15 * rest, rel=1e-12)
+    assert d(A, B, metric="asymmetric") == pytest.approx(0.19660223463, abs=5e-9)
     assert d(A, C) == pytest.approx(0.38270479, abs=5e-9) and d(B, C) == pytest.approx(0.13793103, abs=5e-9)
     assert d(2 * np.array(A), B) == pytest.approx(0.1947, abs=5e-5)
     assert d(2 * np.array(A), 2 * np.array(B)) == pytest.approx(d(A, B), rel=1e-14)
@@ -134,7 +136,7 @@ def test_draw_labels_follows_the_probabilities():
 
 def test_language_model_by_one_backward_pass_a_text(tiny_gpt2_folder, texts):
     """The same labels, every text alone, plain autograd."""
-    probe = hp.Probe(str(tiny_gpt2_folder), max_length=12)
+    probe = hp.Probe(str(tiny_gpt2_folder), max_length=12, truncate="right")
     ds = texts.select(range(5))
     runner = Runner(probe)
     labels, sums, terms = [], 0.0, 0
@@ -165,11 +167,9 @@ def test_language_model_by_one_backward_pass_a_text(tiny_gpt2_folder, texts):
 
 @pytest.mark.parametrize("estimator", ["sequence", "position"])
 def test_passes_order_and_shards_change_nothing(tiny_gpt2_folder, texts, estimator):
-    probe = hp.Probe(str(tiny_gpt2_folder), estimator=estimator, max_length=16)
+    probe = hp.Probe(str(tiny_gpt2_folder), estimator=estimator, max_length=16, truncate="right")
     whole = hp.task2vec(texts, probe)
-    close(
-        hp.task2vec(texts, hp.Probe(str(tiny_gpt2_folder), estimator=estimator, max_length=16, micro_batch=16)), whole
-    )
+    close(hp.task2vec(texts, replace(probe, micro_batch=16)), whole)
     close(hp.task2vec(texts.select(np.random.default_rng(0).permutation(16)), probe), whole)
     parts = [hp.task2vec(texts.shard(3, i), probe) for i in range(3)]
     merged = parts[2].merge(*parts[:2])
@@ -179,7 +179,7 @@ def test_passes_order_and_shards_change_nothing(tiny_gpt2_folder, texts, estimat
 
 
 def test_two_processes_change_nothing(tiny_gpt2_folder, texts):
-    probe = hp.Probe(str(tiny_gpt2_folder), max_length=16)
+    probe = hp.Probe(str(tiny_gpt2_folder), max_length=16, truncate="right")
     with multiprocess.get_context("fork").Pool(2) as pool:
         parts = pool.starmap(hp.task2vec, [(texts.shard(2, i), probe) for i in range(2)])
     close(parts[0].merge(parts[1]), hp.task2vec(texts, probe))
@@ -328,7 +328,7 @@ def test_refuses_a_batch_of_padding_only(tiny_gpt2_folder, texts):
     network = Model(str(tiny_gpt2_folder)).load(head="AutoModelForCausalLM")
     model = Model.of(network, preprocess=f"{__name__}:padding_only")
     with pytest.raises(ValueError, match="all padding"):
-        hp.task2vec(texts, hp.Probe(model, kind="text", task="language_model"))
+        hp.task2vec(texts, hp.Probe(model, modality="text", task="language_model"))
 
 
 def test_refuses_embeddings_of_other_probes(tiny_gpt2_folder, texts):

@@ -180,7 +180,7 @@ def test_a_module_that_pools_is_the_way_out(tmp_path):
     for seed in (1, 2):  # of the head that is replaced
         torch.manual_seed(seed)
         model = Model.of(Pooled(tokenized.folder), preprocess=f"{__name__}:tokenized")
-        vectors.append(hp.task2vec(ds, hp.Probe(model, kind="text")).vector)
+        vectors.append(hp.task2vec(ds, hp.Probe(model, modality="text")).vector)
     assert (vectors[0] > 0).mean() > 0.9
     np.testing.assert_array_equal(vectors[0], vectors[1])
 

@@ -10,8 +10,15 @@ import pytest
 import torch
 
 import hf_prune as hp
-from hf_prune.fisher.batches import Batches, _quotas
-from hf_prune.fisher.coefficients import _alignment, _cross, _diversity, combine
+from hf_prune.diversity.batches import Batches, _quotas
+from hf_prune.diversity.results import (
+    Coefficient,
+    alignment_of,
+    combine,
+    cross_diversity_of,
+    diversity_as_published,
+    diversity_of,
+)
 
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
@@ -42,23 +49,21 @@ def batches_of(*vectors):
 
 
 def test_known_vectors():
-    found = _diversity(batches_of(A, B, C), False)
+    found = diversity_of(batches_of(A, B, C))
     assert found.value == pytest.approx(0.24387404708, abs=5e-12)
     assert found.error == pytest.approx(0.14509652072, abs=5e-12)
-    assert _cross(batches_of(A, B), batches_of(C, C)).value == pytest.approx(0.26031791309, abs=5e-12)
-    reference = _diversity(batches_of(A, B, C), True)
+    assert cross_diversity_of(batches_of(A, B), batches_of(C, C)).value == pytest.approx(0.26031791309, abs=5e-12)
+    reference = diversity_as_published(batches_of(A, B, C))
     assert reference.error == pytest.approx(0.10259873373, abs=1e-8)  # with 1e-8 in the sums
-    same = _diversity(batches_of(*[A] * 8), False)
+    same = diversity_of(batches_of(*[A] * 8))
     assert (same.value, same.interval) == (0, (0, 0)) and float(same) == 0
     for candidate, quality in (([1, 4, 2.2], 0.59949609489), ([4, 1, 2], 0.40645161290), ([2, 2, 2], 0.53103448276)):
-        aligned = _alignment(batches_of(*[candidate] * 3), batches_of(*[[1, 4, 2]] * 3))
+        aligned = alignment_of(batches_of(*[candidate] * 3), batches_of(*[[1, 4, 2]] * 3))
         found = combine(aligned, _coefficient(0.2), 0.5)
         assert float(found) == pytest.approx(quality, abs=5e-12)
 
 
 def _coefficient(value):
-    from hf_prune.fisher.coefficients import Coefficient
-
     return Coefficient(value, (value, value), 0.0, 0.0, np.zeros((8, 8)), 8, 1)
 
 
@@ -72,7 +77,7 @@ def test_noise_floor_is_the_relative_variance():
 
 
 def test_diversity_of_one_kind_of_text_and_of_two(banks, cats, probe):
-    kwargs = {"batches": 8, "rows": 16}
+    kwargs = {"batches": 8, "batch_rows": 16}
     one = hp.diversity_coefficient(banks, probe, **kwargs)
     other = hp.diversity_coefficient(cats, probe, **kwargs)
     apart = hp.cross_diversity_coefficient(banks, cats, probe, **kwargs)
@@ -82,14 +87,14 @@ def test_diversity_of_one_kind_of_text_and_of_two(banks, cats, probe):
     assert max(one.value, other.value) < pooled.value and mixed.value < pooled.value
     assert 0 < one.noise_floor and one.corrected < one.value and one.distances.shape == (8, 8)
     assert str(one).endswith("8 batches of 16 rows") and f"{float(one):.4f}" in str(one)
-    low, high = hp.diversity_bounds(probe, batches=8, rows=16, length=12)
+    low, high = hp.diversity_bounds(probe, batches=8, batch_rows=16, length=12)
     assert low.value < one.value and low.value < high.value
 
 
 def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
     from dataclasses import replace
 
-    kwargs = {"batches": 8, "rows": 16, "noise_floor": False}
+    kwargs = {"batches": 8, "batch_rows": 16, "noise_floor": False}
     found = hp.diversity_coefficient(banks, probe, **kwargs)
     shuffled = hp.diversity_coefficient(banks.shuffle(seed=3), probe, **kwargs)
     small = hp.diversity_coefficient(banks, replace(probe, micro_batch=64), **kwargs)
@@ -100,10 +105,10 @@ def test_diversity_does_not_depend_on_order_or_passes(banks, probe):
 
 def test_batches_are_those_of_task2vec(banks, probe):
     """Embedded together as embedded one by one: each batch of one row is one of the rows."""
-    from hf_prune.fisher.batches import embed_batches
+    from hf_prune.diversity.batches import embed_batches
 
     few = banks.select(range(8))
-    found = embed_batches(few, probe, 8, 1, 0, noise_floor=False)
+    found = embed_batches(few, probe, batches=8, batch_rows=1, seed=0, noise_floor=False)
     alone = np.array([hp.task2vec(few.select([row]), probe).vector for row in range(8)])
     apart = np.abs(found.vectors[0][:, None] / alone - 1).max(-1)
     assert sorted(apart.argmin(1)) == list(range(8)) and apart.min(1).max() < 1e-5
@@ -113,20 +118,20 @@ def test_alignment_is_highest_with_itself(banks, cats, probe):
     halves = banks.select(range(80)), banks.select(range(80, 160))
     own = hp.alignment_coefficient(halves[0], halves[1], probe, batches=8)
     other = hp.alignment_coefficient(halves[0], cats, probe, batches=8)
-    assert own.interval[0] > other.interval[1] and own.rows == 10
+    assert own.interval[0] > other.interval[1] and own.batch_rows == 10
     itself = hp.alignment_coefficient(halves[0], halves[0], probe, batches=8)
     assert itself.plain == pytest.approx(1 - itself.noise_floor, abs=0.02) and itself.plain < 1
     assert own.corrected == own.value > own.plain and own.interval[1] == itself.interval[1] == 1
-    pairs = hp.alignment_coefficient(halves[0], cats, probe, batches=8, rows=10, whole=False)
+    pairs = hp.alignment_coefficient(halves[0], cats, probe, batches=8, batch_rows=10, pooled=False)
     assert pairs.value < other.value  # smaller samples, more noise
-    quality = hp.data_quality(halves[0], cats, probe, alpha=0.25, batches=8, rows=10, noise_floor=False)
+    quality = hp.data_quality(halves[0], cats, probe, alpha=0.25, batches=8, batch_rows=10, noise_floor=False)
     assert float(quality) == pytest.approx(0.25 * quality.alignment.value + 0.75 * quality.diversity.value)
     assert quality.interval[0] < float(quality) < quality.interval[1] and "alignment" in str(quality)
 
 
 def test_identical_rows_have_no_diversity(probe):
     same = datasets.Dataset.from_dict({"text": ["the cat sat on mat"] * 32})
-    found = hp.diversity_coefficient(same, probe, batches=8, rows=4)
+    found = hp.diversity_coefficient(same, probe, batches=8, batch_rows=4)
     assert found.value < 1e-6 and np.isfinite(found.interval).all()
 
 
@@ -137,7 +142,7 @@ def test_classes_get_a_head_for_each_batch():
     ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "label": labels.tolist()})
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
-    found = hp.diversity_coefficient(ds, hp.Probe(net), batches=8, rows=12)
+    found = hp.diversity_coefficient(ds, hp.Probe(net), batches=8, batch_rows=12)
     assert found.value > 0 and found.noise_floor == 0  # the exact Fisher draws nothing
     assert hp.alignment_coefficient(ds, ds, hp.Probe(net), batches=8).value == pytest.approx(1, abs=1e-6)
 
@@ -155,7 +160,7 @@ def test_one_kind_of_fisher_for_all_batches():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
     few, many = many_classes(5), many_classes(30)
-    kwargs = {"batches": 8, "rows": 20}
+    kwargs = {"batches": 8, "batch_rows": 20}
     seen = {len(set(many.shuffle(seed=s)["label"][:20])) for s in range(20)}
     assert min(seen) <= 16 < max(seen)
     probe = hp.Probe(net, l2=0.1)
@@ -183,11 +188,12 @@ def test_two_kinds_of_fisher_are_told():
 @pytest.mark.parametrize("n", [1, 9, 13, 31])
 def test_advice_for_little_data_works(n, probe):
     few = made(WORDS[:6], n, 0)
-    with pytest.raises(ValueError, match=f"16 batches of 1 row need 16 rows of a dataset that has {n}|use rows=") as e:
-        hp.diversity_coefficient(few, probe, batches=16, rows=None if n < 16 else 2)
-    advice = dict(re.findall(r"(batches|rows)=(\d+)", str(e.value)))
+    message = f"16 batches of 1 row need 16 rows of a dataset that has {n}|use batch_rows="
+    with pytest.raises(ValueError, match=message) as e:
+        hp.diversity_coefficient(few, probe, batches=16, batch_rows=None if n < 16 else 2)
+    advice = dict(re.findall(r"(batches|batch_rows)=(\d+)", str(e.value)))
     if n < 8:
-        assert not advice and "8 batches of one row are the least" in str(e.value)
+        assert not advice and "8 batches of one row are the minimum" in str(e.value)
         return
     kwargs = {"batches": 16, "noise_floor": False} | {name: int(value) for name, value in advice.items()}
     assert np.isfinite(hp.diversity_coefficient(few, probe, **kwargs).value)
@@ -198,9 +204,9 @@ def test_advice_for_several_datasets_works(probe):
     with pytest.raises(ValueError, match="need 8 rows of a dataset that has 5.*use batches=10 or fewer"):
         hp.diversity_coefficient(parts, probe, batches=16)
     found = hp.diversity_coefficient(parts, probe, batches=10, noise_floor=False)
-    assert found.rows == 1 and found.distances.shape == (10, 10)
-    with pytest.raises(ValueError, match="rows=0 is no number"):
-        hp.diversity_coefficient(parts, probe, rows=0)
+    assert found.batch_rows == 1 and found.distances.shape == (10, 10)
+    with pytest.raises(ValueError, match="batch_rows=0 is no whole number"):
+        hp.diversity_coefficient(parts, probe, batch_rows=0)
 
 
 def test_quotas():
@@ -213,7 +219,7 @@ def test_refuses(banks, probe):
     with pytest.raises(ValueError, match="batches=2"):
         hp.diversity_coefficient(banks, probe, batches=2)
     with pytest.raises(ValueError, match="need 800 rows of a dataset that has 160"):
-        hp.diversity_coefficient(banks, probe, batches=8, rows=100)
+        hp.diversity_coefficient(banks, probe, batches=8, batch_rows=100)
     with pytest.raises(ValueError, match="need"):
         hp.diversity_coefficient(banks.select([0]), probe)
     with pytest.raises(ValueError, match="no rows"):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hf_prune.diversity.intervals import of_cross, of_means, of_pairs
 from hf_prune.fisher.distance import distance, symmetric
-from hf_prune.fisher.intervals import of_cross, of_means, of_pairs
 
 SHIFTS = (0.0, 0.25, 1.0)  # of the target's mean embedding: standard deviation of logarithms
 

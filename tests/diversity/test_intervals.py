@@ -18,8 +18,8 @@ from families import (
 )
 from scipy import stats
 
+from hf_prune.diversity.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs
 from hf_prune.fisher.distance import distance, symmetric
-from hf_prune.fisher.intervals import GROUPS, Estimate, of_cross, of_means, of_pairs, student
 
 REPEATS = 250
 LEAST, MOST = 0.88, 0.997  # of 0.90 to 0.99, give or take what so few repetitions do
@@ -135,8 +135,3 @@ def test_equal_embeddings_have_no_error():
         assert found.interval == (0, 0)
     found, plain = of_means(same, same, np.ones(8, int), np.ones(8, int))
     assert (plain, found.value) == (0, 0) and found.interval == pytest.approx((0, 0), abs=1e-20)
-
-
-def test_students_t():
-    for freedom in (3, 5, 6, 14, 30, 400):
-        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.002)

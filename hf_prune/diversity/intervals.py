@@ -1,8 +1,7 @@
-"""Numbers worked out of batches of embeddings, without bias where that can be had, and their confidence intervals."""
+"""Estimates from batches of embeddings, without bias where that is possible, and their confidence intervals."""
 
 from __future__ import annotations
 
-import statistics
 from itertools import combinations
 from typing import NamedTuple
 
@@ -10,26 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_prune.fisher.distance import distance
+from hf_prune.numerics.student import quantile
 
-CONFIDENCE = 0.95
-GROUPS = 32  # of batches that a second-order jackknife leaves out by two: more would tell hardly more of the bias
+UPPER = 0.975  # of Student's t, for an interval of 95 %
+GROUPS = 32  # groups of batches that a second-order jackknife leaves out by two: more hardly sharpen the bias
 STEEPEST = 0.7  # ratio of one order of the bias to the order before, beyond which nothing can be extrapolated
 
 Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A number worked out of batches, and what is known of its error.
+    """A number estimated from batches, and what is known of its error.
 
     Attributes:
         value: the number.
-        influences: for each set of batches (n,): how far each batch draws the value from its mean, times n: deviations
-            of the jackknife's pseudo-values. Empty: the number is known.
+        influences: for each set of n batches, (n,) deviations of the jackknife's pseudo-values from their mean: how far
+            each batch draws the value from its mean, times n. Empty: the number is known.
         freedom: degrees of freedom of Student's t.
         second: variance of what pairs of batches add. Where single batches hardly move the number (all alike on
             average, two samples of one distribution) it is all there is.
-        bias: what may be left of it, the value being too high by the first or too low by the second.
-        least: how far below and above the value the interval reaches at least.
+        bias: what may be left of the bias: how much too high and how much too low the value may be.
+        reach: minimum distance of the interval's lower and upper end from the value.
     """
 
     value: float
@@ -37,11 +37,11 @@ class Estimate(NamedTuple):
     freedom: int
     second: float = 0.0
     bias: tuple[float, float] = (0.0, 0.0)
-    least: tuple[float, float] = (0.0, 0.0)
+    reach: tuple[float, float] = (0.0, 0.0)
 
     @property
     def error(self) -> float:
-        """Standard error."""
+        """Standard error: of single batches, `sqrt(sum_i p_i^2 / (n (n - 1)))`, or of pairs if that is larger."""
         first = sum(float(p @ p) / (len(p) * (len(p) - 1)) for p in self.influences)
         return float(max(first, self.second) ** 0.5)
 
@@ -49,16 +49,15 @@ class Estimate(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval, within [0, 1].
 
-        From the lower to the higher end of two: Student's t interval, and what Hall's transformation (1992) makes of it
-        where the influences are skewed.
+        The union of two: Student's t interval, and what Hall's transformation (1992) makes of it where the influences
+        are skewed.
         """
-        error = self.error
-        reach = student(self.freedom) * error
-        below, above = max(reach, self.least[0]), max(reach, self.least[1])
+        error, t = self.error, quantile(UPPER, self.freedom)
+        below, above = (max(t * error, reach) for reach in self.reach)
         if error > 0:
             skew = sum(_third(p) for p in self.influences) / error**3
-            below = max(below, error * _unskewed(reach / error, skew))
-            above = max(above, -error * _unskewed(-reach / error, skew))
+            below = max(below, error * _unskewed(t, skew))
+            above = max(above, -error * _unskewed(-t, skew))
         low, high = np.clip([self.value - below - self.bias[0], self.value + above + self.bias[1]], 0, 1).tolist()
         return low, high
 
@@ -66,8 +65,8 @@ class Estimate(NamedTuple):
         """`factor` times the number, plus a constant."""
         moved = tuple(factor * p for p in self.influences)
         turn = 1 if factor > 0 else -1
-        bias, least = ((abs(factor) * low, abs(factor) * high) for low, high in (self.bias[::turn], self.least[::turn]))
-        return Estimate(factor * self.value + plus, moved, self.freedom, factor**2 * self.second, bias, least)
+        bias, reach = ((abs(factor) * low, abs(factor) * high) for low, high in (self.bias[::turn], self.reach[::turn]))
+        return Estimate(factor * self.value + plus, moved, self.freedom, factor**2 * self.second, bias, reach)
 
     def plus(self, other: Estimate) -> Estimate:
         """The sum of two numbers that share their batches."""
@@ -75,26 +74,28 @@ class Estimate(NamedTuple):
         mine, theirs = ([_grouped(p, small) for p in e.influences] for e in (self, other))
         both = [*(a + b for a, b in zip(mine, theirs, strict=False)), *mine[len(theirs) :], *theirs[len(mine) :]]
         bias = self.bias[0] + other.bias[0], self.bias[1] + other.bias[1]
-        least = max(self.least[0], other.least[0]), max(self.least[1], other.least[1])
+        reach = max(self.reach[0], other.reach[0]), max(self.reach[1], other.reach[1])
         freedom = min(self.freedom, other.freedom)
-        return Estimate(self.value + other.value, tuple(both), freedom, self.second + other.second, bias, least)
+        return Estimate(self.value + other.value, tuple(both), freedom, self.second + other.second, bias, reach)
 
 
 def of_pairs(distances: Floats, parts: NDArray[np.int64] | None = None) -> Estimate:
-    """The expected distance between two batches: the mean over the pairs i < j of an (M, M) matrix, which has no bias.
+    """The expected distance between two batches, without bias.
+
+        mean over i < j of d_ij
 
     Its error is the jackknife's: pairs share batches, so their spread over the root of their number would be far too
     small. Distances are skewed where few batches are unlike all others, which few batches do not show: the interval
     reaches up to that of the logarithm at least, with half the degrees of freedom.
 
     Args:
-        distances: between the batches.
-        parts: (M,) which part of the data each batch is of, where it was settled beforehand how many are of each: what
-            parts differ by is then no error. None: batches are alike.
+        distances: (M, M) distances between the batches.
+        parts: (M,) part of the data that each batch is of, where the number of each was fixed beforehand: what parts
+            differ by is then no error. None, the default: batches are alike.
 
     >>> d = np.array([[0, 0.21098632, 0.38270479], [0.21098632, 0, 0.13793103], [0.38270479, 0.13793103, 0]])
-    >>> found = of_pairs(d)
-    >>> round(found.value, 7), round(found.error, 7)
+    >>> estimate = of_pairs(d)
+    >>> round(estimate.value, 7), round(estimate.error, 7)
     (0.243874, 0.1450965)
     """
     m = len(distances)
@@ -118,10 +119,10 @@ def of_pairs(distances: Floats, parts: NDArray[np.int64] | None = None) -> Estim
 
 
 def of_cross(distances: Floats) -> Estimate:
-    """The expected distance between a batch of one set and one of another: the mean of an (M, N) matrix, without bias.
+    """The expected distance between a batch of one set and one of another, without bias: the mean of (M, N) distances.
 
-    >>> found = of_cross(np.array([[0.25, 0.5], [0.5, 0.75], [0.0, 0.25]]))
-    >>> round(found.value, 7), round(found.error, 7)
+    >>> estimate = of_cross(np.array([[0.25, 0.5], [0.5, 0.75], [0.0, 0.25]]))
+    >>> round(estimate.value, 7), round(estimate.error, 7)
     (0.375, 0.1909407)
     """
     m, n = distances.shape
@@ -134,15 +135,24 @@ def of_means(a: Floats, b: Floats, terms_a: NDArray[np.int64], terms_b: NDArray[
     """The distance between what batches of two sets are on average, and the distance of the averages as they are.
 
     The latter is too high, by about the relative variance of the averages: noise in either is a distance. Its bias is
-    a series in 1 / M, of which a jackknife of the second order takes off two terms, by what comes out without one and
-    without two batches of both sets. What the series promises beyond is kept as `bias`, twice, since it is a guess.
+    a series in 1 / n, of which a jackknife of the second order takes off two terms, from the means d_1 and d_2 of the
+    distances without one and without two batches of both sets:
+
+        d'' = (n^2 d - 2 (n - 1)^2 d_1 + (n - 2)^2 d_2) / 2
+
+    What is left of the series by extrapolation is kept as `bias`, twice, since it is a guess.
 
     Errors are the delete-one jackknife's, of the distance with one term taken off. At distance 0 its variance is twice
     what it should be (Efron and Stein), so that intervals of two samples of one distribution are wide.
 
     Args:
-        a, b: (M, D) mean embeddings of each batch, as many of both, 3 at least.
-        terms_a, terms_b: (M,) what each is the mean of.
+        a: (M, D) embedding of each batch of one set, 3 or more.
+        b: (M, D) embedding of each batch of the other, as many.
+        terms_a: (M,) number of loss terms that each row of `a` is the mean of.
+        terms_b: (M,) number of loss terms that each row of `b` is the mean of.
+
+    Returns:
+        The estimate, and the distance of the averages as they are.
 
     Reference: Schucany, Gray and Owen, 1971 (second order); Efron and Stein, 1981.
 
@@ -187,52 +197,38 @@ def of_means(a: Floats, b: Floats, terms_a: NDArray[np.int64], terms_b: NDArray[
     return Estimate(twice, (pseudo,), max(n - 2, 1), _second(*means, *parts), (2 * beyond, 0.0)), plain
 
 
-def student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, by its expansion about the normal's; 1e-3 off at most from 5 degrees on.
-
-    >>> round(student(6), 2), round(student(10**9), 2)
-    (2.45, 1.96)
-    """
-    z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + first / freedom + second / freedom**2 + third / freedom**3 + fourth / freedom**4
-
-
-def _with_logarithm(found: Estimate) -> Estimate:
+def _with_logarithm(estimate: Estimate) -> Estimate:
     """The interval of a mean of distances reaches up to that of its logarithm at least."""
-    if found.value <= 0:
-        return found
-    exponent = min(student(max(found.freedom // 2, 1)) * found.error / found.value, 50)
-    return found._replace(least=(0.0, found.value * float(np.expm1(exponent))))
+    if estimate.value <= 0:
+        return estimate
+    exponent = min(quantile(UPPER, max(estimate.freedom // 2, 1)) * estimate.error / estimate.value, 50)
+    return estimate._replace(reach=(0.0, estimate.value * float(np.expm1(exponent))))
 
 
 def _third(p: Floats) -> float:
-    """Third cumulant, without bias, of the mean of deviations (n,)."""
+    """Third cumulant, without bias, of the mean of (n,) deviations."""
     n = len(p)
     return float((p**3).sum()) / (n * (n - 1) * (n - 2)) if n > 2 else 0.0
 
 
 def _unskewed(t: float, skew: float) -> float:
-    """Where a studentised mean lies whose Hall transform is t; `skew` is that of the mean."""
+    """The studentised mean whose Hall transform is t, for a mean of that skewness."""
     if abs(skew) < 1e-9:
         return t
     return float(3 / skew * (np.cbrt(1 + skew * (t - skew / 6)) - 1))
 
 
 def _grouped(p: Floats, n: int) -> Floats:
-    """Influences of n groups of batches, each the mean of its batches', dealt out as `of_means` does."""
+    """Influences (n,) of groups of batches: the mean of those of their batches, grouped as `of_means` does."""
     if len(p) == n:
         return p
     group = np.arange(len(p)) % n
-    found = np.bincount(group, p) / np.bincount(group)
-    return np.asarray(found - found.mean())
+    means = np.bincount(group, p) / np.bincount(group)
+    return np.asarray(means - means.mean())
 
 
 def _unshared(block: Floats) -> float:
-    """Variance of an (m, n) matrix but for what rows and columns have in common."""
+    """Variance of an (m, n) matrix beside the effects of its rows and columns."""
     m, n = block.shape
     if min(m, n) < 2:
         return 0.0
@@ -241,7 +237,7 @@ def _unshared(block: Floats) -> float:
 
 
 def _unshared_pairs(block: Floats) -> float:
-    """The same of the pairs i < j of a symmetric matrix."""
+    """The same for the pairs i < j of a symmetric (m, m) matrix."""
     m = len(block)
     if m < 4:
         return 0.0
@@ -252,9 +248,15 @@ def _unshared_pairs(block: Floats) -> float:
 
 
 def _second(x: Floats, y: Floats, from_x: Floats, from_y: Floats) -> float:
-    """Variance of the distance of two averages x and y, moved by single batches, where x and y are equal but for that.
+    """Variance of the distance of two averages, (D,) x and y, that differ by the noise of single batches alone.
 
-    There it is twice the variance, over coordinates, of (x - y) / (x + y): a sum over pairs of batches.
+    There the distance is twice the variance, over coordinates, of (x - y) / (x + y): a sum over pairs of batches.
+
+    Args:
+        x: average of one set.
+        y: average of the other.
+        from_x: (n, D) how far each batch moves x.
+        from_y: (n, D) how far each batch moves y.
     """
     total = x + y
     inverse = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
