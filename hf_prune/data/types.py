@@ -12,6 +12,8 @@ Nulls: TypeAlias = Literal["raise", "keep", "drop"]
 Layout: TypeAlias = Literal["auto", "contiguous", "indices"]
 OnBad: TypeAlias = Literal["raise", "nan"]
 Metric: TypeAlias = Literal["cosine", "euclidean"]
+PrototypeMetric: TypeAlias = Literal["cosine", "euclidean", "margin"]
+KeepFirst: TypeAlias = Literal["hard", "easy", "random"]
 Modality: TypeAlias = Literal["auto", "text", "image", "vector"]
 Chat: TypeAlias = Literal["auto", "template", "plain"]
 

@@ -12,6 +12,7 @@ import numpy as np
 from hf_prune.diversity import kernels
 from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabilities, to_rows
 from hf_prune.numerics import search
+from hf_prune.numerics.threads import torch_threads
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
@@ -154,7 +155,7 @@ class Gram:
             self.sums = np.zeros((x.shape[1], x.shape[1]))
         elif len(self.sums) != x.shape[1]:
             raise ValueError(f"rows of width {x.shape[1]} after rows of width {len(self.sums)}; all need one width")
-        pool = search.threads() if len(x) > 2 * BLOCK else None
+        pool = torch_threads() if len(x) > 2 * BLOCK else None
         parts = 1 if pool is None else pool._max_workers
         edges = [len(x) * i // parts for i in range(parts + 1)]
         spans = list(zip(edges[:-1], edges[1:], strict=True))

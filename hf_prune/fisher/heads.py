@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from hf_prune.data.labels import check_classes
 from hf_prune.data.reading import decoded
 from hf_prune.networks.classifier import Classifier, next_tokens
 from hf_prune.networks.inputs import Inputs
+from hf_prune.numerics.logistic import fit_softmax
 
 if TYPE_CHECKING:
     from hf_prune.fisher.probe import Probe
-
-BLOCK = 1 << 22  # logits held at once
 
 
 def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> str:
@@ -140,7 +138,9 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     if language:
         head: Any = network.get_submodule(name)
         start = head.weight.detach().float().cpu()
-        weight, bias = fit_softmax(x, torch.tensor(labels), len(start), probe.l2, start, steps=20)
+        weight, bias = fit_softmax(
+            x, torch.tensor(labels), classes=len(start), l2=probe.l2, start=start, steps=20
+        )
         return weight.numpy(), None, None
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
@@ -150,53 +150,8 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
         )
     place = {value: i for i, value in enumerate(classes)}
     y = torch.tensor([place[value] for value in labels])
-    weight, bias = fit_softmax(x.double(), y, len(classes), probe.l2)
+    weight, bias = fit_softmax(x.double(), y, classes=len(classes), l2=probe.l2)
     return weight.numpy(), None if bias is None else bias.numpy(), classes
-
-
-def fit_softmax(
-    x: Tensor, y: Tensor, count: int, l2: float, start: Tensor | None = None, steps: int = 500
-) -> tuple[Tensor, Tensor | None]:
-    """Weights (C, d) and bias (C,) of the least mean cross-entropy plus `l2 / 2` times the squared distance to `start`.
-
-    Convex: the answer does not depend on the order or the copies of rows. Features are scaled to a mean square of 1
-    for it. With `start` (a language model's head) there is no bias.
-    """
-    scale = x.pow(2).mean().sqrt().clamp(min=1e-12)
-    x = x / scale
-    origin = torch.zeros(count, x.shape[1], dtype=x.dtype) if start is None else start.to(x.dtype) * scale
-    if start is None:
-        x, origin = torch.cat([x, torch.ones_like(x[:, :1])], 1), nn.functional.pad(origin, (0, 1))
-    w = nn.Parameter(origin.clone())
-    tight = x.dtype == torch.float64
-    limits = (1e-12, 1e-16) if tight else (1e-6, 1e-9)
-    optimiser = torch.optim.LBFGS(
-        [w], 1, steps, None, *limits, history_size=20 if tight else 5, line_search_fn="strong_wolfe"
-    )
-    step = max(1, BLOCK // count)
-
-    def closure() -> Tensor:
-        with torch.no_grad():
-            away = w - origin
-            if start is None:
-                away[:, -1] = 0  # the bias is free
-            loss, gradient = l2 / 2 * away.pow(2).sum(), l2 * away
-            for first in range(0, len(x), step):
-                part, target = x[first : first + step], y[first : first + step, None]
-                logp = (part @ w.T).log_softmax(-1)
-                loss = loss - logp.gather(1, target).sum() / len(x)
-                p = logp.exp_()
-                p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-                gradient += p.T @ part / len(x)
-            w.grad = gradient
-        return loss
-
-    run: Callable[..., Any] = optimiser.step
-    run(closure)
-    found = w.detach()
-    if start is None:
-        return found[:, :-1] / scale, found[:, -1]
-    return found / scale, None
 
 
 def _head_input(reader: Classifier, network: nn.Module, head: nn.Module, given: Inputs) -> Tensor:

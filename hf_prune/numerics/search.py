@@ -7,20 +7,16 @@ nor on a large number that all rows have in common.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-P = TypeVar("P")
+from hf_prune.numerics.threads import BLOCK, as_tensor, in_torch_threads, scratch, torch_threads
 
-BLOCK = 1024  # rows of a product; half of that where there are too few for every thread to have one
 SCREENED = 64  # directions: with fewer, the product is not what takes the time
 ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than all products in the next precision
@@ -69,7 +65,7 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     def search(part: slice) -> None:
         found[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    in_blocks(_parts(len(x)), search)
+    in_torch_threads(search, _parts(len(x)))
     return found, cosine
 
 
@@ -120,7 +116,7 @@ def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarra
         found[part] = _nearest(moved, lengths, points)
         distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[found[part]])
 
-    in_blocks(_parts(len(x)), search)
+    in_torch_threads(search, _parts(len(x)))
     return found, distance
 
 
@@ -193,7 +189,7 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, found[part])):
             found[part] = largest_products(rows, directions)[:, 0]
 
-    in_blocks(_parts(len(x)), search)
+    in_torch_threads(search, _parts(len(x)))
     return found
 
 
@@ -202,17 +198,10 @@ def _screens(directions: Directions) -> bool:
 
 
 def _parts(n: int) -> list[slice]:
-    """Blocks of n rows: the size that products like, or half of it where some thread would have none."""
-    pool = threads() if n > BLOCK // 2 else None
+    """Blocks of n rows: `BLOCK`, the size that products like, or half of it where some thread would have none."""
+    pool = torch_threads() if n > BLOCK // 2 else None
     size = BLOCK if pool is None or n >= BLOCK * pool._max_workers else BLOCK // 2
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def in_blocks(parts: Sequence[P], search: Callable[[P], None]) -> None:
-    """Search every part, in the threads there are, each of which computes with one."""
-    pool = threads() if len(parts) > 1 else None
-    for _ in map(search, parts) if pool is None else pool.map(search, parts):
-        continue
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -282,9 +271,9 @@ def _products(x: np.ndarray, across: np.ndarray) -> np.ndarray:
     if torch is None:
         return np.asarray(x @ across)
     # it keeps to the threads of whoever calls it; NumPy's library would start its own in every thread
-    product = _room(len(x), across.shape[1])
-    torch.mm(as_tensor(x), as_tensor(across), out=torch.from_numpy(product))
-    return product
+    product = scratch(torch.float32, len(x), across.shape[1])
+    torch.mm(as_tensor(x), as_tensor(across), out=product)
+    return np.asarray(product.numpy())
 
 
 def _exact_products(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -312,51 +301,6 @@ def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Di
 
 
 _local = threading.local()
-_pool: ThreadPoolExecutor | None = None
-
-
-def threads() -> ThreadPoolExecutor | None:
-    """Threads for blocks, each of which computes with one; None where torch is not in use or has one thread.
-
-    One large region for all blocks: a small one for each product costs more than the product when the machine is busy.
-    """
-    global _pool
-    torch = sys.modules.get("torch")
-    if torch is None or torch.get_num_threads() < 2:
-        return None
-    if _pool is None:
-        count = torch.get_num_threads()
-        ready = threading.Barrier(count + 1)
-
-        def begin() -> None:
-            torch.set_num_threads(1)  # of this thread, but also what threads yet to come begin with
-            ready.wait()
-
-        _pool = ThreadPoolExecutor(count, "hf_prune", initializer=begin)
-        for _ in range(count):
-            _pool.submit(int)
-        ready.wait()
-        torch.set_num_threads(count)
-    return _pool
-
-
-def _forget_threads() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)  # a fork copies no threads
-
-
-def _room(rows: int, k: int) -> np.ndarray:
-    """(rows, k) float32 of this thread: fresh memory for each product would cost as much as reading it."""
-    if rows > BLOCK:
-        return np.empty((rows, k), np.float32)
-    room = _local.__dict__.get("room")
-    if room is None or len(room) < rows * k:
-        room = _local.room = np.empty(rows * k, np.float32)
-    return np.asarray(room[: rows * k]).reshape(rows, k)
 
 
 def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
@@ -369,13 +313,6 @@ def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
         tile = torch.zeros(rows, width, dtype=torch.bfloat16), torch.empty(rows, k, dtype=torch.bfloat16)
         tiles_[rows] = tile
     return tile
-
-
-def as_tensor(array: np.ndarray) -> Any:
-    """The same memory as a tensor; a copy if it cannot be written to, as torch would warn."""
-    import torch
-
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 @cache
