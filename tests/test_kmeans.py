@@ -38,14 +38,14 @@ def test_every_engine_converges_to_a_local_optimum(engine, spherical):
 
 
 def test_one_spherical_step_by_hand():
-    from hf_prune.numerics.kmeans import _centres, _move
+    from hf_prune.numerics.kmeans import _centers, _move
 
     x = unit_rows(X)
     labels = x.argmax(1)
     assert labels.tolist() == [0, 0, 1, 1, 1]
     sums, counts = np.zeros((2, 2)), np.zeros(2, np.int64)
     _move(sums, counts, x, np.full(5, -1), labels, np.arange(5))
-    assert np.allclose(_centres(sums, counts, True), [[0.9486832981, 0.3162277660], [0, 1]], atol=1e-7)
+    assert np.allclose(_centers(sums, counts, True), [[0.9486832981, 0.3162277660], [0, 1]], atol=1e-7)
 
 
 def test_engines_agree():

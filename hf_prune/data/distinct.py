@@ -83,6 +83,4 @@ def read_whole(ds: Rows, embedding: str, who: str, *, seed: int = 0, row_id: str
         "content": whole.text,
         "known_by": row_id if by_id else "content",
     }
-    return Whole(
-        x=x, keys=keys, hashes=hashes, first=first, distinct=by_hash[np.sort(lead)], by_id=by_id, facts=facts
-    )
+    return Whole(x=x, keys=keys, hashes=hashes, first=first, distinct=by_hash[np.sort(lead)], by_id=by_id, facts=facts)

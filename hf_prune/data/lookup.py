@@ -1,4 +1,4 @@
-"""Fitted state per row: kept under 64-bit digests of an id or of content, found again from a batch."""
+"""Fitted state per row: kept under 64-bit digests of an id or of content, looked up from a batch."""
 
 from __future__ import annotations
 

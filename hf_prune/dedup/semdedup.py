@@ -48,12 +48,12 @@ def earlier_similarity(
 
     >>> angle = np.deg2rad([0, 20, 40])
     >>> x = np.column_stack([np.cos(angle), np.sin(angle)])
-    >>> found, pairs = earlier_similarity(x, np.zeros(3, int), np.array([0.1, 0.2, 0.3]), np.zeros(3))
-    >>> found.round(4).tolist(), pairs
+    >>> largest, pairs = earlier_similarity(x, np.zeros(3, int), np.array([0.1, 0.2, 0.3]), np.zeros(3))
+    >>> largest.round(4).tolist(), pairs
     ([0.0, 0.9397, 0.9397], 3)
     """
     rank = {"hard": 1, "easy": -1, "random": 0}[keep_first] * np.rint(similarity / QUANTUM)
-    found = np.zeros(len(x))
+    largest = np.zeros(len(x))
     pairs = 0
     # one column of clusters at a time would miss pairs for which the same cluster comes in different columns
     member, cluster = np.nonzero(clusters.reshape(len(x), -1) >= 0)[0], clusters[clusters >= 0]
@@ -62,10 +62,10 @@ def earlier_similarity(
     starts = np.append(np.flatnonzero(np.diff(cluster[by], prepend=-1)), len(members))
     sizes = np.diff(starts)
     pairs = int((sizes * (sizes - 1) // 2).sum())
-    np.maximum.at(found, members, largest_earlier_of_groups(x, members, starts))
-    found[found > 1 - EXACT] = 1
-    found[clusters.reshape(len(x), -1)[:, 0] < 0] = np.nan
-    return found, pairs
+    np.maximum.at(largest, members, largest_earlier_of_groups(x, members, starts))
+    largest[largest > 1 - EXACT] = 1
+    largest[clusters.reshape(len(x), -1)[:, 0] < 0] = np.nan
+    return largest, pairs
 
 
 @dataclass(frozen=True, repr=False)

@@ -138,9 +138,7 @@ def fit_head(probe: Probe, ds: Any) -> tuple[NDArray[Any], NDArray[Any] | None, 
     if language:
         head: Any = network.get_submodule(name)
         start = head.weight.detach().float().cpu()
-        weight, bias = fit_softmax(
-            x, torch.tensor(labels), classes=len(start), l2=probe.l2, start=start, steps=20
-        )
+        weight, bias = fit_softmax(x, torch.tensor(labels), classes=len(start), l2=probe.l2, start=start, steps=20)
         return weight.numpy(), None, None
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:

@@ -96,11 +96,13 @@ def kmeans(
     engine: Engine | None = None,
     split_narrow: bool = True,
 ) -> Clustering:
-    """Cluster rows by Lloyd's algorithm: centroids c and clusters that (locally) minimize
+    """Cluster rows by Lloyd's algorithm.
+
+    With c(x) the centroid of the row x, the mean of its cluster (scaled to length 1 on the sphere), it lowers
 
         sum_x 1 - <x, c(x)>    on the sphere,        sum_x ||x - c(x)||^2    else
 
-    where c(x) is the centroid of the row x, the mean of its cluster (scaled to length 1 on the sphere). The result depends on the order of the rows: hand them over in a canonical one (`sample.canonical_sample`).
+    The result depends on the order of the rows: hand them over in a canonical one (`sample.canonical_sample`).
 
     Args:
         x: (n, d) float32 rows, of length 1 if `spherical`.
@@ -377,11 +379,11 @@ def _assign_search(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tup
 
 def _similarity(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cosine of unit rows to their centroids, (n,), where the engine gave none."""
-    found = np.empty(len(x), np.float32)
+    similarity = np.empty(len(x), np.float32)
     for start in range(0, len(x), STEP):
         part = slice(start, start + STEP)
-        found[part] = np.einsum("nd,nd->n", x[part], centroids[labels[part]])
-    return found
+        similarity[part] = np.einsum("nd,nd->n", x[part], centroids[labels[part]])
+    return similarity
 
 
 def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

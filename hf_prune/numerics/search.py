@@ -54,19 +54,19 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     Returns:
         (n, count) int64 indices and (n, count) float64 cosines; -1 and NaN for zero rows.
 
-    >>> found, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions(np.eye(2)))
-    >>> found.tolist(), cosine.round(3).tolist()
+    >>> index, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions(np.eye(2)))
+    >>> index.tolist(), cosine.round(3).tolist()
     ([[1], [-1]], [[0.8], [nan]])
     """
-    found = np.empty((len(x), count), np.int64)
+    index = np.empty((len(x), count), np.int64)
     cosine = np.empty((len(x), count))
     screened = count == 1 and _screens(directions)
 
     def search(part: slice) -> None:
-        found[part], cosine[part] = _block(x[part], directions, count, screened)
+        index[part], cosine[part] = _block(x[part], directions, count, screened)
 
     in_torch_threads(search, _parts(len(x)))
-    return found, cosine
+    return index, cosine
 
 
 class Points:
@@ -95,7 +95,7 @@ class Points:
 
 
 def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Find the point with the least Euclidean distance to each row; the lowest of equals.
+    """Find the point with the smallest Euclidean distance to each row; the lowest of equals.
 
     Args:
         x: (n, d) finite rows.
@@ -104,27 +104,27 @@ def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarra
     Returns:
         (n,) int64 indices, (n,) float64 distances.
 
-    >>> found, distance = nearest_points(np.array([[1e4, 3.0], [1e4, 0.1]]), Points(np.array([[1e4, 0.0], [1e4, 7.0]])))
-    >>> found.tolist(), distance.round(6).tolist()
+    >>> index, distance = nearest_points(np.array([[1e4, 3.0], [1e4, 0.1]]), Points(np.array([[1e4, 0.0], [1e4, 7.0]])))
+    >>> index.tolist(), distance.round(6).tolist()
     ([0, 0], [3.0, 0.1])
     """
-    found, distance = np.empty(len(x), np.int64), np.empty(len(x))
+    index, distance = np.empty(len(x), np.int64), np.empty(len(x))
 
     def search(part: slice) -> None:
         moved = points.moved(x[part])
         lengths = np.sqrt(np.einsum("nd,nd->n", moved, moved))
-        found[part] = _nearest(moved, lengths, points)
-        distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[found[part]])
+        index[part] = _nearest(moved, lengths, points)
+        distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[index[part]])
 
     in_torch_threads(search, _parts(len(x)))
-    return found, distance
+    return index, distance
 
 
 def _nearest(moved: np.ndarray, lengths: np.ndarray, points: Points) -> np.ndarray:
     """Indices (n,) of the nearest points to moved rows: min |x - c| is max of x.c - |c|^2 / 2, a product more wide."""
-    found = np.empty((len(moved), 1), np.int64)
+    index = np.empty((len(moved), 1), np.int64)
     if not len(moved):
-        return found[:, 0]
+        return index[:, 0]
     if lengths.max() < 1e15:  # else products leave the range of float32, as rows so far from all points do
         from hf_prune.numerics import _kernels
 
@@ -132,8 +132,8 @@ def _nearest(moved: np.ndarray, lengths: np.ndarray, points: Points) -> np.ndarr
         longest = float(np.sqrt(2 * points.halves.max()))
         slack = precision(len(points.across)) * (lengths * longest + points.halves.max()) + TINY
         bits = _products(rows, points.across).view(np.int32)
-        if _kernels.settle(bits, moved, slack, points.exact, points.halves, CROWD, found):
-            return found[:, 0]
+        if _kernels.settle(bits, moved, slack, points.exact, points.halves, CROWD, index):
+            return index[:, 0]
     return np.asarray((_exact_products(moved, points.exact) - points.halves).argmax(1))
 
 
@@ -181,16 +181,16 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         x: (n, d) float32 rows of length 1.
         directions: k of them.
     """
-    found = np.empty(len(x), np.int64)
+    index = np.empty(len(x), np.int64)
     screened = _screens(directions)
 
     def search(part: slice) -> None:
         rows = np.ascontiguousarray(x[part])
-        if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, found[part])):
-            found[part] = largest_products(rows, directions)[:, 0]
+        if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, index[part])):
+            index[part] = largest_products(rows, directions)[:, 0]
 
     in_torch_threads(search, _parts(len(x)))
-    return found
+    return index
 
 
 def _screens(directions: Directions) -> bool:
@@ -219,15 +219,15 @@ def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) ->
         x = wide / np.where(largest == 0, 1, largest)
         narrow = x.astype(np.float32)
         _kernels.lengths(narrow, rough)
-    found = np.empty((len(x), count), np.int64)
-    if not (screened and _screen(narrow, x, rough, directions, found[:, 0])):
-        found = largest_products(narrow, directions, count, x, rough)
+    index = np.empty((len(x), count), np.int64)
+    if not (screened and _screen(narrow, x, rough, directions, index[:, 0])):
+        index = largest_products(narrow, directions, count, x, rough)
     cosine = np.empty((count, len(x)))
     for column in range(count):
-        _kernels.cosines(x, found[:, column].copy(), directions.exact, cosine[column])
+        _kernels.cosines(x, index[:, column].copy(), directions.exact, cosine[column])
     cosine = cosine.T
-    found[np.isnan(cosine[:, 0])] = -1
-    return found, cosine
+    index[np.isnan(cosine[:, 0])] = -1
+    return index, cosine
 
 
 def largest_products(
@@ -251,18 +251,18 @@ def largest_products(
     from hf_prune.numerics import _kernels
 
     exact = x if exact is None else exact
-    found = np.empty((len(x), count), np.int64)
+    index = np.empty((len(x), count), np.int64)
     slack = precision(x.shape[1]) * (np.ones(len(x)) if lengths is None else lengths.astype(np.float64)) + TINY
     bits = _products(x, directions.across).view(np.int32)
     halves = np.zeros(len(directions.exact))
-    if _kernels.settle(bits, exact, slack, directions.exact, halves, CROWD, found):
-        return found
+    if _kernels.settle(bits, exact, slack, directions.exact, halves, CROWD, index):
+        return index
     product = _exact_products(exact, directions.exact)
-    found[:, 0] = product.argmax(1)
+    index[:, 0] = product.argmax(1)
     if count == 2:
-        product[np.arange(len(x)), found[:, 0]] = -np.inf
-        found[:, 1] = product.argmax(1)
-    return found
+        product[np.arange(len(x)), index[:, 0]] = -np.inf
+        index[:, 1] = product.argmax(1)
+    return index
 
 
 def _products(x: np.ndarray, across: np.ndarray) -> np.ndarray:
@@ -283,7 +283,7 @@ def _exact_products(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.asarray(wide @ vectors.T if torch is None else torch.mm(as_tensor(wide), as_tensor(vectors).T).numpy())
 
 
-def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Directions, found: np.ndarray) -> bool:
+def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Directions, index: np.ndarray) -> bool:
     """Write the index of the largest product of each row, by bfloat16 tiles and float64 for what comes close.
 
     False where too many directions come close, or where no product is positive.
@@ -297,7 +297,7 @@ def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Di
     tile[:n] = as_tensor(x)
     torch.mm(tile, directions.rounded, out=product)
     bits = product.view(torch.int16)[:n].numpy()
-    return _kernels.screen(bits, exact, length, directions.exact, np.float32(ROUNDING), CROWD, found)
+    return _kernels.screen(bits, exact, length, directions.exact, np.float32(ROUNDING), CROWD, index)
 
 
 _local = threading.local()

@@ -47,9 +47,9 @@ def torch_threads() -> ThreadPoolExecutor | None:
 def in_torch_threads(search: Callable[[P], None], parts: Sequence[P]) -> None:
     """Search every part, in the threads there are, each of which computes with one.
 
-    >>> found = [0, 0]
-    >>> in_torch_threads(lambda at: found.__setitem__(at, at + 1), range(2))
-    >>> found
+    >>> done = [0, 0]
+    >>> in_torch_threads(lambda at: done.__setitem__(at, at + 1), range(2))
+    >>> done
     [1, 2]
     """
     pool = torch_threads() if len(parts) > 1 else None

@@ -24,6 +24,7 @@ def d4(
     embedding: str = "embedding",
     keep_first: KeepFirst = "hard",
     clusters_per_row: Literal[1, 2] = 1,
+    min_cluster_size: int = 1,
     seed: int = 0,
     row_id: str | None = "row_id",
     one_per: str | None = None,
@@ -42,6 +43,8 @@ def d4(
         embedding: column of vectors.
         keep_first: rows that SemDeDup keeps before others: "hard", "easy" or "random".
         clusters_per_row: number of nearest clusters within which SemDeDup compares each row, 1 or 2.
+        min_cluster_size: number of rows below which a cluster of the second clustering is no prototype: with 2 a row
+            alone in its cluster is far from the others, not at its own centroid.
         seed: seed of both clusterings and of ties.
         row_id: column of ids, used if the dataset has it. Without ids, of rows with equal vectors one is kept, and a
             `ShortWarning` says so if fewer than asked for are left.
@@ -72,6 +75,6 @@ def d4(
     alike = SemDeDup.fit(ds, k=k, keep_first=keep_first, clusters_per_row=clusters_per_row, **both)
     group = one_per or (None if alike.row_id else f"{alike.name}_group")
     left: Dataset = filter_by_score(score(ds, alike), alike.name, keep=dedup_keep, one_per=group, **how)
-    near = SSLPrototypes.fit(left, k=k, **both)
+    near = SSLPrototypes.fit(left, k=k, min_cluster_size=min_cluster_size, **both)
     kept: Dataset = filter_by_score(score(left, near), near.name, keep=proto_keep, **how)
     return kept

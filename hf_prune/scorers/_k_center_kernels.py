@@ -38,7 +38,7 @@ def lower_by(
     error: float,
     nearest: NDArray[np.float64],
 ) -> None:
-    """Lower squared distances `nearest` (n,) by those to new centers; only pairs that may do so are told.
+    """Lower squared distances `nearest` (n,) by those to new centers, in float64 where a pair may do so.
 
     Args:
         x: (n, d) rows.

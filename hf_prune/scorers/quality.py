@@ -35,8 +35,9 @@ class Grid(NamedTuple):
         largest: (d + 1,) largest absolute numbers, after `center` is taken off.
         center: (d + 1,) numbers that are taken off first: 0, or the median of a column whose numbers differ by little
             of their size.
-        typical: (d + 1,) typical distances of a column's numbers from their median. Where the largest is far above it, the column is
-            split into several of 22 bits, the next one holding what the one before rounded off.
+        typical: (d + 1,) typical distances of a column's numbers from their median. Where the
+            largest is far above it, the column is split into several of 22 bits, the next one holding what the one
+            before rounded off.
     """
 
     largest: np.ndarray

@@ -222,7 +222,7 @@ class SSLPrototypes(Scorer):
         else:
             least = 2 if metric == "margin" else 1
             how: dict[str, Any] = {"seed": seed, "spherical": spherical, "max_iter": max_iter, "engine": engine}
-            learned = _clustering(x, k, least, facts["rows"], how)
+            learned = _clustering(x, embedding, k, least, facts["rows"], how)
             centroids = _prototypes(learned, max(min_cluster_size, 1), least)
             if min_cluster_size == 1:
                 _warn_of_lone_rows(x, learned, least, how)
@@ -266,17 +266,24 @@ class SSLPrototypes(Scorer):
     def summary(self) -> PrototypesSummary:
         """Count the prototypes and the rows of their clusters, as they were when fitting."""
         facts = self.fitted_on or {}
-        sizes = {name: facts.get(name) for name in ("smallest", "median", "largest", "one_row_clusters")}
+        sizes = {name: facts.get(f"{name}_cluster") for name in ("smallest", "median", "largest")}
         return PrototypesSummary(
-            rows=facts.get("rows"), learned_on=facts.get("sampled"), prototypes=len(self.centroids), **sizes
+            rows=facts.get("rows"),
+            learned_on=facts.get("sampled"),
+            prototypes=len(self.centroids),
+            one_row_clusters=facts.get("one_row_clusters"),
+            **sizes,
         )
 
 
-def _clustering(x: np.ndarray, k: int | None, least: int, rows: int, how: Mapping[str, Any]) -> kmeans.Clustering:
+def _clustering(
+    x: np.ndarray, embedding: str, k: int | None, least: int, rows: int, how: Mapping[str, Any]
+) -> kmeans.Clustering:
     """K-means of the (m, d) rows of a sample; where k is None, with at least `least` clusters.
 
     Args:
-        x: rows learned on, in canonical order.
+        x: (m, d) rows in canonical order.
+        embedding: column they come from, for the message.
         k: number of clusters; None: the root of `rows`.
         least: smallest number of clusters that the metric can work with.
         rows: number of rows of the whole dataset.
@@ -296,7 +303,8 @@ def _clustering(x: np.ndarray, k: int | None, least: int, rows: int, how: Mappin
             raise
         if few.distinct < least:
             raise ValueError(
-                "metric='margin' compares two centroids, but all rows are one and the same; use another metric"
+                f"metric='margin' compares two centroids, but the rows of {embedding!r} are one and the same; "
+                "use another metric"
             ) from few
         # as of few rows: with a centroid for each, all would score 0
         return kmeans.kmeans(x, max(least, few.distinct // 2), **how)
@@ -316,9 +324,9 @@ def _prototypes(learned: kmeans.Clustering, size: int, least: int) -> np.ndarray
 def _sizes(sizes: np.ndarray) -> dict[str, Any]:
     """Numbers of rows of the clusters, for `fitted_on`."""
     return {
-        "smallest": int(sizes.min()),
-        "median": float(np.median(sizes)),
-        "largest": int(sizes.max()),
+        "smallest_cluster": int(sizes.min()),
+        "median_cluster": float(np.median(sizes)),
+        "largest_cluster": int(sizes.max()),
         "one_row_clusters": int((sizes == 1).sum()),
     }
 
@@ -332,15 +340,21 @@ def _warn_of_lone_rows(x: np.ndarray, learned: kmeans.Clustering, least: int, ho
         least: smallest number of clusters that the metric can work with.
         how: options of `kmeans`.
     """
-    k = len(learned.centroids)
-    lone = int((learned.sizes == 1).sum())
+    sizes, k = learned.sizes, len(learned.centroids)
+    lone = int((sizes == 1).sum())
     if not lone or len(x) == 1:
         return
-    better = k // 2 if len(x) * k <= SEARCHED else 0
+    ways, better = [], k // 2 if len(x) * k <= SEARCHED else 0
     while better >= least and (kmeans.kmeans(x, better, **how).sizes == 1).any():
         better //= 2
-    few = f"k={better} has none; or " if better >= least else "" if len(x) * k <= SEARCHED else "use a smaller k; or "
+    if better >= least:
+        ways = [f"k={better}, which has none"]
+    elif len(x) * k > SEARCHED:
+        ways = ["a smaller k"]
+    if (sizes > 1).sum() >= least:
+        ways.append("min_cluster_size=2, by which such rows have the distance to the nearest other centroid")
+    many = "1 cluster holds" if lone == 1 else f"{lone} clusters hold"
     warn(
-        f"{lone} of {k} clusters {'is' if lone == 1 else 'are'} one row, which is its own centroid and scores 0 as if it "
-        f"were typical; {few}use min_cluster_size=2, which measures such rows to the nearest centroid of the others"
+        f"{many} one row only (k={k}), which is its own centroid and scores 0, as if it were typical; use "
+        f"{', or '.join(ways) or 'more rows'}"
     )

@@ -175,11 +175,11 @@ class ClassesSummary(Summary):
         return cls(
             rows=known.get("rows"),
             classes=len(classes),
-            smallest=known.get("smallest"),
+            smallest=known.get("smallest_class_rows"),
             smallest_class=known.get("smallest_class"),
-            largest=known.get("largest"),
+            largest=known.get("largest_class_rows"),
             largest_class=known.get("largest_class"),
-            one_row_classes=known.get("single_row_classes"),
+            one_row_classes=known.get("one_row_classes"),
         )
 
 
@@ -193,11 +193,11 @@ def class_sizes(counts: Mapping[Any, int]) -> dict[str, Any]:
     return {
         "rows": sum(counts.values()),
         "classes": len(counts),
-        "smallest": counts[low],
+        "smallest_class_rows": counts[low],
         "smallest_class": str(low),
-        "largest": counts[high],
+        "largest_class_rows": counts[high],
         "largest_class": str(high),
-        "single_row_classes": sum(count == 1 for count in counts.values()),
+        "one_row_classes": sum(count == 1 for count in counts.values()),
     }
 
 
@@ -353,7 +353,7 @@ class SupervisedPrototypes(Scorer):
         """A product with the mean of the own class, or with all where the row is compared with others."""
         classes, width = self.class_means.shape
         others = self.nearest or self.margin or self.metric == "margin"
-        return 2.0 * (classes if others else 1) * width * batch.n
+        return float(2 * width * (classes if others else 1) * batch.n)
 
     def score(self, batch: Batch, rank: int | None) -> Any:
         x = batch.matrix(self.embedding, self.class_means.shape[1], "the class means")
