@@ -214,29 +214,18 @@ class SSLPrototypes(Scorer):
         who = f"{cls.__name__}.fit"
         x, facts = canonical_sample(ds, embedding, who, size=size or 1 << 18, seed=seed, row_id=row_id)
         x = kmeans.unit_rows(x) if normalize else x
+        fields: dict[str, Any] = {"embedding": embedding, "metric": metric, "normalize": normalize, "cluster": cluster}
         if prototype == "batch":
-            centroids = x.mean(0, dtype=np.float64)[None].astype(np.float32)
-            if metric == "cosine" and not centroids.any():
-                raise ValueError(f"the rows of {embedding!r} add up to zero, so no row has an angle to their mean")
-            facts |= {"prototype": prototype}
-        else:
-            least = 2 if metric == "margin" else 1
-            how: dict[str, Any] = {"seed": seed, "spherical": spherical, "max_iter": max_iter, "engine": engine}
-            learned = _clustering(x, embedding, k, least, facts["rows"], how)
-            centroids = _prototypes(learned, max(min_cluster_size, 1), least)
-            if min_cluster_size == 1:
-                _warn_of_lone_rows(x, learned, least, how)
-            facts |= {"seed": seed, "spherical": spherical, **learned.facts(), **_sizes(learned.sizes)}
-            facts |= {"min_cluster_size": min_cluster_size} if min_cluster_size > 1 else {}
-        return cls(
-            centroids,
-            embedding=embedding,
-            metric=metric,
-            normalize=normalize,
-            cluster=cluster,
-            name=name,
-            fitted_on=facts,
-        )
+            return cls(_mean(x, embedding, metric), **fields, name=name, fitted_on=facts | {"prototype": prototype})
+        how: dict[str, Any] = {"seed": seed, "spherical": spherical, "max_iter": max_iter, "engine": engine}
+        least = 2 if metric == "margin" else 1
+        learned = _clustering(x, embedding, k, least, facts["rows"], how)
+        if min_cluster_size == 1:
+            _warn_of_lone_rows(x, learned, least, how)
+        facts |= {"seed": seed, "spherical": spherical, **learned.facts(), **_sizes(learned.sizes)}
+        facts |= {"min_cluster_size": min_cluster_size} if min_cluster_size > 1 else {}
+        centroids = _prototypes(learned, min_cluster_size, least)
+        return cls(centroids, **fields, name=name, fitted_on=facts)
 
     def columns(self) -> dict[str, str]:
         return {self.name: "float32"} | ({f"{self.name}_cluster": "int32"} if self.cluster else {})
@@ -274,6 +263,14 @@ class SSLPrototypes(Scorer):
             one_row_clusters=facts.get("one_row_clusters"),
             **sizes,
         )
+
+
+def _mean(x: np.ndarray, embedding: str, metric: PrototypeMetric) -> np.ndarray:
+    """The mean (1, d) float32 of all rows (m, d)."""
+    mean: np.ndarray = x.mean(0, dtype=np.float64)[None].astype(np.float32)
+    if metric == "cosine" and not mean.any():
+        raise ValueError(f"the rows of {embedding!r} add up to zero, so no row has an angle to their mean")
+    return mean
 
 
 def _clustering(
