@@ -88,6 +88,8 @@ def fits(item: Any, hint: Any) -> bool:
 
 
 def _text(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
     if typing.get_origin(hint) is np.ndarray and len(kinds := typing.get_args(hint)) == 2:
         return f"an array of {getattr((typing.get_args(kinds[1]) or ('numbers',))[0], '__name__', 'numbers')}"
     return "None" if hint is type(None) else hint.__name__ if isinstance(hint, type) else str(hint)

@@ -18,7 +18,7 @@ NET = torch.nn.Linear(6, 2)
 WHOLE = {
     "with_row_id": lambda ds, path: hp.with_row_id(ds, "other"),
     "with_threshold_samples": lambda ds, path: hp.with_threshold_samples(ds),
-    "select_diverse": lambda ds, path: hp.select_diverse(ds, 1, "s"),
+    "select_diverse": lambda ds, path: hp.select_diverse(ds, 1, score="s"),
     "train_with_log": lambda ds, path: hp.train_with_log(NET, ds, path / "log", epochs=1, inputs="s"),
     "load_scores": lambda ds, path: hp.load_scores(str(path), ds),
     "score": lambda ds, path: hp.score(ds, hp.Random(seed=1), splits=None),

@@ -36,17 +36,15 @@ SCORERS = {
         ds, k=4, metric="euclidean", spherical=False, normalize=False
     ),
     "SSLPrototypes-margin": lambda ds: hp.SSLPrototypes.fit(ds, k=4, metric="margin"),
-    "Herding": lambda ds: hp.Herding.fit(ds, k=20),
-    "KCenter": lambda ds: hp.KCenter.fit(ds, k=20, row_id=None),
+    "Herding": lambda ds: hp.Herding.fit(ds, rows=20),
+    "KCenter": lambda ds: hp.KCenter.fit(ds, rows=20, row_id=None),
     "Moderate": lambda ds: hp.Moderate.fit(ds),
     "SemDeDup": lambda ds: hp.SemDeDup.fit(ds, k=4),
-    "SemDeDup-vectors": lambda ds: hp.SemDeDup.fit(ds, k=4, order="random", second=True, row_id=None),
+    "SemDeDup-vectors": lambda ds: hp.SemDeDup.fit(ds, k=4, keep_first="random", clusters_per_row=2, row_id=None),
     "SupervisedPrototypes": lambda ds: hp.SupervisedPrototypes.fit(ds, margin=True),
-    "SupervisedPrototypes-euclidean": lambda ds: hp.SupervisedPrototypes.fit(
-        ds, metric="euclidean", normalize_before_mean=False
-    ),
+    "SupervisedPrototypes-euclidean": lambda ds: hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize=False),
     "QualityClassifier": lambda ds: hp.QualityClassifier.fit(ds, int_score=True),
-    "QualityClassifier-logistic": lambda ds: hp.QualityClassifier.fit(ds, head="logistic", threshold=2),
+    "QualityClassifier-logistic": lambda ds: hp.QualityClassifier.fit(ds, regression="logistic", threshold=2),
     "SupervisedPrototypes-strings": lambda ds: hp.SupervisedPrototypes.fit(ds, label="kind", metric="margin"),
     "VendiContribution": lambda ds: hp.VendiContribution.fit(ds),
     "VendiContribution-first-order": lambda ds: hp.VendiContribution.fit(ds, q=0.5, exact=False),

@@ -151,7 +151,7 @@ def test_numbers_without_a_range_are_refused(tiny_resnet_folder: Path) -> None:
                 read({"image": [bad]})
     assert np.asarray(decode_image(PIL.Image.fromarray(np.full((4, 4), 200, np.int32)))).max() == 200
     assert np.asarray(decode_image(torch.ones(1, 4, 6, dtype=torch.bool))).shape == (4, 6, 3)
-    with pytest.raises(ValueError, match="row 1 is null; kernel='pixel' compares pictures"):
+    with pytest.raises(ValueError, match="row 1 is null; kernel='pixel' compares images"):
         pixel_rows([np.zeros((2, 2), np.uint8), None])
 
 

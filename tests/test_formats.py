@@ -192,7 +192,7 @@ def test_rounded_content_is_not_found_and_told_so(kind):
     """Tensors of float64 columns are float32: rows that are known by their content are other rows then."""
     x = np.random.default_rng(0).normal(size=(12, 4))
     ds = datasets.Dataset.from_dict({"embedding": x})
-    scorer = hp.KCenter.fit(ds, k=4, row_id=None)
+    scorer = hp.KCenter.fit(ds, rows=4, row_id=None)
     if kind in TABLES:
         same(scorer(ds.with_format(kind)[:]), scorer(ds[:]), 0)
     else:

@@ -18,8 +18,8 @@ from hf_prune.dynamics.log import TrainingLog
 
 CARDS = Path(__file__).parents[1] / "hub_cards" / "scorers"
 SCORERS = {
-    "herding": lambda ds: hp.Herding.fit(ds, k=20),
-    "k_center": lambda ds: hp.KCenter.fit(ds, k=20),
+    "herding": lambda ds: hp.Herding.fit(ds, rows=20),
+    "k_center": lambda ds: hp.KCenter.fit(ds, rows=20),
     "moderate": lambda ds: hp.Moderate.fit(ds),
     "dsir": lambda ds: hp.DSIR.fit(ds, ds.select(range(24)), smoothing=1, tokens=True),
     "random": lambda ds: hp.Random(seed=100),

@@ -249,7 +249,7 @@ def value_classes() -> list[type[Value]]:
     return sorted({c for c in below(Value) if c.__module__.startswith("hf_prune.")}, key=class_name)
 
 
-BASES = {"Scorer", "LoggedScorer", "ModelsOrLog", "TextScorer", "_ProbeScorer"}
+BASES = {"Scorer", "LoggedScorer", "ModelsOrLog", "TextScorer", "_ProbeScorer", "PlacedRows"}
 APART = {"_Chunker", "RemoveRepeats", "Embedding"}  # no scorer, and in none
 
 

@@ -39,7 +39,7 @@ def test_every_engine_converges_to_a_local_optimum(engine, spherical):
 
 def test_one_spherical_step_by_hand():
     x = unit_rows(X)
-    found = kmeans(x, 2, start=np.eye(2, dtype=np.float32), niter=1, engine="torch")
+    found = kmeans(x, 2, start=np.eye(2, dtype=np.float32), max_iter=1, engine="torch")
     assert x.argmax(1).tolist() == [0, 0, 1, 1, 1]
     assert np.allclose(found.centroids, [[0.9486832981, 0.3162277660], [0, 1]], atol=1e-7)
 

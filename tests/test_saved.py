@@ -174,8 +174,8 @@ def array(**values: Any) -> Any:
 
 
 WRONG = {
-    "a type": (set_field(metric=3), "SSLPrototypes.metric is 3, not str"),
-    "a choice": (set_field(metric="nearest"), "metric='nearest' is not one of"),
+    "a type": (set_field(metric=3), "SSLPrototypes.metric is 3, not one of 'cosine', 'euclidean', 'margin'"),
+    "a choice": (set_field(metric="nearest"), "SSLPrototypes.metric is 'nearest', not one of 'cosine'"),
     "a truth value": (set_field(normalize="yes"), "SSLPrototypes.normalize is 'yes', not bool"),
     "a number for an array": (set_field(centroids=3), "SSLPrototypes.centroids is 3, not ndarray"),
     "an unknown field": (set_field(extra=1), "SSLPrototypes has no field 'extra'"),

@@ -240,7 +240,10 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
     net = train_network(*tensors(train), max(steps // 2, 1), seed=100)[0].eval()
     embedder = Embedder(net, column="image", kind="image", preprocess="hf_prune.cli.demo:pixels_of", micro_batch=256)
     embedded = _quietly(lambda: score(train, embedder, output_dir=folder / "embedding"))
-    scorers = [SSLPrototypes.fit(embedded, k=min(30, len(train) // 4)), SupervisedPrototypes.fit(embedded)]
+    scorers = [
+        SSLPrototypes.fit(embedded, k=min(30, len(train) // 4), min_cluster_size=2),
+        SupervisedPrototypes.fit(embedded),
+    ]
     return _quietly(lambda: score(embedded, *scorers, output_dir=folder / "prototypes")), scorers
 
 

@@ -1,4 +1,4 @@
-"""All rows of an embedding column at once, told apart: for methods that compare rows with each other."""
+"""All rows of an embedding column at once, and which are copies: for methods that compare rows with each other."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import numpy as np
 
 from hf_prune.data import identity
 from hf_prune.data.reading import as_float32, batches, vector_blocks
+from hf_prune.data.types import Rows
 
 
 class Whole(NamedTuple):
     """Rows of a dataset and who they are.
 
     Attributes:
-        x: (n, d) float32.
-        keys: (n,) digests of ids, or of the vectors.
-        hashes: (n,) seeded hashes of the keys.
-        first: (n,) for each row that of the rows with its vector whose hash is least.
-        distinct: rows that are their own `first`, by hash: a canonical order.
-        by_id: whether keys are of ids; else rows with equal vectors have equal keys.
-        facts: what was read.
+        x: (n, d) float32 rows.
+        keys: (n,) uint64 digests of ids, or of the vectors.
+        hashes: (n,) uint64 seeded hashes of the keys.
+        first: (n,) int64 index of the row with the same vector whose hash is lowest.
+        distinct: (m,) int64 indices of the rows that are their own `first`, by hash: a canonical order.
+        by_id: whether keys are digests of ids; else rows with equal vectors have equal keys.
+        facts: what was read, for `fitted_on`.
     """
 
     x: np.ndarray
@@ -33,22 +34,27 @@ class Whole(NamedTuple):
 
     @property
     def by_key(self) -> np.ndarray:
-        """One row for each key, in ascending order of keys: what per-row state is kept for."""
+        """Indices (k,) of one row for each key, in ascending order of keys: what per-row state is kept for."""
         return np.unique(self.keys, return_index=True)[1]
 
 
-def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | None = None) -> Whole:
+def read_whole(ds: Rows, embedding: str, who: str, *, seed: int = 0, row_id: str | None = None) -> Whole:
     """Read an embedding column into memory: 8 bytes a number while reading, 4 afterwards, and 60 bytes a row.
 
     Args:
-        ds: `Dataset` or `IterableDataset`.
-        embedding: column of rows of floats.
-        who: who reads, for the messages.
-        seed: of the hashes.
-        row_id: column of ids, used if it is there; else the vectors tell rows apart.
+        ds: `Dataset` or `IterableDataset` with the embedding column.
+        embedding: column of vectors.
+        who: class that reads, for the messages.
+        seed: seed of the hashes.
+        row_id: column of ids, used if the dataset has it; None: rows are known by their vectors.
 
     Raises:
-        ValueError: as `reading.vector_blocks`; an id that occurs twice.
+        ValueError: what `reading.vector_blocks` raises; an id that occurs twice.
+
+    >>> from datasets import Dataset
+    >>> whole = read_whole(Dataset.from_dict({"embedding": [[1.0], [2.0], [1.0]]}), "embedding", "Demo")
+    >>> len(whole.distinct), bool(whole.first[0] == whole.first[2]), whole.facts["known_by"]
+    (2, True, 'content')
     """
     by_id = row_id is not None and ds.column_names is not None and row_id in ds.column_names
     parts, contents, ids = [], [], []
@@ -75,6 +81,6 @@ def read_whole(ds: Any, embedding: str, who: str, seed: int = 0, row_id: str | N
         "distinct": len(lead),
         "column": embedding,
         "content": whole.text,
-        "told_apart_by": row_id if by_id else "content",
+        "known_by": row_id if by_id else "content",
     }
-    return Whole(x, keys, hashes, first, by_hash[np.sort(lead)], by_id, facts)
+    return Whole(x=x, keys=keys, hashes=hashes, first=first, distinct=by_hash[np.sort(lead)], by_id=by_id, facts=facts)

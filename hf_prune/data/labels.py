@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from hf_prune.data import identity
+from hf_prune.data.reading import vector_blocks
+from hf_prune.data.types import Rows
 
 _UNNAMED = re.compile(r"(label|class)?[\W_]*\d+", re.IGNORECASE)
 
@@ -67,10 +71,10 @@ def check_classes(
 
     Args:
         values: (n,) labels.
-        name: their column.
-        start: number of the first row.
-        of: what rows are counted in, for the messages: " of this batch".
-        meant: type to cast to where negative numbers are meant as they are; "" if none helps.
+        name: column of the labels, for the messages.
+        start: index of the first row in the dataset, from which messages count.
+        of: words behind the index of a row in messages, as " of this batch".
+        meant: name of the type to cast to where negative numbers are meant as they are; "" if none helps.
 
     Raises:
         TypeError: numbers with a fraction, lists or anything else that is no class.
@@ -106,7 +110,12 @@ drop such rows first; where it is meant as it is, cast the column to string
 
 
 def places_among(values: pa.Array, classes: Sequence[Any], name: str) -> NDArray[np.int64]:
-    """Place (n,) of each label of a batch among the classes that were fitted.
+    """Index (n,) of each label of a batch among the classes that were fitted.
+
+    Args:
+        values: (n,) labels.
+        classes: labels that were fitted, all numbers or all names.
+        name: column of the labels, for the messages.
 
     Raises:
         TypeError: the labels are no classes, or names where those fitted are numbers.
@@ -133,3 +142,38 @@ def places_among(values: pa.Array, classes: Sequence[Any], name: str) -> NDArray
             f"the {len(classes)} classes; fit on data with all classes"
         )
     return np.asarray(places.to_numpy(), np.int64)
+
+
+class LabelledBlock(NamedTuple):
+    """Rows that stand together: (b, d) finite floats, their (b,) classes, (b,) digests of both."""
+
+    x: NDArray[Any]
+    labels: pa.Array
+    keys: NDArray[np.uint64]
+
+
+def labelled_blocks(ds: Rows, embedding: str, label: str, who: str) -> Iterator[LabelledBlock]:
+    """An embedding column and a column of classes, in checked blocks.
+
+    Args:
+        ds: `Dataset` or `IterableDataset` with both columns.
+        embedding: column of vectors.
+        label: column of classes.
+        who: who reads, for the messages, as "Moderate.fit".
+
+    Raises:
+        TypeError, ValueError: what `reading.vector_blocks` and `check_classes` raise.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"embedding": [[1.0], [2.0]], "label": ["cat", "dog"]})
+    >>> [block.labels.to_pylist() for block in labelled_blocks(ds, "embedding", "label", "demo")]
+    [['cat', 'dog']]
+    """
+    for block in vector_blocks(ds, embedding, who, label):
+        labels = check_classes(block.beside, label, block.start)
+        yield LabelledBlock(x=block.x, labels=labels, keys=pair_keys(block.x, labels))
+
+
+def pair_keys(x: Any, labels: Any) -> NDArray[np.uint64]:
+    """Digests (n,) of rows and their labels taken together."""
+    return identity.seeded(identity.digests(x), 0) ^ identity.seeded(identity.digests(labels), 1)

@@ -1,4 +1,4 @@
-"""Fitted state per row: kept under 64-bit digests of an id or of content, found again from a batch."""
+"""Fitted state per row: kept under 64-bit digests of an id or of content, looked up from a batch."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from hf_prune.data.identity import digests
 from hf_prune.data.texts import read_column
 
 
-def find(known: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Positions (n,) of wanted keys among known ones, -1 where there is none.
+def find(keys: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Indices (n,) of wanted keys among those there are, -1 where there is none.
 
     Args:
-        known: (m,) in ascending order, without repeats.
-        wanted: (n,) in any order.
+        keys: (m,) keys in ascending order, without repeats.
+        wanted: (n,) keys in any order.
 
     >>> find(np.array([2, 5, 9], np.uint64), np.array([9, 3, 2], np.uint64)).tolist()
     [2, -1, 0]
     """
-    at = np.searchsorted(known, wanted)
-    at[at == len(known)] = 0
-    hit = known[at] == wanted if len(known) else np.zeros(len(wanted), bool)
+    at = np.searchsorted(keys, wanted)
+    at[at == len(keys)] = 0
+    hit = keys[at] == wanted if len(keys) else np.zeros(len(wanted), bool)
     return np.where(hit, at, -1)
 
 
-def find_rows(batch: Batch, column: str, known: NDArray[np.uint64], source: str) -> NDArray[np.int64]:
-    """Positions (n,) of a batch's rows among known keys, by the digests of one column (or field, `column.field`).
+def find_rows(batch: Batch, column: str, keys: NDArray[np.uint64], source: str) -> NDArray[np.int64]:
+    """Indices (n,) of a batch's rows among keys, by the digests of one column (or field, `column.field`).
 
     Args:
-        batch: the rows.
-        column: of ids, or of the content that the keys are digests of.
-        known: (m,) `digests` in ascending order, without repeats.
+        batch: rows to look up.
+        column: column of ids, or of the content that the keys are digests of.
+        keys: (m,) `digests` in ascending order, without repeats.
         source: where the keys come from, for the message: "the log", "the rows it was fitted on".
 
     Raises:
-        ValueError: a row is not known, or null; the message lists the first five.
+        ValueError: a row has none of the keys, or is null; the message lists the first five.
 
-    >>> known = np.sort(digests(["a", "b"]))
-    >>> find_rows(Batch({"row_id": ["a", "z"]}, "AUM"), "row_id", known, "the log")
+    >>> keys = np.sort(digests(["a", "b"]))
+    >>> find_rows(Batch({"row_id": ["a", "z"]}, "AUM"), "row_id", keys, "the log")
     Traceback (most recent call last):
     ...
     ValueError: AUM: 1 of 2 rows is not in the log: row_id 'z'; ...
     """
     values = read_column(batch, column)
-    at = find(known, digests(values))
+    at = find(keys, digests(values))
     lost = np.flatnonzero(at < 0)
     if len(lost):
         shown = ", ".join(_short(values, int(i)) for i in lost[:5])

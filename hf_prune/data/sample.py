@@ -8,26 +8,48 @@ import numpy as np
 
 from hf_prune.data import identity
 from hf_prune.data.reading import as_float32, vector_blocks
+from hf_prune.data.types import Rows
 
 
 class Sample(NamedTuple):
-    """Rows to fit on: (m, d) float32 in canonical order, and what they were drawn from."""
+    """Rows to fit on.
+
+    Attributes:
+        x: (m, d) float32 rows in canonical order.
+        facts: what they were drawn from, for `fitted_on`.
+    """
 
     x: np.ndarray
     facts: dict[str, Any]
 
 
 def canonical_sample(
-    ds: Any, embedding: str, who: str, size: int | None = None, seed: int = 0, row_id: str | None = None
+    ds: Rows, embedding: str, who: str, *, size: int | None = None, seed: int = 0, row_id: str | None = None
 ) -> Sample:
-    """Draw at most `size` non-zero rows by seeded hash of their id, or else of their content, in the order of the hash.
+    """Draw non-zero rows by seeded hash of their id, or else of their content, in the order of the hash.
 
     Ids are better where there are any: an embedding computed with another number of threads differs in its last bits,
     and by content that would be another row. Copies of a row weigh as often as they occur. Needs memory for
     `2 * size` rows, whatever the dataset's length.
 
+    Args:
+        ds: `Dataset` or `IterableDataset` with the embedding column.
+        embedding: column of vectors.
+        who: who reads, for the messages, as "SSLPrototypes.fit".
+        size: number of rows to draw, at most; None: all.
+        seed: seed of the hashes.
+        row_id: column of ids, used if the dataset has it; None: the vector is the id.
+
     Raises:
-        ValueError: as `reading.vector_blocks`; also if all rows are zero.
+        ValueError: what `reading.vector_blocks` raises; or all rows are zero vectors.
+
+    >>> from datasets import Dataset
+    >>> ds = Dataset.from_dict({"embedding": [[1.0], [2.0], [3.0]]})
+    >>> drawn = canonical_sample(ds, "embedding", "demo", size=2)
+    >>> drawn.x.shape, drawn.facts["rows"], drawn.facts["drawn_by"]
+    ((2, 1), 3, 'content')
+    >>> bool((drawn.x == canonical_sample(ds.shuffle(seed=0), "embedding", "demo", size=2).x).all())
+    True
     """
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     bound, waiting, total, zeros = np.uint64(2**64 - 1), 0, 0, 0
@@ -50,7 +72,7 @@ def canonical_sample(
         raise ValueError(f"{who}: all {total} rows of {embedding!r} are zero vectors; embed them again")
     facts = {"rows": total, "sampled": len(x), "column": embedding, "content": content.text}
     facts["drawn_by"] = by_id or "content"
-    return Sample(x, {**facts, "zero_rows": zeros} if zeros else facts)
+    return Sample(x=x, facts={**facts, "zero_rows": zeros} if zeros else facts)
 
 
 def _lowest(parts: list[tuple[np.ndarray, np.ndarray]], size: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,13 @@ many, as among rows that differ in their last digits only, the tile is computed 
 
 from __future__ import annotations
 
-import threading
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from hf_prune.numerics.search import ROUNDING, as_tensor, in_blocks, precision, tiles
+from hf_prune.numerics.search import ROUNDING, precision, tiles
+from hf_prune.numerics.threads import as_tensor, in_torch_threads, scratch
 
 TILE = 256  # rows of a product
 WIDE = 2048  # columns of a product at most: together they stay in the cache
@@ -63,12 +63,12 @@ def largest_earlier_of_groups(x: np.ndarray, members: np.ndarray, starts: np.nda
         for begin in range(0, group.n, group.tile):
             group.search(begin, out[part])
 
-    in_blocks(range(len(small)), one)
+    in_torch_threads(one, range(len(small)))
     for number in np.flatnonzero(sizes > LARGE):
         part = slice(starts[number], starts[number + 1])
         group = _Group(x, members[part])
         blocks = range((group.n - 1) // group.tile * group.tile, -1, -group.tile)  # the longest first
-        in_blocks(blocks, lambda begin, group=group, part=part: group.search(begin, out[part]))  # type: ignore[misc]
+        in_torch_threads(lambda begin, group=group, part=part: group.search(begin, out[part]), blocks)  # type: ignore[misc]
     return out.clip(0, 1)
 
 
@@ -125,14 +125,14 @@ class _Group:
         import torch
 
         assert self.rounded is not None
-        product = _room(torch.bfloat16, self.tile, wide)
+        product = scratch(torch.bfloat16, self.tile, wide)
         torch.mm(self.rounded[begin : begin + self.tile], self.rounded[column : column + wide].T, out=product)
         return self._recompute(product.view(torch.int16).numpy(), begin, column, best)
 
     def _float32(self, begin: int, column: int, wide: int, best: np.ndarray) -> bool:
         import torch
 
-        product = _room(torch.float32, self.tile, wide)
+        product = scratch(torch.float32, self.tile, wide)
         torch.mm(self.narrow[begin : begin + self.tile], self.narrow[column : column + wide].T, out=product)
         return self._recompute(product.view(torch.int32).numpy(), begin, column, best)
 
@@ -165,16 +165,3 @@ class _Group:
         low = (low >> 16).astype(np.int16) if half else low - 1  # rounded down
         limit = CROWD * len(best)
         return bool(recompute(bits, begin, column, maxima, low, self.x, self.members, self.inverse, limit, best))
-
-
-_local = threading.local()
-
-
-def _room(dtype: Any, rows: int, columns: int) -> Any:
-    """A tensor of this thread to write a product to."""
-    import torch
-
-    rooms = _local.__dict__.setdefault("rooms", {})
-    if dtype not in rooms:
-        rooms[dtype] = torch.empty(TILE * WIDE, dtype=dtype)
-    return rooms[dtype][: rows * columns].view(rows, columns)

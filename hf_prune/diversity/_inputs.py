@@ -99,7 +99,7 @@ def to_array(x: Any) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{WHO} got rows of unequal length; all need one width") from error
     if x.dtype.kind not in "biuf":
-        raise TypeError(f"{WHO} got {x.dtype}, not numbers; for texts or pictures name a kernel, as kernel='ngram'")
+        raise TypeError(f"{WHO} got {x.dtype}, not numbers; for texts or images name a kernel, as kernel='ngram'")
     return np.asarray(x, np.float32 if x.dtype in (np.float16, np.float32) else np.float64)
 
 

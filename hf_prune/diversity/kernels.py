@@ -1,8 +1,7 @@
-"""Similarities for the Vendi Score: n-grams of texts, pixels of pictures, a model, a function of two."""
+"""Similarities for the Vendi Score: n-grams of texts, pixels of images, a model, a function of two."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_prune.checks import warn
 from hf_prune.data.words import tokens as tokens_of
 
 
@@ -23,7 +23,7 @@ def words(text: str) -> list[str]:
 
 
 def ngram_kernel(
-    texts: Sequence[str], ns: Sequence[int] = (1, 2, 3, 4), tokenize: Callable[[str], list[str]] = words
+    texts: Sequence[str], *, ns: Sequence[int] = (1, 2, 3, 4), tokenize: Callable[[str], list[str]] = words
 ) -> np.ndarray:
     """Cosines of n-gram counts, the mean over the orders `ns`, (n, n) float64.
 
@@ -32,8 +32,9 @@ def ngram_kernel(
 
     Args:
         texts: n texts.
-        ns: orders.
-        tokenize: splits a text; the published package uses NLTK's `word_tokenize`, which parts "don't" into two.
+        ns: orders of the n-grams, 1 or more each.
+        tokenize: function that splits a text into words; the published package uses NLTK's `word_tokenize`, which parts
+            "don't" into two.
 
     Raises:
         TypeError: a row is no text.
@@ -59,24 +60,23 @@ def ngram_kernel(
         _add_cosines(k, [Counter(zip(*(row[i:] for i in range(m)), strict=False)) for row in tokens])
     short = sum(len(row) < max(ns) for row in tokens)
     if short:
-        warnings.warn(
+        warn(
             f"{short} of {len(tokens)} texts are shorter than {max(ns)} tokens and have no n-grams of that order; "
-            "their similarities are means over fewer orders",
-            stacklevel=2,
+            "their similarities are means over fewer orders"
         )
     root = np.sqrt(np.diagonal(k))
     return np.asarray(k / np.outer(root, root))
 
 
-def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
-    """Pictures as RGB of `size` x `size` pixels, (n, 3 * size^2) float32.
+def pixel_rows(images: Sequence[Any], *, size: int = 32) -> np.ndarray:
+    """Images as RGB of `size` x `size` pixels, (n, 3 * size^2) float32.
 
     Args:
-        images: stored, or decoded in one of the ways that `decode_image` takes.
-        size: pixels a side.
+        images: n images, stored, or decoded in one of the ways that `decode_image` takes.
+        size: number of pixels a side.
 
     Raises:
-        ValueError: a row that is no readable picture.
+        ValueError: a row that is no readable image.
     """
     from hf_prune.networks.image import NULL, decode_image
 
@@ -87,12 +87,18 @@ def pixel_rows(images: Sequence[Any], size: int = 32) -> np.ndarray:
                 raise ValueError(NULL)
             rows[i] = np.asarray(decode_image(image).resize((size, size)), np.float32).reshape(-1)
         except ValueError as error:
-            raise ValueError(f"row {i} {error}; kernel='pixel' compares pictures: drop such rows first") from error
+            raise ValueError(f"row {i} {error}; kernel='pixel' compares images: drop such rows first") from error
     return rows
 
 
-def embedding_rows(items: Sequence[Any], embedder: Any, batch_size: int = 256) -> np.ndarray:
-    """Vectors (n, d) of an `Embedder`."""
+def embedding_rows(items: Sequence[Any], embedder: Any, *, batch_size: int = 256) -> np.ndarray:
+    """Vectors (n, d) of an `Embedder`.
+
+    Args:
+        items: n texts or images.
+        embedder: `Embedder` of one column.
+        batch_size: number of items that are embedded at once.
+    """
     if not isinstance(embedder.column, str):
         raise ValueError(
             f"the embedder reads {embedder.column}; embed the dataset first, then name its embedding column"
@@ -104,8 +110,12 @@ def embedding_rows(items: Sequence[Any], embedder: Any, batch_size: int = 256) -
     return np.concatenate(parts) if parts else np.empty((0, embedder.width), np.float32)
 
 
-def rbf_kernel(x: np.ndarray, sigma: float) -> np.ndarray:
+def rbf_kernel(x: np.ndarray, *, sigma: float) -> np.ndarray:
     """exp(-||x_i - x_j||^2 / 2 sigma^2) of (n, d) rows, (n, n) float64.
+
+    Args:
+        x: (n, d) rows.
+        sigma: width of the kernel, in the unit of the rows.
 
     >>> rbf_kernel(np.array([[0.0], [2.0]]), sigma=1.0).round(6).tolist()
     [[1.0, 0.135335], [0.135335, 1.0]]
@@ -121,7 +131,11 @@ def rbf_kernel(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def pairwise_kernel(items: Sequence[Any], k: Callable[[Any, Any], float]) -> np.ndarray:
-    """A symmetric function of two items for every pair, (n, n) float64."""
+    """A symmetric function of two items for every pair, (n, n) float64.
+
+    >>> pairwise_kernel([0, 1], lambda a, b: 2.0 ** -abs(a - b)).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
     out = np.empty((len(items), len(items)))
     for i, item in enumerate(items):
         out[i, i] = k(item, item)

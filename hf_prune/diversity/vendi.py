@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from hf_prune.checks import warn
 from hf_prune.diversity import kernels
 from hf_prune.diversity._inputs import WHO, Rows, to_array, to_items, to_probabilities, to_rows
 from hf_prune.numerics import search
+from hf_prune.numerics.threads import torch_threads
 
 BLOCK = 2048  # rows of one product: they and their Gram matrix stay in the cache
 STRIP = 96  # columns of a product
@@ -24,8 +25,8 @@ WELL_ABOVE = 64 * float(np.finfo(np.float32).eps)  # of the largest eigenvalue: 
 
 def vendi_score(
     x: Any,
-    q: float = 1.0,
     *,
+    q: float = 1.0,
     kernel: Any = "cosine",
     embedding: str = "embedding",
     column: str | None = None,
@@ -33,8 +34,12 @@ def vendi_score(
 ) -> float:
     """Effective number of distinct rows: n if all are unlike each other, 1 if all are the same.
 
-    The exponential of the entropy (Renyi's, of order q) of the eigenvalues of K/n, where K holds the similarities. It
-    grows with n, so compare sets of one size only.
+    The exponential of the entropy (Renyi's, of order q) of the eigenvalues lambda of K/n, where K holds the
+    similarities:
+
+        VS_1 = exp(-sum_i lambda_i log lambda_i),    VS_q = (sum_i lambda_i^q)^(1 / (1 - q))
+
+    It grows with n, so compare sets of one size only.
 
     For vectors the eigenvalues are those of the smaller of X^T X (d, d) and X X^T (n, n), whichever it is; a dataset
     is read block by block from Arrow's buffers, in O(d^2) memory. Order 2 needs no eigenvalues, and no (n, n) or
@@ -43,16 +48,16 @@ def vendi_score(
     order 2, which takes none, where the score is under 1.001.
 
     Args:
-        x: (n, d) vectors, scaled to length 1 here; a `Dataset` or `IterableDataset`; texts, pictures or anything else
+        x: (n, d) vectors, scaled to length 1 here; a `Dataset` or `IterableDataset`; texts, images or anything else
             that the kernel compares; an (n, n) matrix of similarities with kernel="precomputed".
-        q: order, 0 to infinity. 0 counts the eigenvalues that are not zero, 1 is Shannon's entropy, 2 is
+        q: order of the entropy, 0 to infinity. 0 counts the eigenvalues that are not zero, 1 is Shannon's entropy, 2 is
             n^2 / sum of K_ij^2, infinity is one over the largest eigenvalue. Small orders see rare rows, large ones
             what is common; the score falls with q.
-        kernel: "cosine" of vectors; "ngram" of texts and "pixel" of pictures, with the defaults of
+        kernel: similarity: "cosine" of vectors; "ngram" of texts and "pixel" of images, with the defaults of
             `hf_prune.diversity.kernels`; an `Embedder`, whose vectors are compared by cosine; a function of two items
             with k(a, a) = 1 (n^2 / 2 calls in Python); "precomputed".
         embedding: column of vectors, under "cosine".
-        column: of the items, under other kernels; "text" and "image" by default under "ngram" and "pixel".
+        column: column of the items, under other kernels; None: "text" under "ngram" and "image" under "pixel".
         weights: (n,) probabilities of the rows, or the name of their column; 1/n each by default.
 
     Returns:
@@ -101,7 +106,11 @@ def vendi_score(
 
 
 def effective_number(eigenvalues: np.ndarray, q: float) -> float:
-    """Exponential of the entropy of order q of (m,) eigenvalues >= 0, scaled to sum to 1 here.
+    """Exponential of the entropy of (m,) eigenvalues, scaled to sum to 1 here.
+
+    Args:
+        eigenvalues: (m,) numbers, 0 or more, not all 0.
+        q: order of the entropy, 0 to infinity.
 
     >>> round(effective_number(np.array([0.9, 0.1]), 1.0), 6), effective_number(np.array([0.9, 0.1, 0.0]), 0)
     (1.384145, 2.0)
@@ -126,9 +135,9 @@ class Gram:
     Sums over batches, shards and machines are merged by adding them.
 
     Args:
-        dtype: of the products of a block, "float64" or "float32"; blocks are summed in float64 in both cases. After
-            float32 products, eigenvalues under 8e-6 of the largest count as rounding, as 0; but not for orders above 2,
-            to which they matter by their sum alone, which is the trace.
+        dtype: type of the products of a block, "float64" or "float32"; blocks are summed in float64 in both cases.
+            After float32 products, eigenvalues under 8e-6 of the largest count as rounding, as 0; but not for orders
+            above 2, to which they matter by their sum alone, which is the trace.
 
     >>> one, two = Gram(), Gram()
     >>> one.add(np.array([[1.0, 0.0]]))
@@ -154,7 +163,7 @@ class Gram:
             self.sums = np.zeros((x.shape[1], x.shape[1]))
         elif len(self.sums) != x.shape[1]:
             raise ValueError(f"rows of width {x.shape[1]} after rows of width {len(self.sums)}; all need one width")
-        pool = search.threads() if len(x) > 2 * BLOCK else None
+        pool = torch_threads() if len(x) > 2 * BLOCK else None
         parts = 1 if pool is None else pool._max_workers
         edges = [len(x) * i // parts for i in range(parts + 1)]
         spans = list(zip(edges[:-1], edges[1:], strict=True))
@@ -196,7 +205,7 @@ class Gram:
             raise ValueError(f"{self.rows} rows with weight {self.weight} have no Vendi Score; add rows first")
         return np.asarray(self.sums / self.weight)
 
-    def score(self, q: float = 1.0) -> float:
+    def score(self, *, q: float = 1.0) -> float:
         """The Vendi Score of all rows added, of order q."""
         mean, q = self.matrix(), _order(q)
         if self.dtype == np.float32 and q > 2:
@@ -223,14 +232,14 @@ def _of_rows(rows: Rows, q: float) -> float:
     if q >= 1 and not rows.double:
         gram = _gram(rows, "float32")
         if q == 2:
-            score = gram.score(q)
+            score = gram.score(q=q)
             sure = score > ALIKE
         else:
             values = np.linalg.eigvalsh(gram.matrix())
             score, sure = effective_number(values, q), values[0] > WELL_ABOVE * values[-1]
         if sure:
             return score
-    return _gram(rows, "float64").score(q)
+    return _gram(rows, "float64").score(q=q)
 
 
 def _gram(rows: Rows, dtype: str) -> Gram:
@@ -264,18 +273,17 @@ def _of_matrix(matrix: np.ndarray, q: float, noise: float) -> float:
     """Score from a positive semidefinite matrix whose trace need not be 1.
 
     Args:
-        matrix: (m, m).
-        q: order.
+        matrix: (m, m) matrix.
+        q: order of the entropy.
         noise: share of the largest eigenvalue up to which others are rounding.
     """
     if q == 2:
         return max(1.0, float(np.trace(matrix) ** 2 / np.vdot(matrix, matrix)))
     values = np.linalg.eigvalsh(matrix).astype(np.float64)
     if values[0] < -max(noise, 1e-8) * values[-1]:
-        warnings.warn(
+        warn(
             f"the similarities are no kernel: K/n has the eigenvalue {values[0] / np.trace(matrix):.3g}; negative ones "
-            "are left out and the others scaled to sum to 1; use a positive semidefinite similarity",
-            stacklevel=4,
+            "are left out and the others scaled to sum to 1; use a positive semidefinite similarity"
         )
     return effective_number(np.where(values < noise * values[-1], 0.0, values), q)
 
@@ -288,7 +296,7 @@ def _of_kernel(k: Any, weights: Any, q: float) -> float:
         raise ValueError(f"{WHO} got no rows; there is nothing to measure")
     if not np.isfinite(k).all():
         row = int(np.flatnonzero(~np.isfinite(k).all(1))[0])
-        raise ValueError(f"K has numbers that are not finite in row {row}; mend the kernel, or drop that row")
+        raise ValueError(f"K has numbers that are not finite in row {row}; correct the kernel, or drop that row")
     diagonal = np.diagonal(k)
     if np.abs(diagonal - 1).max() > 1e-4:
         row = int(np.abs(diagonal - 1).argmax())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,7 @@ from hf_prune.data.labels import check_classes
 from hf_prune.data.reading import decoded
 from hf_prune.networks.classifier import Classifier, next_tokens
 from hf_prune.networks.inputs import Inputs
-
-BLOCK = 1 << 22  # logits held at once
+from hf_prune.numerics.logistic import fit_softmax
 
 
 def last_linear(classifier: Classifier, network: nn.Module, given: Inputs) -> str:
@@ -127,7 +125,9 @@ def fit_head(
     if reader.task == "language_model":
         own: Any = reader.network().get_submodule(features.head)
         start = own.weight.detach().float().cpu()
-        weight, bias = fit_softmax(features.x, torch.tensor(features.labels), len(start), l2, start, steps=20)
+        weight, bias = fit_softmax(
+            features.x, torch.tensor(features.labels), classes=len(start), l2=l2, start=start, steps=20
+        )
         return weight.numpy(), None, None
     classes = tuple(sorted(set(features.labels)))
     if len(classes) < 2:
@@ -137,7 +137,7 @@ def fit_head(
         )
     index = {value: i for i, value in enumerate(classes)}
     y = torch.tensor([index[value] for value in features.labels])
-    weight, bias = fit_softmax(features.x.double(), y, len(classes), l2)
+    weight, bias = fit_softmax(features.x.double(), y, classes=len(classes), l2=l2)
     return weight.numpy(), None if bias is None else bias.numpy(), classes
 
 
@@ -191,51 +191,6 @@ def _vectors(states: Tensor, name: str, network: nn.Module) -> Tensor:
         f"the head {name!r} reads {tuple(states.shape)}, not one vector a row; {keep}give a network that pools "
         "before its head"
     )
-
-
-def fit_softmax(
-    x: Tensor, y: Tensor, count: int, l2: float, start: Tensor | None = None, steps: int = 500
-) -> tuple[Tensor, Tensor | None]:
-    """Weights (C, d) and bias (C,) of the least mean cross-entropy plus `l2 / 2` times the squared distance to `start`.
-
-    Convex: the answer does not depend on the order or the copies of rows. Features are scaled to a mean square of 1
-    for it. With `start` (a language model's head) there is no bias.
-    """
-    scale = x.pow(2).mean().sqrt().clamp(min=1e-12)
-    x = x / scale
-    origin = torch.zeros(count, x.shape[1], dtype=x.dtype) if start is None else start.to(x.dtype) * scale
-    if start is None:
-        x, origin = torch.cat([x, torch.ones_like(x[:, :1])], 1), nn.functional.pad(origin, (0, 1))
-    w = nn.Parameter(origin.clone())
-    tight = x.dtype == torch.float64
-    limits = (1e-12, 1e-16) if tight else (1e-6, 1e-9)
-    optimiser = torch.optim.LBFGS(
-        [w], 1, steps, None, *limits, history_size=20 if tight else 5, line_search_fn="strong_wolfe"
-    )
-    step = max(1, BLOCK // count)
-
-    def closure() -> Tensor:
-        with torch.no_grad():
-            away = w - origin
-            if start is None:
-                away[:, -1] = 0  # the bias is free
-            loss, gradient = l2 / 2 * away.pow(2).sum(), l2 * away
-            for first in range(0, len(x), step):
-                part, target = x[first : first + step], y[first : first + step, None]
-                logp = (part @ w.T).log_softmax(-1)
-                loss = loss - logp.gather(1, target).sum() / len(x)
-                p = logp.exp_()
-                p.scatter_add_(1, target, torch.full_like(target, -1, dtype=p.dtype))
-                gradient += p.T @ part / len(x)
-            w.grad = gradient
-        return loss
-
-    run: Callable[..., Any] = optimiser.step
-    run(closure)
-    found = w.detach()
-    if start is None:
-        return found[:, :-1] / scale, found[:, -1]
-    return found / scale, None
 
 
 def _head_input(reader: Classifier, network: nn.Module, head: nn.Module, given: Inputs) -> Tensor:

@@ -32,7 +32,7 @@ def settle(
     exact: np.ndarray,
     halves: np.ndarray,
     crowd: int,
-    found: np.ndarray,
+    index: np.ndarray,
 ) -> bool:
     """Columns of the largest of `x.v - half` of each row, where it is known in float32 only; the lowest of equals.
 
@@ -43,7 +43,7 @@ def settle(
         exact: (k, d) float64 v.
         halves: (k,) float64.
         crowd: columns a row, on average, at which telling them apart costs more than all products in float64.
-        found: (n, 1) or (n, 2) int64, written, the largest first.
+        index: (n, 1) or (n, 2) int64, written, the largest first.
 
     Returns:
         False where too many columns come close: take another way.
@@ -51,7 +51,7 @@ def settle(
     n, k = bits.shape
     word, wide = np.empty(1, np.int32), np.empty(1, np.float32)
     as_float, as_word = word.view(np.float32), wide.view(np.int32)
-    two = found.shape[1] == 2
+    two = index.shape[1] == 2
     compared = 0
     for i in range(n):
         row = bits[i]
@@ -76,7 +76,7 @@ def settle(
         if count == 1 and not two:
             for j in range(k):
                 if _ordered(row[j]) >= low:
-                    found[i, 0] = j
+                    index[i, 0] = j
                     break
             continue
         compared += int(count)
@@ -86,15 +86,15 @@ def settle(
         for j in range(k):
             if _ordered(row[j]) < low:
                 continue
-            told = _product(x[i], exact[j]) - halves[j]
-            if first < 0 or told > best:
+            exactly = _product(x[i], exact[j]) - halves[j]
+            if first < 0 or exactly > best:
                 other, next_ = best, first
-                best, first = told, j
-            elif next_ < 0 or told > other:
-                other, next_ = told, j
-        found[i, 0] = first
+                best, first = exactly, j
+            elif next_ < 0 or exactly > other:
+                other, next_ = exactly, j
+        index[i, 0] = first
         if two:
-            found[i, 1] = next_
+            index[i, 1] = next_
     return True
 
 
@@ -124,11 +124,11 @@ def unit(x: np.ndarray, out: np.ndarray, squares: np.ndarray) -> None:
 
 
 @sums
-def cosines(x: np.ndarray, found: np.ndarray, exact: np.ndarray, cosine: np.ndarray) -> None:
-    """Cosine (n,) in float64 of each of (n, d) rows to the direction found for it; NaN for zero rows."""
+def cosines(x: np.ndarray, index: np.ndarray, exact: np.ndarray, cosine: np.ndarray) -> None:
+    """Cosine (n,) in float64 of each of (n, d) rows to the direction of its index; NaN for zero rows."""
     n, d = x.shape
     for i in range(n):
-        direction = exact[found[i]]
+        direction = exact[index[i]]
         dot, square = 0.0, 0.0
         for c in range(d):
             value = np.float64(x[i, c])
@@ -145,7 +145,7 @@ def screen(
     exact: np.ndarray,
     rounding: np.float32,
     crowd: int,
-    found: np.ndarray,
+    index: np.ndarray,
 ) -> bool:
     """Column of the largest product of each row, where the products are known in bfloat16 only.
 
@@ -156,7 +156,7 @@ def screen(
         exact: (k, d) float64 directions of length 1.
         rounding: of a number in bfloat16, relative.
         crowd: directions a row, on average, at which comparing them costs more than all products.
-        found: (n,) int64, written.
+        index: (n,) int64, written.
 
     Returns:
         False where a row has no positive product, or too many directions come close: take another way.
@@ -199,7 +199,7 @@ def screen(
                         if other > best:
                             best, first = other, j
                     count += 1
-        found[i] = first
+        index[i] = first
         compared += count
         if compared > crowd * n:
             return False

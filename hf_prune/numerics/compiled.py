@@ -48,9 +48,9 @@ def thread_count() -> int:
     """Threads this process may use: one in a forked worker, else `OMP_NUM_THREADS` or the processors it may run on."""
     if fork.in_child:
         return 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

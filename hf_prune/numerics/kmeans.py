@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from hf_prune.numerics.search import SCREENED, Directions, nearest_directions, power_of_two, tiles
+
+Engine: TypeAlias = Literal["faiss", "torch"]
 
 BLOCK = 1 << 12
 STEP = 1 << 11
@@ -32,13 +34,35 @@ class FewRowsError(ValueError):
 
 @dataclass(frozen=True)
 class Clustering:
-    """What k-means found: (k, d) float32 centroids, and how."""
+    """What k-means gives.
+
+    Attributes:
+        centroids: (k, d) float32.
+        labels: (n,) int64 index of the centroid of each row.
+        objective: sum over the rows of `1 - cos` to their centroids, or of the squared distances.
+        iterations: number of Lloyd iterations.
+        engine: what computed the nearest centroids, as "faiss-cpu".
+    """
 
     centroids: np.ndarray
     labels: np.ndarray
     objective: float
     iterations: int
     engine: str
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of rows (k,) of each cluster."""
+        return np.bincount(self.labels, minlength=len(self.centroids))
+
+    def facts(self) -> dict[str, Any]:
+        """How the centroids were learned, for `fitted_on`."""
+        return {
+            "k": len(self.centroids),
+            "engine": self.engine,
+            "iterations": self.iterations,
+            "objective": round(self.objective, 6),
+        }
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
@@ -66,50 +90,71 @@ def kmeans(
     *,
     seed: int = 0,
     spherical: bool = True,
-    niter: int = 100,
+    max_iter: int = 100,
     tolerance: float = 1e-4,
     start: np.ndarray | None = None,
-    engine: str | None = None,
-    tell_narrow: bool = True,
+    engine: Engine | None = None,
+    split_narrow: bool = True,
 ) -> Clustering:
     """Cluster rows by Lloyd's algorithm.
+
+    With c(x) the centroid of the row x, the mean of its cluster (scaled to length 1 on the sphere), it lowers
+
+        sum_x 1 - <x, c(x)>    on the sphere,        sum_x ||x - c(x)||^2    else
 
     The result depends on the order of the rows: hand them over in a canonical one (`sample.canonical_sample`).
 
     Args:
-        x: (n, d) float32; of length 1 if `spherical`.
+        x: (n, d) float32 rows, of length 1 if `spherical`.
         k: number of clusters, at most the number of distinct rows.
-        seed: of the k-means++ start.
-        spherical: centroids are scaled to length 1 and rows go to the largest cosine; else Euclidean.
-        niter: iterations at most.
-        tolerance: stop when a smaller share of the rows changed cluster.
+        seed: seed of the k-means++ start.
+        spherical: whether centroids are scaled to length 1 and rows go to the largest cosine; else Euclidean.
+        max_iter: number of iterations, at most.
+        tolerance: share of the rows below which those that changed cluster end the iteration.
         start: (k, d) centroids to start from; None: k-means++.
-        engine: "faiss" or "torch"; None takes faiss, unless torch has an accelerator that faiss has not.
-        tell_narrow: tell rows apart by what is left when all share nearly their whole length (a large constant
-            coordinate); False: such rows are copies.
+        engine: library that computes the nearest centroids, "faiss" or "torch". None: faiss; but torch where faiss is
+            not installed, where torch alone has a GPU, and for 64 spherical clusters or more on a processor with
+            bfloat16 tiles.
+        split_narrow: whether rows that share nearly their whole length (a large constant coordinate) are clustered by
+            what is left; False: such rows are copies.
+
+    Returns:
+        The clustering; the same for the same rows, options and engine.
 
     Raises:
         FewRowsError: k is larger than the number of distinct rows.
         ModuleNotFoundError: faiss was asked for and is not installed.
+
+    >>> rows = unit_rows(np.array([[1, 0.1], [1, 0], [0, 1], [0.1, 1]], np.float32))
+    >>> kmeans(rows, 2).sizes.tolist()
+    [2, 2]
     """
-    frame = _Frame.of(x, spherical) if tell_narrow else None
+    how: dict[str, Any] = {"k": k, "seed": seed, "max_iter": max_iter, "tolerance": tolerance, "engine": engine}
+    frame = _Frame.of(x, spherical) if split_narrow else None
     if frame is None:
-        return _lloyd(x, k, seed, spherical, niter, tolerance, start, engine)
+        return _lloyd(x, spherical=spherical, start=start, **how)
     begin = None if start is None else frame.into(np.asarray(start))
-    # on the sphere too: the largest cosine is the least distance
-    found = _lloyd(frame.into(x), k, seed, False, niter, tolerance, begin, engine, frame)
-    objective = found.objective * frame.scale**-2.0 * (0.5 if spherical else 1.0)
-    return replace(found, centroids=frame.out(found.centroids), objective=objective)
+    # on the sphere too: the largest cosine is the smallest distance
+    moved = _lloyd(frame.into(x), spherical=False, start=begin, frame=frame, **how)
+    objective = moved.objective * frame.scale**-2.0 * (0.5 if spherical else 1.0)
+    return replace(moved, centroids=frame.out(moved.centroids), objective=objective)
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The frame in which float32 can tell rows apart: moved to their mean, scaled to numbers near 1."""
+    """The frame in which float32 can tell rows apart: moved to their mean, scaled to numbers near 1.
+
+    Attributes:
+        mean: (d,) what is taken off.
+        scale: power of two by which rows are multiplied then.
+        spherical: whether centroids have length 1 outside of the frame.
+        unit: whether rows have length 1 outside of the frame.
+    """
 
     mean: np.ndarray
     scale: float
     spherical: bool
-    unit: bool  # whether rows have length 1
+    unit: bool
 
     @classmethod
     def of(cls, x: np.ndarray, spherical: bool) -> _Frame | None:
@@ -124,7 +169,7 @@ class _Frame:
         parts = range(0, len(x), BLOCK)
         furthest = max((float(np.abs(x[i : i + BLOCK] - mean).max(initial=0)) for i in parts), default=0.0)
         unit = spherical or bool(np.abs(np.einsum("nd,nd->n", x, x, dtype=np.float64) - 1).max(initial=0) < 1e-6)
-        return cls(mean, power_of_two(np.array([furthest])), spherical, unit)
+        return cls(mean=mean, scale=power_of_two(np.array([furthest])), spherical=spherical, unit=unit)
 
     @property
     def rounding(self) -> float:
@@ -153,16 +198,17 @@ class _Frame:
 
 def _lloyd(
     x: np.ndarray,
+    *,
     k: int,
     seed: int,
     spherical: bool,
-    niter: int,
+    max_iter: int,
     tolerance: float,
     start: np.ndarray | None,
-    engine: str | None,
+    engine: Engine | None,
     frame: _Frame | None = None,
 ) -> Clustering:
-    engine, assign = _engine(engine, k, spherical)
+    name, assign = _engine(engine, k, spherical)
     centroids = (
         _plus_plus(x, k, seed, frame.rounding if frame else 0.0) if start is None else np.asarray(start, np.float32)
     )
@@ -170,7 +216,7 @@ def _lloyd(
     similarity: np.ndarray | None = None
     sums, counts = np.zeros((k, x.shape[1])), np.zeros(k, np.int64)
     iterations = 0
-    for _ in range(niter):
+    for _ in range(max_iter):
         iterations += 1
         new, similarity = assign(x, centroids, spherical)
         moved = np.flatnonzero(new != labels)
@@ -180,11 +226,17 @@ def _lloyd(
             _reseed(sums, counts, x, labels, _similarity(x, centroids, labels) if similarity is None else similarity)
         elif len(moved) <= tolerance * len(x):
             break
-        centroids = _centres(sums, counts, spherical) if frame is None else frame.centers(_means(sums, counts))
+        centroids = _centers(sums, counts, spherical) if frame is None else frame.centers(_means(sums, counts))
     if similarity is None:
         similarity = _similarity(x, centroids, labels)
     distance = 1 - similarity if spherical else -similarity
-    return Clustering(centroids, labels, float(distance.sum(dtype=np.float64)), iterations, engine)
+    return Clustering(
+        centroids=centroids,
+        labels=labels,
+        objective=float(distance.sum(dtype=np.float64)),
+        iterations=iterations,
+        engine=name,
+    )
 
 
 def _plus_plus(x: np.ndarray, k: int, seed: int, rounding: float = 0.0) -> np.ndarray:
@@ -269,7 +321,7 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return means
 
 
-def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarray:
+def _centers(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarray:
     means = _means(sums, counts)
     return unit_rows(means).astype(np.float32) if spherical else means.astype(np.float32)
 
@@ -278,8 +330,8 @@ def _centres(sums: np.ndarray, counts: np.ndarray, spherical: bool) -> np.ndarra
 Assign = Callable[[np.ndarray, np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 
 
-def _engine(name: str | None, k: int, spherical: bool) -> tuple[str, Assign]:
-    if name not in (None, "faiss", "torch"):
+def _engine(name: Engine | None, k: int, spherical: bool) -> tuple[str, Assign]:
+    if name is not None and name not in get_args(Engine):  # numerics stands below checks
         raise ValueError(f"engine={name!r} is neither 'faiss' nor 'torch'")
     installed = importlib.util.find_spec("faiss") is not None
     if name == "faiss" and not installed:
@@ -327,11 +379,11 @@ def _assign_search(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tup
 
 def _similarity(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cosine of unit rows to their centroids, (n,), where the engine gave none."""
-    found = np.empty(len(x), np.float32)
+    similarity = np.empty(len(x), np.float32)
     for start in range(0, len(x), STEP):
         part = slice(start, start + STEP)
-        found[part] = np.einsum("nd,nd->n", x[part], centroids[labels[part]])
-    return found
+        similarity[part] = np.einsum("nd,nd->n", x[part], centroids[labels[part]])
+    return similarity
 
 
 def _assign_torch(x: np.ndarray, centroids: np.ndarray, spherical: bool) -> tuple[np.ndarray, np.ndarray]:

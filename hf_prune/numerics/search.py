@@ -7,20 +7,16 @@ nor on a large number that all rows have in common.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-P = TypeVar("P")
+from hf_prune.numerics.threads import BLOCK, as_tensor, in_torch_threads, scratch, torch_threads
 
-BLOCK = 1024  # rows of a product; half of that where there are too few for every thread to have one
 SCREENED = 64  # directions: with fewer, the product is not what takes the time
 ROUNDING = 2.0**-9  # relative, of one number in bfloat16
 CROWD = 16  # candidates a row at which comparing them costs more than all products in the next precision
@@ -58,19 +54,19 @@ def largest_cosines(x: np.ndarray, directions: Directions, count: int = 1) -> tu
     Returns:
         (n, count) int64 indices and (n, count) float64 cosines; -1 and NaN for zero rows.
 
-    >>> found, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions(np.eye(2)))
-    >>> found.tolist(), cosine.round(3).tolist()
+    >>> index, cosine = largest_cosines(np.array([[3.0, 4.0], [0.0, 0.0]]), Directions(np.eye(2)))
+    >>> index.tolist(), cosine.round(3).tolist()
     ([[1], [-1]], [[0.8], [nan]])
     """
-    found = np.empty((len(x), count), np.int64)
+    index = np.empty((len(x), count), np.int64)
     cosine = np.empty((len(x), count))
     screened = count == 1 and _screens(directions)
 
     def search(part: slice) -> None:
-        found[part], cosine[part] = _block(x[part], directions, count, screened)
+        index[part], cosine[part] = _block(x[part], directions, count, screened)
 
-    in_blocks(_parts(len(x)), search)
-    return found, cosine
+    in_torch_threads(search, _parts(len(x)))
+    return index, cosine
 
 
 class Points:
@@ -99,7 +95,7 @@ class Points:
 
 
 def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray]:
-    """Find the point with the least Euclidean distance to each row; the lowest of equals.
+    """Find the point with the smallest Euclidean distance to each row; the lowest of equals.
 
     Args:
         x: (n, d) finite rows.
@@ -108,27 +104,27 @@ def nearest_points(x: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarra
     Returns:
         (n,) int64 indices, (n,) float64 distances.
 
-    >>> found, distance = nearest_points(np.array([[1e4, 3.0], [1e4, 0.1]]), Points(np.array([[1e4, 0.0], [1e4, 7.0]])))
-    >>> found.tolist(), distance.round(6).tolist()
+    >>> index, distance = nearest_points(np.array([[1e4, 3.0], [1e4, 0.1]]), Points(np.array([[1e4, 0.0], [1e4, 7.0]])))
+    >>> index.tolist(), distance.round(6).tolist()
     ([0, 0], [3.0, 0.1])
     """
-    found, distance = np.empty(len(x), np.int64), np.empty(len(x))
+    index, distance = np.empty(len(x), np.int64), np.empty(len(x))
 
     def search(part: slice) -> None:
         moved = points.moved(x[part])
         lengths = np.sqrt(np.einsum("nd,nd->n", moved, moved))
-        found[part] = _nearest(moved, lengths, points)
-        distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[found[part]])
+        index[part] = _nearest(moved, lengths, points)
+        distance[part] = vector_lengths(np.asarray(x[part], np.float64) - points.vectors[index[part]])
 
-    in_blocks(_parts(len(x)), search)
-    return found, distance
+    in_torch_threads(search, _parts(len(x)))
+    return index, distance
 
 
 def _nearest(moved: np.ndarray, lengths: np.ndarray, points: Points) -> np.ndarray:
     """Indices (n,) of the nearest points to moved rows: min |x - c| is max of x.c - |c|^2 / 2, a product more wide."""
-    found = np.empty((len(moved), 1), np.int64)
+    index = np.empty((len(moved), 1), np.int64)
     if not len(moved):
-        return found[:, 0]
+        return index[:, 0]
     if lengths.max() < 1e15:  # else products leave the range of float32, as rows so far from all points do
         from hf_prune.numerics import _kernels
 
@@ -136,8 +132,8 @@ def _nearest(moved: np.ndarray, lengths: np.ndarray, points: Points) -> np.ndarr
         longest = float(np.sqrt(2 * points.halves.max()))
         slack = precision(len(points.across)) * (lengths * longest + points.halves.max()) + TINY
         bits = _products(rows, points.across).view(np.int32)
-        if _kernels.settle(bits, moved, slack, points.exact, points.halves, CROWD, found):
-            return found[:, 0]
+        if _kernels.settle(bits, moved, slack, points.exact, points.halves, CROWD, index):
+            return index[:, 0]
     return np.asarray((_exact_products(moved, points.exact) - points.halves).argmax(1))
 
 
@@ -185,16 +181,16 @@ def nearest_directions(x: np.ndarray, directions: Directions) -> np.ndarray:
         x: (n, d) float32 rows of length 1.
         directions: k of them.
     """
-    found = np.empty(len(x), np.int64)
+    index = np.empty(len(x), np.int64)
     screened = _screens(directions)
 
     def search(part: slice) -> None:
         rows = np.ascontiguousarray(x[part])
-        if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, found[part])):
-            found[part] = largest_products(rows, directions)[:, 0]
+        if not (screened and _screen(rows, rows, np.ones(len(rows), np.float32), directions, index[part])):
+            index[part] = largest_products(rows, directions)[:, 0]
 
-    in_blocks(_parts(len(x)), search)
-    return found
+    in_torch_threads(search, _parts(len(x)))
+    return index
 
 
 def _screens(directions: Directions) -> bool:
@@ -202,17 +198,10 @@ def _screens(directions: Directions) -> bool:
 
 
 def _parts(n: int) -> list[slice]:
-    """Blocks of n rows: the size that products like, or half of it where some thread would have none."""
-    pool = threads() if n > BLOCK // 2 else None
+    """Blocks of n rows: `BLOCK`, the size that products like, or half of it where some thread would have none."""
+    pool = torch_threads() if n > BLOCK // 2 else None
     size = BLOCK if pool is None or n >= BLOCK * pool._max_workers else BLOCK // 2
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def in_blocks(parts: Sequence[P], search: Callable[[P], None]) -> None:
-    """Search every part, in the threads there are, each of which computes with one."""
-    pool = threads() if len(parts) > 1 else None
-    for _ in map(search, parts) if pool is None else pool.map(search, parts):
-        continue
 
 
 def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -230,15 +219,15 @@ def _block(x: np.ndarray, directions: Directions, count: int, screened: bool) ->
         x = wide / np.where(largest == 0, 1, largest)
         narrow = x.astype(np.float32)
         _kernels.lengths(narrow, rough)
-    found = np.empty((len(x), count), np.int64)
-    if not (screened and _screen(narrow, x, rough, directions, found[:, 0])):
-        found = largest_products(narrow, directions, count, x, rough)
+    index = np.empty((len(x), count), np.int64)
+    if not (screened and _screen(narrow, x, rough, directions, index[:, 0])):
+        index = largest_products(narrow, directions, count, x, rough)
     cosine = np.empty((count, len(x)))
     for column in range(count):
-        _kernels.cosines(x, found[:, column].copy(), directions.exact, cosine[column])
+        _kernels.cosines(x, index[:, column].copy(), directions.exact, cosine[column])
     cosine = cosine.T
-    found[np.isnan(cosine[:, 0])] = -1
-    return found, cosine
+    index[np.isnan(cosine[:, 0])] = -1
+    return index, cosine
 
 
 def largest_products(
@@ -262,18 +251,18 @@ def largest_products(
     from hf_prune.numerics import _kernels
 
     exact = x if exact is None else exact
-    found = np.empty((len(x), count), np.int64)
+    index = np.empty((len(x), count), np.int64)
     slack = precision(x.shape[1]) * (np.ones(len(x)) if lengths is None else lengths.astype(np.float64)) + TINY
     bits = _products(x, directions.across).view(np.int32)
     halves = np.zeros(len(directions.exact))
-    if _kernels.settle(bits, exact, slack, directions.exact, halves, CROWD, found):
-        return found
+    if _kernels.settle(bits, exact, slack, directions.exact, halves, CROWD, index):
+        return index
     product = _exact_products(exact, directions.exact)
-    found[:, 0] = product.argmax(1)
+    index[:, 0] = product.argmax(1)
     if count == 2:
-        product[np.arange(len(x)), found[:, 0]] = -np.inf
-        found[:, 1] = product.argmax(1)
-    return found
+        product[np.arange(len(x)), index[:, 0]] = -np.inf
+        index[:, 1] = product.argmax(1)
+    return index
 
 
 def _products(x: np.ndarray, across: np.ndarray) -> np.ndarray:
@@ -282,9 +271,9 @@ def _products(x: np.ndarray, across: np.ndarray) -> np.ndarray:
     if torch is None:
         return np.asarray(x @ across)
     # it keeps to the threads of whoever calls it; NumPy's library would start its own in every thread
-    product = _room(len(x), across.shape[1])
-    torch.mm(as_tensor(x), as_tensor(across), out=torch.from_numpy(product))
-    return product
+    product = scratch(torch.float32, len(x), across.shape[1])
+    torch.mm(as_tensor(x), as_tensor(across), out=product)
+    return np.asarray(product.numpy())
 
 
 def _exact_products(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -294,7 +283,7 @@ def _exact_products(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return np.asarray(wide @ vectors.T if torch is None else torch.mm(as_tensor(wide), as_tensor(vectors).T).numpy())
 
 
-def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Directions, found: np.ndarray) -> bool:
+def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Directions, index: np.ndarray) -> bool:
     """Write the index of the largest product of each row, by bfloat16 tiles and float64 for what comes close.
 
     False where too many directions come close, or where no product is positive.
@@ -308,55 +297,10 @@ def _screen(x: np.ndarray, exact: np.ndarray, length: np.ndarray, directions: Di
     tile[:n] = as_tensor(x)
     torch.mm(tile, directions.rounded, out=product)
     bits = product.view(torch.int16)[:n].numpy()
-    return _kernels.screen(bits, exact, length, directions.exact, np.float32(ROUNDING), CROWD, found)
+    return _kernels.screen(bits, exact, length, directions.exact, np.float32(ROUNDING), CROWD, index)
 
 
 _local = threading.local()
-_pool: ThreadPoolExecutor | None = None
-
-
-def threads() -> ThreadPoolExecutor | None:
-    """Threads for blocks, each of which computes with one; None where torch is not in use or has one thread.
-
-    One large region for all blocks: a small one for each product costs more than the product when the machine is busy.
-    """
-    global _pool
-    torch = sys.modules.get("torch")
-    if torch is None or torch.get_num_threads() < 2:
-        return None
-    if _pool is None:
-        count = torch.get_num_threads()
-        ready = threading.Barrier(count + 1)
-
-        def begin() -> None:
-            torch.set_num_threads(1)  # of this thread, but also what threads yet to come begin with
-            ready.wait()
-
-        _pool = ThreadPoolExecutor(count, "hf_prune", initializer=begin)
-        for _ in range(count):
-            _pool.submit(int)
-        ready.wait()
-        torch.set_num_threads(count)
-    return _pool
-
-
-def _forget_threads() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)  # a fork copies no threads
-
-
-def _room(rows: int, k: int) -> np.ndarray:
-    """(rows, k) float32 of this thread: fresh memory for each product would cost as much as reading it."""
-    if rows > BLOCK:
-        return np.empty((rows, k), np.float32)
-    room = _local.__dict__.get("room")
-    if room is None or len(room) < rows * k:
-        room = _local.room = np.empty(rows * k, np.float32)
-    return np.asarray(room[: rows * k]).reshape(rows, k)
 
 
 def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
@@ -369,13 +313,6 @@ def _tile(rows: int, width: int, k: int) -> tuple[Any, Any]:
         tile = torch.zeros(rows, width, dtype=torch.bfloat16), torch.empty(rows, k, dtype=torch.bfloat16)
         tiles_[rows] = tile
     return tile
-
-
-def as_tensor(array: np.ndarray) -> Any:
-    """The same memory as a tensor; a copy if it cannot be written to, as torch would warn."""
-    import torch
-
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 @cache

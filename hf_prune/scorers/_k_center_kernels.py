@@ -31,20 +31,20 @@ def lower_to(x: NDArray[np.floating], row: int, nearest: NDArray[np.float64]) ->
 @kernel
 def lower_by(
     x: NDArray[np.floating],
-    centres: NDArray[np.floating],
+    centers: NDArray[np.floating],
     product: NDArray[np.float32],
     squares: NDArray[np.float64],
-    centre_squares: NDArray[np.float64],
+    center_squares: NDArray[np.float64],
     error: float,
     nearest: NDArray[np.float64],
 ) -> None:
-    """Lower squared distances `nearest` (n,) by those to new centres; only pairs that may do so are told.
+    """Lower squared distances `nearest` (n,) by those to new centers, in float64 where a pair may do so.
 
     Args:
         x: (n, d) rows.
-        centres: (m, d).
+        centers: (m, d).
         product: (n, m) their float32 products.
-        squares, centre_squares: (n,), (m,) squared lengths.
+        squares, center_squares: (n,), (m,) squared lengths.
         error: of a product, as a share of the two lengths.
         nearest: written.
     """
@@ -52,6 +52,6 @@ def lower_by(
     for i in range(n):
         length = np.sqrt(squares[i])
         for j in range(m):
-            slack = 2 * error * length * np.sqrt(centre_squares[j]) + TINY
-            if squares[i] + centre_squares[j] - 2.0 * product[i, j] - slack < nearest[i]:
-                nearest[i] = min(nearest[i], squared_distance(x, i, centres, j))
+            slack = 2 * error * length * np.sqrt(center_squares[j]) + TINY
+            if squares[i] + center_squares[j] - 2.0 * product[i, j] - slack < nearest[i]:
+                nearest[i] = min(nearest[i], squared_distance(x, i, centers, j))

@@ -2,169 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
-from hf_prune.checks import check_parallel
-from hf_prune.data.batch import Batch
+from hf_prune.checks import check_choice
 from hf_prune.data.distinct import read_whole
-from hf_prune.data.lookup import find_rows
+from hf_prune.data.types import Rows
 from hf_prune.numerics import kmeans
 from hf_prune.numerics.search import power_of_two, scaled
-from hf_prune.scorer import Scorer
-from hf_prune.scorers.k_center import check_count, place_score
+from hf_prune.scorers.placed_rows import PlacedRows, check_rows, rank_scores
 
-RULES = ("product", "distance")
+Rule: TypeAlias = Literal["product", "distance"]
 TINY = 2.0**-100  # below it products of float32 vanish
 
 
-def herd(x: np.ndarray, mean: np.ndarray, k: int, rule: str = "product") -> tuple[np.ndarray, np.ndarray]:
-    """Choose k rows one by one whose sum s follows the mean; the lowest of equals.
+def herd(x: np.ndarray, mean: np.ndarray, rows: int, *, rule: Rule = "product") -> tuple[np.ndarray, np.ndarray]:
+    """Choose rows one by one whose sum s follows the mean; the lowest of equals.
 
-    Time `n * k * d`; memory: 16 bytes a row beside x.
+    Time `n * rows * d`; memory: 16 bytes a row beside x.
 
     Args:
         x: (n, d) float32 or float64 rows.
-        mean: (d,) to follow.
-        k: how many, up to n.
-        rule: at pick t, "product" takes the largest `<t * mean - s, x>`; "distance" the least `||t * mean - s - x||`.
-            They are the same for rows of one length.
+        mean: (d,) mean to follow.
+        rows: number of rows to choose, up to n.
+        rule: what the t-th row has: "product": the largest `<t * mean - s, x>`; "distance": the smallest
+            `||t * mean - s - x||`. They are the same for rows of one length.
 
     Returns:
-        (k,) int64 rows in their order; (n,) float64 what the rule would maximise next, -inf for chosen rows.
+        (rows,) int64 indices in the order of choice; (n,) float64 what the rule would maximize next, -inf for chosen
+        rows.
 
     Reference: Welling, Herding dynamical weights, ICML 2009; the variant is that of iCaRL (Rebuffi et al., 2017).
 
     >>> x = np.array([[1, 0], [0, 1], [2, 2], [-1.0, 0]])
-    >>> [herd(x, x.mean(0), 4, rule)[0].tolist() for rule in RULES]
+    >>> [herd(x, x.mean(0), 4, rule=rule)[0].tolist() for rule in ("product", "distance")]
     [[2, 3, 0, 1], [1, 0, 2, 3]]
     """
     scale = power_of_two(x)  # exact, and no square leaves the range of its type
-    x, mean = scaled(x, scale), mean * scale
+    x, mu = scaled(x, scale), mean * scale
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     half = lengths**2 / 2 if rule == "distance" else np.zeros(len(x))
     free = np.ones(len(x), bool)
-    weight, order = mean.astype(np.float64), np.empty(k, np.int64)
-    for t in range(k):
-        # the product in the rows' own precision finds, float64 tells
-        rough = np.where(free, x @ weight.astype(x.dtype) - half, -np.inf)
+    w, order = mu.astype(np.float64), np.empty(rows, np.int64)  # w = t * mu - s
+    for t in range(rows):
+        # the product in the rows' own precision proposes, float64 decides
+        rough = np.where(free, x @ w.astype(x.dtype) - half, -np.inf)
         eps = float(np.finfo(x.dtype).eps)
-        error = 2.0 * (x.shape[1] + 8) * eps * (np.linalg.norm(weight) * lengths + half) + TINY
+        error = 2.0 * (x.shape[1] + 8) * eps * (np.linalg.norm(w) * lengths + half) + TINY
         close = np.flatnonzero(free & (rough + error >= (rough - error)[free].max()))
-        exact = np.einsum("nd,d->n", x[close].astype(np.float64), weight) - half[close]
+        exact = np.einsum("nd,d->n", x[close].astype(np.float64), w) - half[close]
         order[t] = close[exact.argmax()]
         free[order[t]] = False
-        weight += mean - x[order[t]]
-    return order, np.where(free, np.einsum("nd,d->n", x, weight) - half, -np.inf)
+        w += mu - x[order[t]]
+    return order, np.where(free, np.einsum("nd,d->n", x, w) - half, -np.inf)
 
 
-@dataclass(frozen=True, eq=False)
-class Herding(Scorer):
-    """Place of a row in the herding order: how many rows come after it. High = brings the mean of the chosen = keep.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Herding(PlacedRows):
+    """Rank of a row in the herding order: how many rows come after it. High = brings the mean of the chosen = keep.
 
-    The first k rows are chosen one by one so that their mean stays near the mean of all; then come the others by
-    what the rule says next. Typical directions come early, so outliers and mislabelled rows are mostly dropped; with
-    unnormalised vectors the long ones are chosen first. Where rows have no ids, copies are one candidate, weigh in
-    the mean as often as they occur, and share its score.
+    With mu the mean of all rows, the t-th row x_t is chosen so that the mean of the chosen stays near mu:
 
-    Args:
-        known: (m,) digests of the ids or vectors, ascending.
-        scores: (m,) float32.
-        embedding: column with the rows' vectors.
-        row_id: column with the rows' ids; None: the vector is the id.
-        flops_per_row: of the fit.
-        name: column.
-        fitted_on: what it was fitted on, and how.
+        x_t = argmax_x <w_{t-1}, x>,    w_t = w_{t-1} + mu - x_t,    w_0 = mu
 
-    A row that it was not fitted on is an error.
+    Behind the chosen rows stand the others by what the rule says next. Typical directions come early, so outliers and
+    mislabelled rows are mostly dropped; with unnormalized vectors the long ones are chosen first. Where rows have no
+    ids, copies are one candidate, weigh in the mean as often as they occur, and share its score.
+
+    Made by `fit`; its fields are those of `PlacedRows`. A row that was not there when fitting is an error.
 
     Reference: Welling, Herding dynamical weights to learn, ICML 2009. (DeepCore takes the farthest row instead of the
     nearest, which is the opposite rule.)
 
     >>> from datasets import Dataset
     >>> ds = Dataset.from_dict({"embedding": [[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [-1.0, 0.0]]})
-    >>> Herding.fit(ds, k=4)(ds[:])["herding"].tolist()
+    >>> Herding.fit(ds, rows=4)(ds[:])["herding"].tolist()
     [1.0, 0.0, 3.0, 2.0]
     """
 
     paper: ClassVar[str] = "Welling, Herding Dynamical Weights to Learn, ICML 2009"
     meaning: ClassVar[str] = "chosen early so that the mean of the chosen is that of all: typical"
     raw: ClassVar[str] = (
-        "place in the herding order, the rows not chosen behind by what the rule says next; the column is the number "
+        "rank in the herding order, the rows not chosen behind by what the rule says next; the column is the number "
         "of rows that come after"
     )
 
-    known: np.ndarray
-    scores: np.ndarray
-    embedding: str = "embedding"
-    row_id: str | None = None
-    flops_per_row: float = 0.0
     name: str = "herding"
-    fitted_on: Mapping[str, Any] | None = None
-
-    def check_fields(self) -> None:
-        check_parallel("Herding", known=self.known, scores=self.scores)
 
     @classmethod
     def fit(
         cls,
-        ds: Any,
-        k: int,
-        embedding: str = "embedding",
+        ds: Rows,
+        rows: int,
         *,
-        rule: str = "product",
+        embedding: str = "embedding",
+        rule: Rule = "product",
         normalize: bool = False,
         seed: int = 0,
         row_id: str | None = "row_id",
         name: str = "herding",
     ) -> Self:
-        """Choose k rows; the same for any order of the rows.
+        """Choose rows; the same for any order of the rows of the dataset.
 
         Memory: 8 bytes a number of the embedding column, 100 bytes a row.
 
         Args:
             ds: `Dataset` or `IterableDataset` with the embedding column.
-            k: rows to choose one by one, as many as will be kept; time grows with it.
-            embedding: column of rows of floats.
+            rows: number of rows to choose one by one, as many as will be kept; time grows with it.
+            embedding: column of vectors.
             rule: "product" (Welling's) or "distance" (see `herd`).
-            normalize: scale rows to length 1 first.
-            seed: of the hash of the id that decides between equals.
-            row_id: column of ids, used if it is there; None: tell rows apart by their vectors.
-            name: the scorer's column.
+            normalize: whether rows are scaled to length 1 first.
+            seed: seed of the hash of the id that decides between equals.
+            row_id: column of ids, used if the dataset has it; None: rows are known by their vectors.
+            name: score column.
 
         Raises:
-            ValueError: an unknown rule, an empty dataset, k above the number of rows, non-finite rows, an id that
-                occurs twice.
+            ValueError: an unknown rule, an empty dataset, more rows to choose than there are, non-finite rows, an id
+                that occurs twice.
         """
-        if rule not in RULES:
-            raise ValueError(f"rule={rule!r} is not one of {RULES}")
-        read = read_whole(ds, embedding, cls.__name__, seed, row_id)
-        rows = np.argsort(read.hashes, kind="stable") if read.by_id else read.distinct
-        check_count(k, len(rows), "rows" if read.by_id else "distinct rows")
-        x = read.x[rows]
+        check_choice("rule", rule, get_args(Rule))
+        read = read_whole(ds, embedding, cls.__name__, seed=seed, row_id=row_id)
+        chosen_from = np.argsort(read.hashes, kind="stable") if read.by_id else read.distinct
+        check_rows(rows, len(chosen_from), "rows" if read.by_id else "distinct rows")
+        x = read.x[chosen_from]
         x = kmeans.unit_rows(x) if normalize else x
-        times = np.bincount(read.first, minlength=len(read.x))[rows] if not read.by_id else np.ones(len(rows))
+        times = np.ones(len(x)) if read.by_id else np.bincount(read.first, minlength=len(read.x))[chosen_from]
         mean = np.einsum("nd,n->d", x, times, dtype=np.float64) / times.sum()
-        order, value = herd(x, mean, k, rule)
-        place = np.empty(len(read.x))
-        place[rows] = place_score(order, value)
-        keep = read.by_key
-        facts = read.facts | {"k": k, "seed": seed, "rule": rule, "normalize": normalize}
+        scores = np.empty(len(read.x))
+        scores[chosen_from] = rank_scores(*herd(x, mean, rows, rule=rule))
+        if not read.by_id:
+            scores = scores[read.first]
         return cls(
-            read.keys[keep],
-            place[read.first if not read.by_id else slice(None)][keep].astype(np.float32),
-            embedding,
-            row_id if read.by_id else None,
-            2.0 * k * x.shape[1],
-            name,
-            facts,
+            keys=read.keys[read.by_key],
+            scores=scores[read.by_key].astype(np.float32),
+            embedding=embedding,
+            row_id=row_id if read.by_id else None,
+            flops_per_row=2.0 * rows * x.shape[1],
+            name=name,
+            fitted_on=read.facts | {"chosen": rows, "seed": seed, "rule": rule, "normalize": normalize},
         )
-
-    def cost(self, batch: Batch) -> float:
-        return self.flops_per_row * batch.n
-
-    def score(self, batch: Batch, rank: int | None) -> Any:
-        return self.scores[find_rows(batch, self.row_id or self.embedding, self.known, "the rows it was fitted on")]

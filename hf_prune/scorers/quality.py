@@ -1,39 +1,43 @@
-"""Quality classifiers: a linear head on embeddings, learned from rows that somebody annotated."""
+"""Quality classifiers: a linear function of embeddings, learned from rows that somebody annotated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from hf_prune.checks import check_choice, check_count, check_number
 from hf_prune.data import arrow, identity
 from hf_prune.data.batch import Batch
-from hf_prune.data.labels import check_classes
+from hf_prune.data.labels import check_classes, pair_keys
 from hf_prune.data.reading import as_float32, vector_blocks
+from hf_prune.data.types import Rows
+from hf_prune.numerics.logistic import fit_binary, sigmoid
 from hf_prune.scorer import Scorer
 
-HEADS = ("ridge", "logistic")
+Regression: TypeAlias = Literal["ridge", "logistic"]
 BITS = 22  # of a number: products of two have 44, and 2**9 of these still add up exactly in float64
 ROWS = 1 << 9
 HALF = 31
 ROOM = 6  # bits that the largest number may be above the typical one before it costs them precision
-MOST = 4  # parts of a column
+LIMIT = 4  # parts of a column
 FEW = 1024  # rows that tell what is typical
 SAMPLE = 100_000
-ROUNDS = 100
 
 
 class Grid(NamedTuple):
     """How each of (d + 1,) columns, the features and the target, is rounded to whole numbers.
 
     Attributes:
-        largest: absolute numbers, after `center` is taken off.
-        center: what is taken off first: 0, or the middle of a column whose numbers differ by little of their size.
-        typical: distance of a column's numbers from their middle. Where the largest is far above it, the column is
-            split into several of 22 bits, the next one holding what the one before rounded off.
+        largest: (d + 1,) largest absolute numbers, after `center` is taken off.
+        center: (d + 1,) numbers that are taken off first: 0, or the median of a column whose numbers differ by little
+            of their size.
+        typical: (d + 1,) typical distances of a column's numbers from their median. Where the
+            largest is far above it, the column is split into several of 22 bits, the next one holding what the one
+            before rounded off.
     """
 
     largest: np.ndarray
@@ -42,12 +46,18 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, low: np.ndarray, high: np.ndarray, some: np.ndarray) -> Grid:
-        """The grid of columns with these (d + 1,) least and largest numbers; `some` (m, d + 1) are rows of them."""
+        """The grid of (d + 1,) columns.
+
+        Args:
+            low: (d + 1,) smallest numbers.
+            high: (d + 1,) largest numbers.
+            some: (m, d + 1) rows of them.
+        """
         middle = np.median(some, axis=0)
         typical = _median_of_others(np.abs(some - middle))
         typical = np.where(typical > 0, typical, np.maximum(high - middle, middle - low))
         center = np.where(np.abs(middle) > 2.0**ROOM * typical, middle, 0.0)  # all of it where a column is constant
-        return cls(np.maximum(high - center, center - low), center, typical)
+        return cls(largest=np.maximum(high - center, center - low), center=center, typical=typical)
 
 
 def _median_of_others(x: np.ndarray) -> np.ndarray:
@@ -75,13 +85,13 @@ class RidgeSums:
 
     def __init__(self, grid: Grid | np.ndarray) -> None:
         if not isinstance(grid, Grid):
-            grid = Grid(grid, np.zeros(len(grid)), grid)
+            grid = Grid(largest=grid, center=np.zeros(len(grid)), typical=grid)
         self.center = np.append(grid.center, 0.0)  # the last column is the constant
         with np.errstate(divide="ignore", invalid="ignore"):
             exponents = np.where(grid.largest > 0, np.ceil(np.log2(grid.largest)), 0.0)
             above = np.nan_to_num(exponents - np.log2(grid.typical) - ROOM, nan=0.0, posinf=0.0)
         self.scale = np.append(2.0**exponents, 1.0)
-        parts = np.append(1 + np.ceil(np.clip(above / BITS, 0, MOST - 1)).astype(int), 1)
+        parts = np.append(1 + np.ceil(np.clip(above / BITS, 0, LIMIT - 1)).astype(int), 1)
         # first parts of all columns come first, then second ones of those that have some
         self.columns = [np.flatnonzero(parts > part) for part in range(parts.max())]
         self.of = np.concatenate(self.columns)
@@ -107,12 +117,12 @@ class RidgeSums:
 
     def _split(self, left: np.ndarray) -> np.ndarray:
         """Columns (b, d + 2) in units of their first part, as whole numbers of all parts, (b, w)."""
-        found = []
+        split = []
         for part, columns in enumerate(self.columns):
             left = left[:, np.isin(self.columns[part - 1], columns)] if part else left
-            found.append(np.rint(left))
-            left = (left - found[-1]) * 2.0**BITS
-        return np.concatenate(found, axis=1)
+            split.append(np.rint(left))
+            left = (left - split[-1]) * 2.0**BITS
+        return np.concatenate(split, axis=1)
 
     def merge(self, other: RidgeSums) -> Self:
         """Add what another shard has summed."""
@@ -132,23 +142,23 @@ class RidgeSums:
         np.add.at(sums, (self.of[:, None], self.of), parts)
         return sums
 
-    def solve(self, l2: float) -> tuple[np.ndarray, float]:
-        """Weights (d,) and intercept that minimise `sum (y - w x - b)**2 + l2 * |w|**2`.
+    def solve(self, *, l2: float) -> tuple[np.ndarray, float]:
+        """Weights (d,) and intercept that minimize `sum (y - w x - b)**2 + l2 * |w|**2`.
 
         Raises:
             ValueError: with `l2=0`, features that depend on each other.
         """
-        _, mean, centred = self.centred()
-        gram = centred[:-1, :-1] + l2 * np.eye(len(centred) - 1)
+        _, mean, centered = self.centered()
+        gram = centered[:-1, :-1] + l2 * np.eye(len(centered) - 1)
         if l2 == 0:  # what the rounding of columns leaves of a dependence is no weight to divide by
             size = np.sqrt(np.where(np.diag(gram) > 0, np.diag(gram), 1))
             if len(gram) and not np.linalg.eigvalsh(gram / np.outer(size, size))[0] > 2.0 ** (4 - 2 * BITS):
                 raise ValueError("the features depend on each other, so that no weights are best; pass l2 > 0")
-        weights = np.linalg.solve(gram, centred[:-1, -1])
+        weights = np.linalg.solve(gram, centered[:-1, -1])
         mean = mean + self.center[:-1]
         return weights, float(mean[-1] - mean[:-1] @ weights)
 
-    def centred(self) -> tuple[float, np.ndarray, np.ndarray]:
+    def centered(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Rows, (d + 1,) means without the center, (d + 1, d + 1) sums of products of what is left after the means."""
         products = self.products()
         n = float(products[-1, -1])
@@ -156,74 +166,34 @@ class RidgeSums:
         return n, mean, products[:-1, :-1] - n * np.outer(mean, mean)
 
 
-def fit_logistic(x: np.ndarray, target: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
-    """Weights (d,) and intercept that minimise `sum log(1 + exp(-(+-1) (w x + b))) + l2 / 2 * |w|**2`, by Newton.
-
-    Args:
-        x: (m, d) features.
-        target: (m,) of 0 and 1.
-        l2: penalty; the inverse of scikit-learn's C.
-
-    Raises:
-        ValueError: no optimum was found: with `l2=0`, classes that a plane separates have none.
-    """
-    beta = np.zeros(x.shape[1] + 1)
-    penalty = np.append(np.full(x.shape[1], float(l2)), 0.0)
-
-    def pieces() -> Any:
-        for start in range(0, len(x), 1 << 13):
-            part = x[start : start + (1 << 13)].astype(np.float64)
-            yield np.column_stack([part, np.ones(len(part))]), target[start : start + (1 << 13)]
-
-    def loss(at: np.ndarray) -> float:
-        logits = ((part @ at, t) for part, t in pieces())
-        return float(sum((np.logaddexp(0, z) - t * z).sum() for z, t in logits) + (penalty * at * at).sum() / 2)
-
-    best = loss(beta)
-    for _ in range(ROUNDS):
-        slope, curve = penalty * beta, np.diag(penalty)
-        for part, t in pieces():
-            p = _sigmoid(part @ beta)
-            slope += part.T @ (p - t)
-            curve += (part * (p * (1 - p))[:, None]).T @ part
-        step = np.linalg.lstsq(curve, slope, rcond=None)[0]
-        if slope @ step <= 1e-14 * len(x):
-            return beta[:-1], float(beta[-1])
-        size = 1.0
-        while (found := loss(beta - size * step)) > best - 1e-4 * size * float(slope @ step) and size > 1e-6:
-            size /= 2
-        if size <= 1e-6:  # nothing is gained any more: rounding
-            return beta[:-1], float(beta[-1])
-        beta, best = beta - size * step, found
-    raise ValueError(f"the logistic head found no optimum in {ROUNDS} rounds; raise l2={l2}")
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(-np.logaddexp(0, -z)))
-
-
 @dataclass(frozen=True, eq=False)
 class QualityClassifier(Scorer):
-    """What a linear head on embeddings says of a row's quality, learned from annotated rows. High = keep.
+    """What a linear function of the embedding says of a row's quality, learned from annotated rows. High = keep.
+
+    With annotations y of embeddings x:
+
+        ridge      score(x) = <w, x> + b,                       (w, b) = argmin sum (y - <w, x> - b)^2 + l2 ||w||^2
+        logistic   score(x) = 1 / (1 + exp(-<w, x> - b)),       the probability of y >= threshold
 
     It knows what the annotators said and what the embedder sees: many embedders cut texts at 512
     tokens, so score documents in chunks. Compare with random rows at the same number: such filters have done worse.
 
     Args:
-        weights: (d,) of the head.
-        intercept: of the head.
-        head: "ridge": the column is the predicted annotation. "logistic": the probability of a high one.
+        weights: (d,) weights of the embedding's numbers.
+        intercept: constant that is added to their sum.
+        regression: kind of regression: "ridge": the column is the predicted annotation. "logistic": the probability of
+            a high one.
         levels: lowest and highest annotation.
-        embedding: column with the rows' vectors, of the embedder that was fitted on.
-        int_score: write `<name>_int`, the ridge score rounded and put between the levels.
-        name: column.
-        fitted_on: what the head was learned on.
+        embedding: column of vectors, of the embedder that was fitted on.
+        int_score: whether `<name>_int` is written, the ridge score rounded and put between the levels.
+        name: score column.
+        fitted_on: what the weights were learned on.
 
     Raises:
         ValueError: vectors of another width.
 
-    Reference: Penedo et al., 2024, arXiv 2406.17557 (FineWeb-Edu: annotations 0 to 5, a linear head, kept from 3); they
-    train by gradient descent, the closed form is ours.
+    Reference: Penedo et al., 2024, arXiv 2406.17557 (FineWeb-Edu: annotations 0 to 5, a linear regression, kept from
+    3); they train by gradient descent, the closed form is ours.
 
     >>> from datasets import Dataset
     >>> rows = {"embedding": [[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0]], "label": [0, 1, 2, 3]}
@@ -237,7 +207,8 @@ class QualityClassifier(Scorer):
 
     weights: np.ndarray
     intercept: float
-    head: str = "ridge"
+    _: KW_ONLY
+    regression: Regression = "ridge"
     levels: tuple[float, float] = (0.0, 5.0)
     embedding: str = "embedding"
     int_score: bool = False
@@ -245,103 +216,82 @@ class QualityClassifier(Scorer):
     fitted_on: Mapping[str, Any] | None = None
 
     def check_fields(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head={self.head!r} is not one of {', '.join(HEADS)}")
+        check_choice("regression", self.regression, get_args(Regression))
         if np.ndim(self.weights) != 1:
             raise ValueError(f"weights of shape {np.shape(self.weights)} are not one for each number of an embedding")
-        if self.int_score and self.head == "logistic":
-            raise ValueError("int_score rounds predicted annotations, a probability is none; pass head='ridge'")
+        if self.int_score and self.regression == "logistic":
+            raise ValueError("int_score rounds predicted annotations, a probability is none; pass regression='ridge'")
 
     @property
     def raw(self) -> str:  # type: ignore[override]
-        """The raw quantity, by head."""
-        if self.head == "ridge":
+        """The raw quantity, by kind of regression."""
+        if self.regression == "ridge":
             return f"ridge regression of the annotation, {self.levels[0]:g} to {self.levels[1]:g}; not clipped"
         return "probability of a high annotation, by logistic regression"
 
     @classmethod
     def fit(
         cls,
-        annotated: Any,
+        annotated: Rows,
+        *,
         label: str = "label",
         embedding: str = "embedding",
-        *,
-        head: str = "ridge",
+        regression: Regression = "ridge",
         l2: float = 1.0,
         threshold: float | None = None,
-        sample: int | None = SAMPLE,
+        sample_rows: int | None = SAMPLE,
         seed: int = 0,
         int_score: bool = False,
         name: str = "quality",
     ) -> Self:
-        """Learn the head; the same for any order of the rows.
+        """Learn the weights; the same for any order of the rows.
 
-        Ridge reads the rows twice (their range, then sums of products) and needs memory for `(d + 2)**2` numbers,
-        however many there are. Logistic is fitted on at most `sample` rows, drawn by the hash of their content.
+        Ridge regression reads the rows twice (their range, then sums of products) and needs memory for `(d + 2)**2`
+        numbers, however many there are. Logistic regression is fitted on a sample of rows, drawn by the hash of their
+        content.
 
         Args:
             annotated: `Dataset` or `IterableDataset` with both columns.
             label: column of annotations: numbers, such as 0 to 5. A ClassLabel counts by its index; of
                 whole numbers, negative ones are rows without a label.
-            embedding: column of rows of floats.
-            head: "ridge" or "logistic".
-            l2: penalty on the squared weights (not on the intercept).
-            threshold: of the logistic head: annotations from here on are high. None for two levels only.
-            sample, seed: rows that the logistic head is fitted on, and the draw; None for all.
-            int_score, name: of the scorer.
+            embedding: column of vectors.
+            regression: kind of regression, "ridge" or "logistic".
+            l2: penalty on the squared weights (not on the intercept), 0 or more.
+            threshold: annotation from which on a row is high, for logistic regression; None where there are two
+                annotations only.
+            sample_rows: number of rows that logistic regression is fitted on, at most; None: all.
+            seed: seed of the draw of those rows.
+            int_score: whether the scorer writes `<name>_int` as well.
+            name: score column.
 
         Raises:
-            ValueError: no rows, an annotation that is null, non-finite or no label, one level only, more than two
+            ValueError: no rows, an annotation that is null, non-finite or no label, one annotation only, more than two
                 without a threshold.
             TypeError: annotations that are not numbers.
         """
-        if head not in HEADS:
-            raise ValueError(f"head={head!r} is not one of {', '.join(HEADS)}")
-        if not l2 >= 0:
-            raise ValueError(f"l2={l2!r} is no penalty; give 0 or more")
-        who = cls.__name__
-        total, content, seen = 0, np.zeros((), np.uint64), np.zeros(0)
-        least, most, few = np.zeros(0), np.zeros(0), _Lowest(FEW)
-        for block in vector_blocks(annotated, embedding, f"{who}.fit", label):
-            as_float32(block.x, embedding)  # refused where sums of squares leave float64
-            y = _annotations(block.beside, label, block.start)
-            ends = [np.append(end(block.x, axis=0), end(y)).astype(np.float64) for end in (np.min, np.max)]
-            least = ends[0] if total == 0 else np.minimum(least, ends[0])
-            most = ends[1] if total == 0 else np.maximum(most, ends[1])
-            seen = np.unique(np.concatenate([seen, y]))
-            seen = seen if len(seen) <= 4 else seen[[0, 1, -2, -1]]
-            keys = _keys(block.x, y, 0)
-            few.add(keys, block.x, y)
-            content += keys.sum(dtype=np.uint64)
-            total += len(y)
-        grid = Grid.of(least, most, np.column_stack([few.x.astype(np.float64), few.y]))
-        low, high = float(seen[0]), float(seen[-1])
-        if low == high:
-            raise ValueError(f"column {label!r} is {low:g} in all {total} rows; annotate good and bad ones")
-        known = {"rows": total, "column": embedding, "label": label, "l2": l2, "content": f"{int(content):016x}"}
-        if head == "ridge":
-            if threshold is not None:
-                raise ValueError("threshold is for head='logistic'; the ridge head learns all levels")
-            sums = RidgeSums(grid)
-            for block in vector_blocks(annotated, embedding, f"{who}.fit", label):
-                sums.add(block.x, _annotations(block.beside, label, block.start))
-            weights, intercept = sums.solve(l2)
-            known["r2"] = _explained(sums, weights)
+        check_choice("regression", regression, get_args(Regression))
+        check_number("l2", l2, 0)
+        check_count("sample_rows", sample_rows, optional=True)
+        if regression == "ridge" and threshold is not None:
+            raise ValueError("threshold is for regression='logistic'; ridge regression learns all levels")
+        source = _Annotated(annotated, label, embedding, f"{cls.__name__}.fit")
+        seen = source.look()
+        if regression == "ridge":
+            weights, intercept, learned = _ridge(source, seen, l2)
         else:
-            if threshold is None and len(seen) > 2:
-                raise ValueError(
-                    f"column {label!r} has more than two levels, {low:g} to {high:g}; pass threshold=3, say"
-                )
-            if threshold is not None and not low < threshold <= high:
-                raise ValueError(
-                    f"threshold={threshold} leaves one side empty: annotations go from {low:g} to {high:g}"
-                )
-            center = grid.center[:-1]
-            x, y = _sample(annotated, embedding, label, who, sample, seed, center)
-            known |= {"threshold": high if threshold is None else threshold, "sampled": len(y)}
-            weights, intercept = fit_logistic(x, (y >= known["threshold"]).astype(np.float64), l2)
-            intercept -= float(center @ weights)
-        return cls(weights, intercept, head, (low, high), embedding, int_score, name, known)
+            limit = _threshold(threshold, seen, label)
+            weights, intercept, learned = _logistic(source, seen, l2, limit, sample_rows, seed)
+        facts = {"rows": seen.rows, "column": embedding, "label": label, "l2": l2, "content": seen.content}
+        return cls(
+            weights,
+            intercept,
+            regression=regression,
+            levels=(seen.levels[0], seen.levels[-1]),
+            embedding=embedding,
+            int_score=int_score,
+            name=name,
+            fitted_on=facts | learned,
+        )
 
     def columns(self) -> dict[str, str]:
         return {self.name: "float32"} | ({f"{self.name}_int": "int32"} if self.int_score else {})
@@ -354,19 +304,99 @@ class QualityClassifier(Scorer):
         return 2.0 * self.weights.size * batch.n
 
     def score(self, batch: Batch, rank: int | None) -> Any:
-        x = batch.matrix(self.embedding)
-        if batch.n and x.shape[1] != len(self.weights):
-            raise ValueError(
-                f"column {self.embedding!r} has width {x.shape[1]}, the head {len(self.weights)}; embed with the model "
-                "that it was fitted on"
-            )
-        if not batch.n:
-            x = np.empty((0, len(self.weights)))
+        x = batch.matrix(self.embedding, len(self.weights), "the annotated rows")
         z = x.astype(np.float64) @ self.weights + self.intercept
-        if self.head == "logistic":
-            return {self.name: _sigmoid(z)}
+        if self.regression == "logistic":
+            return {self.name: sigmoid(z)}
         rounded = np.rint(np.clip(z, *self.levels)).astype(np.int32)
         return {self.name: z} | ({f"{self.name}_int": rounded} if self.int_score else {})
+
+
+class _Seen(NamedTuple):
+    """What a first look at annotated rows tells.
+
+    Attributes:
+        rows: number of rows.
+        levels: annotations in ascending order; of more than four the first two and the last two.
+        grid: how columns are rounded.
+        content: digest of the rows, which knows no order.
+    """
+
+    rows: int
+    levels: list[float]
+    grid: Grid
+    content: str
+
+
+class _Annotated:
+    """Embeddings and their annotations, as they can be read several times."""
+
+    def __init__(self, ds: Rows, label: str, embedding: str, who: str) -> None:
+        self.ds, self.label, self.embedding, self.who = ds, label, embedding, who
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(b, d) features and their (b,) float64 annotations, block by block."""
+        for block in vector_blocks(self.ds, self.embedding, self.who, self.label):
+            yield block.x, _annotations(block.beside, self.label, block.start)
+
+    def look(self) -> _Seen:
+        """Read all rows once.
+
+        Raises:
+            ValueError: all annotations are the same.
+        """
+        rows, levels, content, few = 0, np.zeros(0), identity.ContentSum(), _Lowest(FEW)
+        low, high = np.full(1, np.inf), np.full(1, -np.inf)  # of each column, the annotation last
+        for x, y in self:
+            as_float32(x, self.embedding)  # refused where sums of squares leave float64
+            low = np.minimum(low, np.append(x.min(0), y.min()).astype(np.float64))
+            high = np.maximum(high, np.append(x.max(0), y.max()).astype(np.float64))
+            levels = np.unique(np.concatenate([levels, y]))
+            levels = levels if len(levels) <= 4 else levels[[0, 1, -2, -1]]
+            keys = pair_keys(x, y)
+            few.add(identity.seeded(keys, 0), x, y)
+            content.add(keys)
+            rows += len(y)
+        if len(levels) == 1:
+            raise ValueError(f"column {self.label!r} is {levels[0]:g} in all {rows} rows; annotate good and bad ones")
+        grid = Grid.of(low, high, np.column_stack([few.x.astype(np.float64), few.y]))
+        return _Seen(rows=rows, levels=levels.tolist(), grid=grid, content=content.text)
+
+    def sample(self, size: int | None, seed: int, center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows with the lowest hashes of their content, in the order of these, without the (d,) center."""
+        lowest = _Lowest(size)
+        for x, y in self:
+            lowest.add(identity.seeded(pair_keys(x, y), seed), (x - center).astype(np.float32), y)
+        return lowest.x, lowest.y
+
+
+def _ridge(source: _Annotated, seen: _Seen, l2: float) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Weights, intercept and what is known of the fit."""
+    sums = RidgeSums(seen.grid)
+    for x, y in source:
+        sums.add(x, y)
+    weights, intercept = sums.solve(l2=l2)
+    return weights, intercept, {"r2": _explained(sums, weights)}
+
+
+def _logistic(
+    source: _Annotated, seen: _Seen, l2: float, threshold: float, size: int | None, seed: int
+) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Weights, intercept and what is known of the fit, on `size` rows."""
+    center = seen.grid.center[:-1]
+    x, y = source.sample(size, seed, center)
+    weights, intercept = fit_binary(x, (y >= threshold).astype(np.float64), l2=l2)
+    return weights, intercept - float(center @ weights), {"threshold": threshold, "sampled": len(y)}
+
+
+def _threshold(given: float | None, seen: _Seen, label: str) -> float:
+    """The annotation from which on a row is high."""
+    low, high = seen.levels[0], seen.levels[-1]
+    if given is None and len(seen.levels) > 2:
+        raise ValueError(f"column {label!r} has more than two levels, {low:g} to {high:g}; pass threshold=3, say")
+    if given is not None and not low < given <= high:
+        raise ValueError(f"threshold={given} leaves one side empty: annotations go from {low:g} to {high:g}")
+    return high if given is None else given
 
 
 def _annotations(values: pa.Array | None, name: str, start: int) -> np.ndarray:
@@ -377,20 +407,15 @@ def _annotations(values: pa.Array | None, name: str, start: int) -> np.ndarray:
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
     numbers, null = arrow.numbers(pa.chunked_array([values]), name)
-    found = np.where(null, np.nan, numbers).astype(np.float64)
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found))[0])
+    marks = np.where(null, np.nan, numbers).astype(np.float64)
+    if not np.isfinite(marks).all():
+        row = int(np.flatnonzero(~np.isfinite(marks))[0])
         raise ValueError(
             f"column {name!r} is {values[row].as_py()} in row {start + row}; annotate it, or drop such rows"
         )
     if pa.types.is_integer(values.type):
         check_classes(values, name, start, meant="float32")
-    return found
-
-
-def _keys(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    both = identity.seeded(identity.digests(x), 0) ^ identity.seeded(identity.digests(y), 1)
-    return identity.seeded(both, seed)
+    return marks
 
 
 class _Lowest:
@@ -411,19 +436,8 @@ class _Lowest:
         self.keys, self.y = keys[order], np.concatenate([self.y, y])[order]
 
 
-def _sample(
-    ds: Any, embedding: str, label: str, who: str, size: int | None, seed: int, center: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with the lowest hashes of their content, in the order of these, without the center."""
-    lowest = _Lowest(size)
-    for block in vector_blocks(ds, embedding, f"{who}.fit", label):
-        own = _annotations(block.beside, label, block.start)
-        lowest.add(_keys(block.x, own, seed), (block.x - center).astype(np.float32), own)
-    return lowest.x, lowest.y
-
-
 def _explained(sums: RidgeSums, weights: np.ndarray) -> float:
-    """Share of the annotations' variance that the head explains on the rows it was fitted on, to 4 digits."""
-    _, _, centred = sums.centred()
-    left = centred[-1, -1] - 2 * weights @ centred[:-1, -1] + weights @ centred[:-1, :-1] @ weights
-    return round(float(1 - left / centred[-1, -1]), 4)
+    """Share of the annotations' variance that the weights explain on the rows they were fitted on, to 4 digits."""
+    _, _, centered = sums.centered()
+    left = centered[-1, -1] - 2 * weights @ centered[:-1, -1] + weights @ centered[:-1, :-1] @ weights
+    return round(float(1 - left / centered[-1, -1]), 4)

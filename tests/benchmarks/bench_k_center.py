@@ -1,7 +1,7 @@
 """k-center greedy against the plain loop with one distance vector, on the same rows in one run.
 
-    python tests/benchmarks/bench_k_center.py            50 000 x 384, 1 000 centres
-    python tests/benchmarks/bench_k_center.py --small     5 000 x 64, 200 centres
+    python tests/benchmarks/bench_k_center.py            50 000 x 384, 1 000 centers
+    python tests/benchmarks/bench_k_center.py --small     5 000 x 64, 200 centers
 
 The rows chosen are compared; times are medians of interleaved rounds, quoted as ratios.
 """
@@ -50,7 +50,7 @@ def main() -> None:
     wall, cpu = (
         statistics.median(t[i] for t in times["plain"]) / statistics.median(t[i] for t in times["ours"]) for i in (0, 1)
     )
-    print(f"k-center {n} x {d}, {k} centres, {same} chosen at the same place by both")
+    print(f"k-center {n} x {d}, {k} centers, {same} chosen at the same place by both")
     print(f"  ours: {wall:.1f} times as fast as the plain loop (processor time {cpu:.1f})")
 
 

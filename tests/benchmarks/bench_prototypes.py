@@ -63,10 +63,10 @@ def bench_score(x: np.ndarray, k: int, repeats: int, batch: int) -> None:
         print(f"  {name}: {took['faiss search'] / took[name]:.2f} times as fast as faiss's search")
 
 
-def bench_kmeans(x: np.ndarray, k: int, repeats: int, niter: int) -> None:
+def bench_kmeans(x: np.ndarray, k: int, repeats: int, max_iter: int) -> None:
     unit = unit_rows(x)
     first = unit[np.random.default_rng(0).choice(len(unit), k, replace=False)]
-    options = {"niter": niter, "spherical": True, "max_points_per_centroid": len(x), "min_points_per_centroid": 1}
+    options = {"niter": max_iter, "spherical": True, "max_points_per_centroid": len(x), "min_points_per_centroid": 1}
     goals: dict[str, float] = {}
 
     def ours(name: str, **how: Any) -> Callable[[], None]:
@@ -84,13 +84,13 @@ def bench_kmeans(x: np.ndarray, k: int, repeats: int, niter: int) -> None:
     whole = "ours, k-means++ and until 0.01 % move"
     took = rounds(
         {
-            same: ours(same, start=first, niter=niter + 1, tolerance=0),
+            same: ours(same, start=first, max_iter=max_iter + 1, tolerance=0),
             whole: ours(whole),
             "faiss": peer,
         },
         repeats,
     )
-    print(f"k-means of {len(x)} x {x.shape[1]} into {k}, {niter} rounds")
+    print(f"k-means of {len(x)} x {x.shape[1]} into {k}, {max_iter} rounds")
     for name in (same, whole):
         speed, goal = took["faiss"] / took[name], goals[name] / goals["faiss"]
         print(f"  {name}: {speed:.2f} times as fast as faiss, objective {goal:.4f} of its")
@@ -111,7 +111,7 @@ def main() -> None:
     for batch in (1000, 10_000):
         bench_score(x, k, args.repeats, batch)
     for part, clusters in ((x[: n // 12], max(k // 10, 8)), (x[: n // 12], k)):
-        bench_kmeans(part, clusters, args.repeats, niter=10)
+        bench_kmeans(part, clusters, args.repeats, max_iter=10)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import hf_prune as hp
 CATCH_ALL = ("proprietary-license", "other-permissive", "public-domain")
 FITS: dict[str, dict[str, Any]] = {
     "default": {},
-    "second=True": {"second": True},
+    "clusters_per_row=2": {"clusters_per_row": 2},
     "k=1": {"k": 1},
-    'order="easy"': {"order": "easy"},
+    'keep_first="easy"': {"keep_first": "easy"},
 }
 
 

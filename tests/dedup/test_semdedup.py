@@ -53,11 +53,11 @@ def published(unit, centre, eps):
 
 CLUSTERS = np.array([0, 0, 0, 0, 1, 1])
 VECTORS = at_angles(0, 5, 12, 40, 90, 92)
-TO_CENTRE = np.cos(np.deg2rad(np.array([0, 5, 12, 40, 90, 92]) - np.array([14.25] * 4 + [90.5] * 2)))
+TO_CENTROID = np.cos(np.deg2rad(np.array([0, 5, 12, 40, 90, 92]) - np.array([14.25] * 4 + [90.5] * 2)))
 
 
 def test_hard_order():
-    found, pairs = earlier_similarity(VECTORS, CLUSTERS, TO_CENTRE, np.arange(6))
+    found, pairs = earlier_similarity(VECTORS, CLUSTERS, TO_CENTROID, np.arange(6))
     assert found == pytest.approx(
         [0.76604444, 0.99619470, 0.99254615, 0, 0, 0.99939083][:4] + [0.99939083, 0], abs=1e-8
     )
@@ -68,7 +68,7 @@ def test_hard_order():
 
 
 def test_easy_order():
-    found, _ = earlier_similarity(VECTORS[:4], CLUSTERS[:4], TO_CENTRE[:4], np.arange(4), "easy")
+    found, _ = earlier_similarity(VECTORS[:4], CLUSTERS[:4], TO_CENTROID[:4], np.arange(4), keep_first="easy")
     assert found == pytest.approx([0.99619470, 0.99254615, 0, 0.88294759], abs=1e-8)
     assert np.flatnonzero(found > 1 - 0.01).tolist() == [0, 1]
 
@@ -79,7 +79,9 @@ def test_chain_counts_rows_that_are_dropped():
 
 
 def test_random_order_is_by_ties():
-    found, _ = earlier_similarity(at_angles(0, 20, 40), np.zeros(3, int), np.arange(3.0), np.array([2, 1, 0]), "random")
+    found, _ = earlier_similarity(
+        at_angles(0, 20, 40), np.zeros(3, int), np.arange(3.0), np.array([2, 1, 0]), keep_first="random"
+    )
     assert found == pytest.approx([0.93969262, 0.93969262, 0], abs=1e-8)
 
 
@@ -139,10 +141,10 @@ def test_kernels_are_their_definition():
 
 @pytest.mark.parametrize("order", ["hard", "easy"])
 def test_column_is_brute_force(order, crowd):
-    scorer = hp.SemDeDup.fit(crowd, k=6, order=order)
+    scorer = hp.SemDeDup.fit(crowd, k=6, keep_first=order)
     out = scorer(crowd[:])
     x = np.asarray(crowd["embedding"], np.float64)
-    kmeans_again = hp.SemDeDup.fit(crowd, k=6, order=order)
+    kmeans_again = hp.SemDeDup.fit(crowd, k=6, keep_first=order)
     assert kmeans_again == scorer
     similarity = centre_cosines(crowd, out["semdedup_cluster"])
     assert out["semdedup"] == pytest.approx(1 - brute_force(x, out["semdedup_cluster"], similarity, order), abs=1e-6)
@@ -153,11 +155,11 @@ def test_removals_are_those_of_the_published_algorithm(crowd, eps):
     out = hp.SemDeDup.fit(crowd, k=6)(crowd[:])
     unit = np.asarray(crowd["embedding"], np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    centres = centres_of(crowd)
+    centroids = centroids_of(crowd)
     removed = set()
     for c in range(6):
         members = np.flatnonzero(out["semdedup_cluster"] == c)
-        removed |= {int(members[i]) for i in published(unit[members], centres[c], eps)}
+        removed |= {int(members[i]) for i in published(unit[members], centroids[c], eps)}
     kept = hp.keep_mask(out["semdedup"], threshold=eps)
     assert 0 < len(removed) < len(unit)
     assert set(np.flatnonzero(~kept).tolist()) == removed
@@ -165,8 +167,8 @@ def test_removals_are_those_of_the_published_algorithm(crowd, eps):
 
 def test_one_cluster_is_all_pairs_and_second_finds_what_is_cut(crowd):
     whole, cut, both = (
-        hp.SemDeDup.fit(crowd, order="random", **options)(crowd[:])["semdedup"]
-        for options in ({"k": 1}, {"k": 6}, {"k": 6, "second": True})
+        hp.SemDeDup.fit(crowd, keep_first="random", **options)(crowd[:])["semdedup"]
+        for options in ({"k": 1}, {"k": 6}, {"k": 6, "clusters_per_row": 2})
     )
     assert (whole <= both + 1e-6).all() and (both <= cut + 1e-6).all()
     assert (both < cut - 1e-4).any()
@@ -197,7 +199,7 @@ def test_order_of_rows_does_not_matter(crowd):
     turned = crowd.select(np.random.default_rng(1).permutation(len(crowd)))
     assert hp.SemDeDup.fit(turned, k=6) == hp.SemDeDup.fit(crowd, k=6)
     plain, back = (ds.remove_columns("row_id") for ds in (crowd, turned))
-    assert hp.SemDeDup.fit(back, second=True) == hp.SemDeDup.fit(plain.to_iterable_dataset(), second=True)
+    assert hp.SemDeDup.fit(back, clusters_per_row=2) == hp.SemDeDup.fit(plain.to_iterable_dataset(), clusters_per_row=2)
 
 
 def test_last_bits_of_vectors_do_not_move_rows_that_have_ids(crowd):
@@ -228,9 +230,9 @@ def test_zero_rows_score_nan(crowd):
 
 
 def test_bad_input(crowd):
-    with pytest.raises(ValueError, match="order='far' is not known; choose one of 'hard', 'easy', 'random'"):
-        hp.SemDeDup.fit(crowd, order="far")
-    with pytest.raises(ValueError, match=r"k=0 is not a number of clusters"):
+    with pytest.raises(ValueError, match="keep_first='far' is not known; choose one of 'hard', 'easy', 'random'"):
+        hp.SemDeDup.fit(crowd, keep_first="far")
+    with pytest.raises(ValueError, match=r"k=0 is no whole number from 1 up"):
         hp.SemDeDup.fit(crowd, k=0)
     with pytest.raises(ValueError, match=r"k=1000 clusters, but 240 distinct rows .* use k=240 or less"):
         hp.SemDeDup.fit(crowd, k=1000)
@@ -254,16 +256,16 @@ def ids(prefix, n=240):
 
 @pytest.fixture(scope="module")
 def crowd():
-    """240 rows in 12 dimensions around 6 centres, many of them near others."""
+    """240 rows in 12 dimensions around 6 centroids, many of them near others."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(6, 12))
-    x = centres[np.arange(240) % 6] + 0.5 * rng.normal(size=(240, 12))
+    centroids = rng.normal(size=(6, 12))
+    x = centroids[np.arange(240) % 6] + 0.5 * rng.normal(size=(240, 12))
     x[120:] = x[:120] + rng.choice([0.003, 0.1, 0.5], size=(120, 1)) * rng.normal(size=(120, 12))
     return dataset(x, row_id=ids("row"))
 
 
-def centres_of(ds):
-    """The centres as the fit learns them: k-means on the rows in canonical order."""
+def centroids_of(ds):
+    """The centroids as the fit learns them: k-means on the rows in canonical order."""
     from hf_prune.data import identity
     from hf_prune.numerics import kmeans
 
@@ -274,9 +276,24 @@ def centres_of(ds):
 
 def centre_cosines(ds, clusters):
     x = np.asarray(ds["embedding"], np.float64)
-    centres = centres_of(ds)
+    centroids = centroids_of(ds)
     return (
-        np.einsum("nd,nd->n", x, centres[clusters])
+        np.einsum("nd,nd->n", x, centroids[clusters])
         / np.linalg.norm(x, axis=1)
-        / np.linalg.norm(centres[clusters], axis=1)
+        / np.linalg.norm(centroids[clusters], axis=1)
     )
+
+
+def test_summary(crowd):
+    scorer = hp.SemDeDup.fit(crowd, k=6)
+    seen = scorer.summary()
+    sizes = np.bincount(scorer.clusters)
+    assert (seen.rows, seen.clusters, seen.largest) == (240, 6, sizes.max())
+    assert seen.zero_vectors == seen.equal_vectors == 0
+    for eps, removable in seen.removable.items():
+        assert removable == 240 - len(hp.filter_by_score(scored(crowd, k=6), "semdedup", threshold=float(eps)))
+    assert 0 < seen.removable["0.1"] < 240 and "Semantic duplicates" in str(seen)
+    twice = datasets.concatenate_datasets([crowd.select(range(20)), crowd.select(range(20))])
+    twice = twice.remove_columns("row_id").add_column("row_id", [str(i) for i in range(40)])
+    seen = hp.SemDeDup.fit(twice, k=1).summary()
+    assert seen.equal_vectors == 20 and seen.removable["1e-06"] == 20

@@ -333,7 +333,7 @@ def test_select_diverse_by_brute_force():
     assert found.tolist() == chosen
     assert hp.select_diverse(ds, 5, diversity=0).tolist() == np.argsort(-np.nan_to_num(score, nan=-9))[:5].tolist()
     assert set(hp.select_diverse(ds, 5, diversity=1, pool=10)) <= set(np.argsort(-np.nan_to_num(score, nan=-9))[:10])
-    with pytest.raises(ValueError, match="k=60"):
+    with pytest.raises(ValueError, match="rows=60"):
         hp.select_diverse(ds, 60)
     with pytest.raises(ValueError, match="diversity=2"):
         hp.select_diverse(ds, 6, diversity=2)
@@ -363,7 +363,7 @@ def test_select_diverse_from_a_pool(scale, dtype):
     features = {"embedding": datasets.List(datasets.Value(dtype)), "s": datasets.Value("float64")}
     ds = datasets.Dataset.from_dict({"embedding": list(x.astype(dtype)), "s": score}, datasets.Features(features))
     for pool in (9, 25, 39, 100, None):
-        found = hp.select_diverse(ds, 9, "s", diversity=0.4, pool=pool)
+        found = hp.select_diverse(ds, 9, score="s", diversity=0.4, pool=pool)
         assert found.tolist() == chosen_by_brute_force(x.astype(dtype), score, 9, 0.4, pool)
 
 
@@ -372,15 +372,15 @@ def test_bad_rows_and_pools_of_select_diverse():
     x[1, 2], x[4, 0], score[1] = np.nan, np.inf, np.nan
     ds = datasets.Dataset.from_dict({"embedding": x.tolist(), "s": score})
     with pytest.raises(ValueError, match="not finite in row 4, of 1 such rows that have a 's'"):
-        hp.select_diverse(ds, 2, "s")
-    assert hp.select_diverse(ds, 1, "s", pool=1).tolist() == [5]  # nobody looks at row 4
+        hp.select_diverse(ds, 2, score="s")
+    assert hp.select_diverse(ds, 1, score="s", pool=1).tolist() == [5]  # nobody looks at row 4
     for options, message in (
-        ({"k": 3, "pool": 2}, "pool=2 rows are looked at, fewer than the k=3"),
-        ({"k": 1, "pool": 0}, "pool=0 is no number of rows"),
-        ({"k": 1, "pool": 2.5}, "pool=2.5 is no number"),
-        ({"k": True}, "k=True is no number"),
-        ({"k": -1}, "k=-1 is no number"),
-        ({"k": 6}, "k=6, but 5 rows can be chosen"),
+        ({"rows": 3, "pool": 2}, "pool=2 is fewer than the rows=3"),
+        ({"rows": 1, "pool": 0}, "pool=0 is no whole number"),
+        ({"rows": 1, "pool": 2.5}, "pool=2.5 is no whole number"),
+        ({"rows": True}, "rows=True is no whole number"),
+        ({"rows": -1}, "rows=-1 is no whole number"),
+        ({"rows": 6}, "rows=6, but 5 rows can be chosen"),
     ):
         with pytest.raises(ValueError, match=message):
             hp.select_diverse(ds, score="s", **options)

@@ -22,7 +22,7 @@ TOYS = ["Look, Jane.", "See Spot.", "See Spot run.", "Run, Spot, run.", "Jane se
 
 
 def of_kernel(k, q=1.0, **more):
-    return hp.vendi_score(k, q, kernel="precomputed", **more)
+    return hp.vendi_score(k, q=q, kernel="precomputed", **more)
 
 
 def dataset(x, **more):
@@ -59,8 +59,8 @@ def test_vectors_of_the_definition():
     assert of_kernel(same) == pytest.approx(1.8898815748423097, rel=1e-12)
     assert of_kernel(np.eye(2), weights=[2 / 3, 1 / 3]) == pytest.approx(1.8898815748423097, rel=1e-12)
     for q, want in ((1, 1.7547653506033276), (2, 1.6), (INF, 4 / 3)):
-        assert hp.vendi_score(X, q) == pytest.approx(want, rel=1e-12)
-        assert hp.vendi_score(np.pad(X, ((0, 0), (0, 5))), q) == pytest.approx(want, rel=1e-12)  # n < d: (n, n)
+        assert hp.vendi_score(X, q=q) == pytest.approx(want, rel=1e-12)
+        assert hp.vendi_score(np.pad(X, ((0, 0), (0, 5))), q=q) == pytest.approx(want, rel=1e-12)  # n < d: (n, n)
     weighted = hp.vendi_score([[1, 0], [0, 1], [1, 0]], weights=[0.5, 0.3, 0.2])
     assert weighted == pytest.approx(1.842022775037313, rel=1e-12)
 
@@ -68,7 +68,7 @@ def test_vectors_of_the_definition():
 def test_a_function_of_two_items():
     samples = [0, 0, 10, 10, 20, 20]
     for q, want in ((1, 2.999999995877701), (2, 2.9999999917553857), (INF, 2.9998073936855665)):
-        got = hp.vendi_score(samples, q, kernel=lambda a, b: np.exp(-abs(a - b)))
+        got = hp.vendi_score(samples, q=q, kernel=lambda a, b: np.exp(-abs(a - b)))
         assert got == pytest.approx(want, rel=1e-10)
     by_matrix = kernels.rbf_kernel(np.array(samples, float)[:, None], sigma=3.0)
     by_pairs = kernels.pairwise_kernel(samples, lambda a, b: np.exp(-((a - b) ** 2) / 18))
@@ -77,8 +77,8 @@ def test_a_function_of_two_items():
 
 def test_ngrams_of_toy_sentences():
     for ns, want in (([1], 3.0928435288213376), ([2], 4.390721136329065), ([1, 2], 3.906574466099576)):
-        assert of_kernel(kernels.ngram_kernel(TOYS, ns)) == pytest.approx(want, rel=1e-12)
-    averaged = kernels.ngram_kernel(TOYS, [1, 2])
+        assert of_kernel(kernels.ngram_kernel(TOYS, ns=ns)) == pytest.approx(want, rel=1e-12)
+    averaged = kernels.ngram_kernel(TOYS, ns=[1, 2])
     assert averaged[0] == pytest.approx([1, 0.144338, 0.125, 0.265165, 0.223607], abs=1e-6)
 
 
@@ -112,15 +112,15 @@ def test_all_forms_agree(rows, q):
     parts[1].add(rows[13:])
     parts[0].merge(parts[1])
     found = {
-        "float32": hp.vendi_score(rows, q),
-        "float64": hp.vendi_score(rows.astype(float), q),
-        "tensor": hp.vendi_score(torch.from_numpy(rows), q),
+        "float32": hp.vendi_score(rows, q=q),
+        "float64": hp.vendi_score(rows.astype(float), q=q),
+        "tensor": hp.vendi_score(torch.from_numpy(rows), q=q),
         "kernel": of_kernel(unit @ unit.T, q),
-        "dataset": hp.vendi_score(ds, q),
-        "shuffled": hp.vendi_score(ds.shuffle(seed=1), q),
-        "stream": hp.vendi_score(ds.to_iterable_dataset(), q),
-        "weights": hp.vendi_score(rows, q, weights=np.full(150, 1 / 150)),
-        "merged": parts[0].score(q),
+        "dataset": hp.vendi_score(ds, q=q),
+        "shuffled": hp.vendi_score(ds.shuffle(seed=1), q=q),
+        "stream": hp.vendi_score(ds.to_iterable_dataset(), q=q),
+        "weights": hp.vendi_score(rows, q=q, weights=np.full(150, 1 / 150)),
+        "merged": parts[0].score(q=q),
     }
     for how, got in found.items():
         assert got == pytest.approx(float(want), rel=1e-6), how
@@ -133,7 +133,7 @@ def test_agrees_with_the_package_where_it_is_right(rows):
     for q in (0.5, 1, 2):
         assert of_kernel(K, q) == pytest.approx(peer.score_K(np.array(K), q=q), rel=1e-12)
     # and not where it is wrong: it gives 1.75477, NaN, 3
-    assert hp.vendi_score(X, 2) == pytest.approx(1.6)
+    assert hp.vendi_score(X, q=2) == pytest.approx(1.6)
     assert of_kernel(K, INF) == of_kernel(K, "inf") == pytest.approx(1.5789473684210527)
     assert of_kernel(np.ones((4, 4)), 0) == 1
 
@@ -147,19 +147,19 @@ def test_sparse_kernels_count_every_row():
 
 
 def test_bounds_and_orders(rows):
-    scores = [hp.vendi_score(rows, q) for q in (0, 0.5, 1, 2, 10, INF)]
+    scores = [hp.vendi_score(rows, q=q) for q in (0, 0.5, 1, 2, 10, INF)]
     assert scores[0] == pytest.approx(24) and all(a >= b for a, b in zip(scores, scores[1:], strict=False))
     assert hp.vendi_score(np.eye(7)) == pytest.approx(7)
     assert hp.vendi_score([[3.0, 4.0]]) == 1.0
     for q in (0, 0.5, 1, 2, INF):
-        assert hp.vendi_score(np.tile(rows[0], (5000, 1)), q) == pytest.approx(1, abs=1e-9)
+        assert hp.vendi_score(np.tile(rows[0], (5000, 1)), q=q) == pytest.approx(1, abs=1e-9)
 
 
 def test_rows_told_apart_by_little_are_not_lost_in_float32():
     """Rank 10 in 24 dimensions: float32 products would count their own rounding as directions."""
     rng = np.random.default_rng(2)
     x = (rng.standard_normal((4000, 10)) @ rng.standard_normal((10, 24))).astype(np.float32)
-    assert hp.vendi_score(x, 0) == pytest.approx(10)
+    assert hp.vendi_score(x, q=0) == pytest.approx(10)
     assert hp.vendi_score(x) == pytest.approx(hp.vendi_score(x.astype(float)), rel=1e-9)
 
 
@@ -172,12 +172,12 @@ def test_many_small_eigenvalues_count_by_their_sum(q):
     p = np.linalg.eigvalsh(unit.T @ unit / 3000)
     assert (p < 8e-6).sum() == 39
     want = {1: np.exp(-(p * np.log(p)).sum()), INF: 1 / p.max()}.get(q) or (p**q).sum() ** (1 / (1 - q))
-    assert hp.vendi_score(x, q) - 1 == pytest.approx(want - 1, rel=1e-6)
-    assert hp.vendi_score(dataset(x), q) == hp.vendi_score(dataset(x).to_iterable_dataset(), q)
+    assert hp.vendi_score(x, q=q) - 1 == pytest.approx(want - 1, rel=1e-6)
+    assert hp.vendi_score(dataset(x), q=q) == hp.vendi_score(dataset(x).to_iterable_dataset(), q=q)
     gram = Gram("float32")
     gram.add(x)
     if q > 2:
-        assert gram.score(q) - 1 == pytest.approx(want - 1, rel=1e-2)
+        assert gram.score(q=q) - 1 == pytest.approx(want - 1, rel=1e-2)
 
 
 def test_merged_copies_and_blocks(rows):
@@ -197,14 +197,14 @@ def test_merged_copies_and_blocks(rows):
 def test_order_two_by_pairs_of_blocks(rows, monkeypatch, weighted):
     p = np.arange(1, 701) / np.arange(1, 701).sum()
     given = {"weights": p} if weighted else {}
-    want = hp.vendi_score(rows, 2, **given)
+    want = hp.vendi_score(rows, q=2, **given)
     monkeypatch.setattr(vendi, "LARGEST", 8)
     monkeypatch.setattr(vendi, "BLOCK", 100)
-    assert hp.vendi_score(rows, 2, **given) == pytest.approx(want, rel=1e-5)
+    assert hp.vendi_score(rows, q=2, **given) == pytest.approx(want, rel=1e-5)
     ds = dataset(rows, p=p.tolist())
-    assert hp.vendi_score(ds, 2, **({"weights": "p"} if weighted else {})) == pytest.approx(want, rel=1e-5)
+    assert hp.vendi_score(ds, q=2, **({"weights": "p"} if weighted else {})) == pytest.approx(want, rel=1e-5)
     with pytest.raises(ValueError, match=r"n=700 and d=24 are both past 8, too many for eigenvalues; use q=2"):
-        hp.vendi_score(rows, 1)
+        hp.vendi_score(rows, q=1)
 
 
 def test_weights_from_a_column(rows):
@@ -244,9 +244,10 @@ def test_large_and_small_numbers(rows):
 def test_texts_and_pictures_of_a_dataset():
     ds = datasets.Dataset.from_dict({"text": [t + " And so on and on." for t in TOYS]})
     assert hp.vendi_score(ds, kernel="ngram") == pytest.approx(hp.vendi_score(ds["text"][:], kernel="ngram"))
-    assert hp.vendi_score(["one", "one"] * 3 + ["two words"], 0, kernel=lambda a, b: float(a == b)) == pytest.approx(2)
+    texts = ["one", "one"] * 3 + ["two words"]
+    assert hp.vendi_score(texts, q=0, kernel=lambda a, b: float(a == b)) == pytest.approx(2)
     with pytest.warns(UserWarning, match="3 of 3 texts are shorter than 4 tokens"):
-        assert hp.vendi_score(["one", "one", "two"], 0, kernel="ngram") == pytest.approx(2)
+        assert hp.vendi_score(["one", "one", "two"], q=0, kernel="ngram") == pytest.approx(2)
     rng = np.random.default_rng(0)
     pictures = [Picture.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)) for _ in range(4)]
     ds = datasets.Dataset.from_dict({"image": pictures}, datasets.Features({"image": datasets.Image()}))
@@ -286,7 +287,7 @@ def test_an_embedder_as_kernel(tiny_bert_folder):
         (np.empty((0, 3)), {}, ValueError, "no rows"),
         ([[1.0], [1.0, 2.0]], {}, ValueError, "unequal length"),
         ([1.0, 2.0], {}, ValueError, r"shape \(2,\), not \(n, d\)"),
-        (["a", "b"], {}, TypeError, "not numbers; for texts or pictures name a kernel"),
+        (["a", "b"], {}, TypeError, "not numbers; for texts or images name a kernel"),
         (X, {"q": -1}, ValueError, "q=-1 is not an order"),
         (X, {"q": float("nan")}, ValueError, "q=nan is not an order"),
         (X, {"q": "two"}, TypeError, "q='two' is no number"),

@@ -12,7 +12,7 @@ from hf_prune.diversity.vendi_contribution import ExactGram, first_order, grid_r
 
 
 def brute(x, q):
-    return np.array([hp.vendi_score(x, q) - hp.vendi_score(np.delete(x, i, 0), q) for i in range(len(x))])
+    return np.array([hp.vendi_score(x, q=q) - hp.vendi_score(np.delete(x, i, 0), q=q) for i in range(len(x))])
 
 
 def dataset(x):
@@ -44,7 +44,7 @@ def test_exact_equals_taking_each_row_away(n, d, copies, q):
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     values, vectors = np.linalg.eigh(unit.T @ unit / n)
     values = np.where(values < 1e-12, 0, values)
-    assert leave_one_out((unit @ vectors) ** 2, values, n, q) == pytest.approx(want, abs=1e-8)
+    assert leave_one_out((unit @ vectors) ** 2, values, n=n, q=q) == pytest.approx(want, abs=1e-8)
     ds = dataset(x)
     got = ds.map(hp.VendiContribution.fit(ds, q=q), batched=True)["vendi"][:]
     assert np.array(got) == pytest.approx(want, abs=2e-6)
@@ -56,7 +56,7 @@ def test_first_order_is_the_derivative(q):
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     s = unit.T @ unit / 300
     values, vectors = np.linalg.eigh(s)
-    got = first_order((unit @ vectors) ** 2, values, 300, q)
+    got = first_order((unit @ vectors) ** 2, values, n=300, q=q)
     from hf_prune.diversity.vendi import effective_number
 
     h = 1e-6  # along S -> S + h (S - u u^T), whose whole step is 1 / (n - 1)
@@ -109,7 +109,7 @@ def test_bad_fits(x, options, message):
 
 def test_bad_rows():
     scorer = hp.VendiContribution.fit(dataset(np.eye(3)))
-    with pytest.raises(ValueError, match="width 2, the set 3"):
+    with pytest.raises(ValueError, match="width 2, the rows of the set have 3"):
         scorer({"embedding": [[1.0, 0.0]]})
     with pytest.raises(ValueError, match="row 1 of this batch is a zero vector"):
         scorer({"embedding": [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]})

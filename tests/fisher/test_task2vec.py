@@ -14,9 +14,9 @@ from PIL import Image as Picture
 import hf_prune as hp
 from hf_prune.diversity.intervals import of_cross, of_pairs
 from hf_prune.fisher.distance import symmetric
-from hf_prune.fisher.heads import fit_softmax
 from hf_prune.fisher.passes import Runner, draw_labels
 from hf_prune.models import Model
+from hf_prune.numerics.logistic import fit_softmax
 
 A, B, C = [1.0, 2, 3], [2.0, 2, 1], [4.0, 1, 1]
 WORDS = "the a card pay bank when how my is not why cat dog sat on mat and ran far".split()
@@ -237,7 +237,7 @@ def test_fit_softmax_is_logistic_regression():
     ds = vector_set()
     x, y = np.array(ds["embedding"][:]), np.array(ds["label"][:])
     scale = np.sqrt((x**2).mean())
-    weight, bias = fit_softmax(torch.tensor(x), torch.tensor(y), 3, 1e-2)
+    weight, bias = fit_softmax(torch.tensor(x), torch.tensor(y), classes=3, l2=1e-2)
     theirs = linear_model.LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-12, max_iter=5000).fit(x / scale, y)
     ours = torch.tensor(x) @ weight.T + bias
     np.testing.assert_allclose(ours.softmax(-1), theirs.predict_proba(x / scale), atol=1e-5)

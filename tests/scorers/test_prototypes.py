@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from fractions import Fraction
 
@@ -78,7 +79,12 @@ def test_other_metrics_on_the_same_centroids(big):
 
 def test_a_refit_on_shuffled_rows_is_the_same_value(big):
     shuffled = big.shuffle(seed=1)
-    for options in ({"k": 7}, {"k": 7, "sample": 500}, {"k": None}, {"k": 5, "spherical": False, "normalize": False}):
+    for options in (
+        {"k": 7},
+        {"k": 7, "sample_rows": 500},
+        {"k": None},
+        {"k": 5, "spherical": False, "normalize": False},
+    ):
         one, two = (hp.SSLPrototypes.fit(ds, **options) for ds in (big, shuffled))
         assert Hasher.hash(one) == Hasher.hash(two)
     stream = hp.SSLPrototypes.fit(big.to_iterable_dataset(), k=7)
@@ -92,7 +98,7 @@ def test_noise_in_the_last_bits_does_not_change_the_clusters(big):
     noise = np.random.default_rng(0).uniform(-2e-7, 2e-7, matrix(big).shape)
     one = big.add_column("row_id", ids)
     two = dataset(matrix(big) + noise).add_column("row_id", ids).shuffle(seed=2)
-    for options in ({"k": 9}, {"k": 9, "sample": 600}):
+    for options in ({"k": 9}, {"k": 9, "sample_rows": 600}):
         a, b = (hp.SSLPrototypes.fit(ds, **options) for ds in (one, two))
         assert a.fitted_on["drawn_by"] == "row_id"
         assert np.abs(a.centroids - b.centroids).max() < 1e-6
@@ -128,7 +134,7 @@ def test_fitted_on_another_set_than_it_scores(big):
 
 
 def test_the_sample_has_the_stated_size(big):
-    facts = hp.SSLPrototypes.fit(big, k=4, sample=100).fitted_on
+    facts = hp.SSLPrototypes.fit(big, k=4, sample_rows=100).fitted_on
     assert (facts["rows"], facts["sampled"], facts["k"]) == (3000, 100, 4)
     assert facts["engine"].split("-")[0] in ("faiss", "torch")
 
@@ -156,9 +162,9 @@ def test_copies_stay_copies():
     ("options", "want"),
     [
         ({}, [0.1362210991, 0.0066542640, 0.0513167019, 0.0513167019, 0.0786358390]),
-        ({"normalize_before_mean": False}, [0.2780117949, 0.0072662180, 0.0513167019, 0.0513167019, 0.0132827863]),
+        ({"normalize": False}, [0.2780117949, 0.0072662180, 0.0513167019, 0.0513167019, 0.0132827863]),
         (
-            {"metric": "euclidean", "normalize_before_mean": False},
+            {"metric": "euclidean", "normalize": False},
             [1.6465452047, 1.2292725943, 0.3162277660, 0.3162277660, 2.8362729848],
         ),
     ],
@@ -189,7 +195,7 @@ def test_supervised_equals_numpy(big):
 
 
 def test_supervised_refit_on_shuffled_rows_is_the_same_value(big):
-    for options in ({}, {"normalize_before_mean": False, "metric": "euclidean"}):
+    for options in ({}, {"normalize": False, "metric": "euclidean"}):
         one, two = (hp.SupervisedPrototypes.fit(ds, **options) for ds in (big, big.shuffle(seed=5)))
         assert Hasher.hash(one) == Hasher.hash(two)
 
@@ -251,12 +257,12 @@ def test_bad_data_to_fit(fit, ds, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 6}, "k=6 centres, but 5 rows to learn on; use k=5"),
-        ({"k": 4, "sample": 3}, r"3 rows to learn on \(sample=3\)"),
-        ({"k": 0}, "k=0 is not a number of centres"),
-        ({"k": 2.5}, "k=2.5 is not"),
-        ({"k": 1, "metric": "margin"}, "use k=2 or more"),
-        ({"metric": "manhattan"}, "metric='manhattan' is not one of"),
+        ({"k": 6}, "k=6 clusters, but 5 rows to learn on; use k=5"),
+        ({"k": 4, "sample_rows": 3}, r"3 rows to learn on of 5 \(see sample_rows\)"),
+        ({"k": 0}, "k=0 is no whole number from 1 up"),
+        ({"k": 2.5}, "k=2.5 is no whole number"),
+        ({"k": 1, "metric": "margin"}, "k=1 is no whole number from 2 up"),
+        ({"metric": "manhattan"}, "metric='manhattan' is not known"),
         ({"normalize": False}, "contradicts spherical=True"),
     ],
 )
@@ -320,7 +326,7 @@ def test_one_large_batch_for_a_prototype(vectors):
     np.testing.assert_allclose(found.centroids, unit.mean(0)[None], atol=1e-6)
     mean = unit.mean(0) / np.linalg.norm(unit.mean(0))
     np.testing.assert_allclose(found(vectors[:])["ssl_proto"], 1 - unit @ mean, atol=1e-5)
-    with pytest.raises(ValueError, match="one centre, not k=4"):
+    with pytest.raises(ValueError, match="one centroid, not k=4"):
         hp.SSLPrototypes.fit(vectors, k=4, prototype="batch")
     with pytest.raises(ValueError, match="prototype='mean'"):
         hp.SSLPrototypes.fit(vectors, prototype="mean")
@@ -343,13 +349,13 @@ def test_class_means_are_those_of_exact_sums(spread, dtype):
     labels = [i % 3 for i in range(len(x))]
     features = {"embedding": datasets.List(datasets.Value(dtype)), "label": datasets.Value("int64")}
     ds = datasets.Dataset.from_dict({"embedding": list(x), "label": labels}, datasets.Features(features))
-    scorer = hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize_before_mean=False)
+    scorer = hp.SupervisedPrototypes.fit(ds, metric="euclidean", normalize=False)
     for label, mean in enumerate(scorer.class_means):
         own = x[np.array(labels) == label]
         want = [float(sum(map(Fraction, column.tolist())) / len(own)) for column in own.T]
         error = 2.0**-60 * np.abs(x.astype(np.float64)).max(0) + 2.0**-51 * np.abs(want)
         assert (np.abs(mean - want) <= error).all()
-    assert hp.SupervisedPrototypes.fit(ds.shuffle(seed=1), metric="euclidean", normalize_before_mean=False) == scorer
+    assert hp.SupervisedPrototypes.fit(ds.shuffle(seed=1), metric="euclidean", normalize=False) == scorer
     wide = x.astype(np.float64)
     far = np.linalg.norm(wide[:, None] - scorer.class_means, axis=2)
     assert scorer(ds[:])["supervised_proto"] == pytest.approx(far[np.arange(len(x)), labels], rel=1e-6)
@@ -365,9 +371,7 @@ def test_the_nearest_class_mean_far_from_zero(offset):
     means[1, [0, 1, 2, 4, 5]] = means[0, [0, 1, 2, 4, 5]]
     far = np.linalg.norm(x[:, None] - means, axis=2)
     assert (nearest_mean(x, means) == far.argmin(1)).all()
-    scorer = hp.SupervisedPrototypes(
-        means, tuple(range(9)), metric="euclidean", normalize_before_mean=False, nearest=True
-    )
+    scorer = hp.SupervisedPrototypes(means, tuple(range(9)), metric="euclidean", normalize=False, nearest=True)
     found = scorer({"embedding": x, "label": [0] * 300})["supervised_proto"]
     assert found == pytest.approx(far.min(1), rel=1e-6)
 
@@ -399,6 +403,7 @@ FEW = {
 @pytest.mark.filterwarnings("ignore:.*rows tie at the cut")
 @pytest.mark.parametrize("few", FEW.values(), ids=FEW)
 @pytest.mark.parametrize("engine", [None, "torch"])
+@pytest.mark.filterwarnings("ignore:.* one row only")
 def test_a_default_k_is_one_that_the_rows_have(few, engine):
     x = few(np.random.default_rng(9).normal(size=(7, 6)))
     ds, distinct = dataset(x), len({tuple((row / max(np.linalg.norm(row), 1e-9)).round(6)) for row in x if row.any()})
@@ -418,16 +423,16 @@ def test_a_default_k_is_one_that_the_rows_have(few, engine):
     with pytest.raises(ValueError, match=f"k={distinct + 1} c"):  # whoever asks for too many is told
         hp.SSLPrototypes.fit(ds, k=distinct + 1, engine=engine)
     if len(x) > 8:
-        d4 = hp.d4(dataset(x).add_column("row_id", [str(i) for i in range(len(x))]), 1.0, 0.5)
+        d4 = hp.d4(dataset(x).add_column("row_id", [str(i) for i in range(len(x))]), dedup_keep=1.0, proto_keep=0.5)
         assert len(d4) == int(0.5 * sum(row.any() for row in x) + 0.5)
 
 
 def test_what_prototypes_cost_holds_the_fit(big):
     scorer = hp.SSLPrototypes.fit(big, k=20)
     rounds = scorer.fitted_on["iterations"]
-    # a row meets all centres once in each iteration, once for the start (there are fewer than 4096), once for its score
+    # a row meets all centroids in each iteration, for the start (there are fewer than 4096) and for its score
     assert scorer.flops(big[:10]) == 10 * 2 * 20 * 24 * (rounds + 2)
-    part = hp.SSLPrototypes.fit(big, k=20, sample=300)
+    part = hp.SSLPrototypes.fit(big, k=20, sample_rows=300)
     assert part.flops(big[:10]) == pytest.approx(10 * 2 * 20 * 24 * (1 + 0.1 * (part.fitted_on["iterations"] + 1)))
     assert (
         hp.SSLPrototypes(scorer.centroids).flops(big[:10])
@@ -437,3 +442,93 @@ def test_what_prototypes_cost_holds_the_fit(big):
     facts = semdedup.fitted_on
     want = 2 * 24 * (20 * (facts["iterations"] + 2) + facts["pairs"] / 3000)
     assert semdedup.flops(big[:1]) == pytest.approx(want, abs=0.1)
+
+
+# rows alone in their cluster
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """600 rows, the first 8 of which are far from all others."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 12))[np.arange(600) % 6] + 0.4 * rng.normal(size=(600, 12))
+    x[:8] = 4 * rng.normal(size=(8, 12))
+    return dataset(x)
+
+
+def test_a_row_alone_in_its_cluster_is_not_typical(crowded):
+    with pytest.warns(
+        UserWarning, match=r"(\d+) clusters hold one row only \(k=100\).*use k=\d+, which has none, or min_"
+    ):
+        plain = hp.SSLPrototypes.fit(crowded, k=100, cluster=True)
+    out = plain(crowded[:])
+    scores = out["ssl_proto"]
+    alone = np.flatnonzero(np.bincount(out["ssl_proto_cluster"], minlength=100)[out["ssl_proto_cluster"]] == 1)
+    assert len(alone) == plain.summary().one_row_clusters > 0 and (scores[alone] < 1e-6).all()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer = hp.SSLPrototypes.fit(crowded, k=100, min_cluster_size=2, cluster=True)
+    assert len(scorer.centroids) == 100 - len(alone) and scorer.fitted_on["min_cluster_size"] == 2
+    again = scorer(crowded[:])["ssl_proto"]
+    others = np.setdiff1d(np.arange(600), alone)
+    assert np.array_equal(again[others], scores[others])  # nobody else had such a centroid as the nearest
+    unit = np.array(crowded["embedding"][:])
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    nearest = 1 - (unit[alone] @ scorer.centroids.T).max(1)
+    assert again[alone] == pytest.approx(nearest, abs=1e-6) and again[alone].min() > np.median(again)
+
+
+def test_the_k_that_is_named_has_no_cluster_of_one_row(crowded):
+    with pytest.warns(UserWarning) as told:
+        hp.SSLPrototypes.fit(crowded, k=100)
+    better = int(re.search(r"use k=(\d+)", str(told[0].message))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert hp.SSLPrototypes.fit(crowded, k=better).summary().one_row_clusters == 0
+
+
+def test_no_cluster_is_large_enough():
+    with pytest.raises(ValueError, match="0 of 2 clusters have 9 rows or more, the largest has 3; use a smaller k"):
+        hp.SSLPrototypes.fit(dataset(X), k=2, min_cluster_size=9)
+    with pytest.raises(ValueError, match="min_cluster_size=0 is no whole number from 1 up"):
+        hp.SSLPrototypes.fit(dataset(X), k=2, min_cluster_size=0)
+
+
+# what was learned
+
+
+def test_summaries(big):
+    scorer = hp.SSLPrototypes.fit(big, k=20, sample_rows=1000)
+    seen = scorer.summary()
+    assert (seen.rows, seen.learned_on, seen.prototypes) == (3000, 1000, 20)
+    assert seen.smallest <= seen.median <= seen.largest and seen.one_row_clusters == 0
+    assert "rows              3 000" in str(seen) and "prototypes        20" in str(seen)
+    bare = hp.SSLPrototypes(np.eye(3, dtype=np.float32)).summary()
+    assert bare.prototypes == 3 and "smallest" not in str(bare)
+
+    labels = ["cat"] * 3 + ["dog"] + ["eel"]
+    with pytest.warns(UserWarning, match="2 of 3 classes have one row only"):
+        supervised = hp.SupervisedPrototypes.fit(dataset(X, label=labels))
+    for scorer in (supervised, hp.Moderate.fit(dataset(X, label=labels))):
+        seen = scorer.summary()
+        assert (seen.rows, seen.classes, seen.one_row_classes) == (5, 3, 2)
+        assert (seen.smallest_class, seen.smallest, seen.largest_class, seen.largest) == ("dog", 1, "cat", 3)
+
+
+# the own class only
+
+
+def test_only_the_own_class_is_computed(big):
+    plain = hp.SupervisedPrototypes.fit(big)
+    margin = hp.SupervisedPrototypes.fit(big, margin=True)
+    classes = len(plain.classes)
+    assert classes > 1 and margin.flops(big[:10]) == classes * plain.flops(big[:10]) == 2 * 24 * classes * 10
+    assert np.abs(plain(big[:])["supervised_proto"] - margin(big[:])["supervised_proto"]).max() < 1e-9
+    rows = [np.asarray(plain(big[i : i + 1])["supervised_proto"]) for i in range(20)]
+    assert np.array_equal(np.concatenate(rows), plain(big[:20])["supervised_proto"])  # alone, to the last bit
+
+
+def test_zero_rows_have_no_cosine_to_the_own_class():
+    scorer = hp.SupervisedPrototypes.fit(dataset(X, label=Y))
+    assert np.isnan(scorer({"embedding": [[0.0, 0.0]], "label": [0]})["supervised_proto"]).all()

@@ -12,7 +12,8 @@ import pytest
 from datasets.fingerprint import Hasher
 
 import hf_prune as hp
-from hf_prune.scorers.quality import Grid, RidgeSums, fit_logistic
+from hf_prune.numerics.logistic import fit_binary
+from hf_prune.scorers.quality import Grid, RidgeSums
 
 
 def dataset(x, y, label="label"):
@@ -42,7 +43,7 @@ def test_ridge_equals_the_closed_form(made):
     for l2 in (0.5, 100.0):
         mean = x.mean(0)
         weights = np.linalg.solve((x - mean).T @ (x - mean) + l2 * np.eye(12), (x - mean).T @ (y - y.mean()))
-        found, intercept = RidgeSums(np.append(np.abs(x).max(0), 5.0)).add(x, y).solve(l2)
+        found, intercept = RidgeSums(np.append(np.abs(x).max(0), 5.0)).add(x, y).solve(l2=l2)
         assert x @ found + intercept == pytest.approx((x - mean) @ weights + y.mean(), abs=1e-5)
 
 
@@ -73,7 +74,7 @@ def test_sums_merge_over_shards_to_the_same_bits(made):
         merged.merge(RidgeSums(largest * 8))
 
 
-@pytest.mark.parametrize("options", [{}, {"head": "logistic", "threshold": 3, "sample": 500}])
+@pytest.mark.parametrize("options", [{}, {"regression": "logistic", "threshold": 3, "sample_rows": 500}])
 def test_neither_row_order_nor_streaming_changes_the_hash(ds, options):
     scorer = hp.QualityClassifier.fit(ds, **options)
     assert Hasher.hash(hp.QualityClassifier.fit(ds.shuffle(seed=1), **options)) == Hasher.hash(scorer)
@@ -86,7 +87,7 @@ def test_logistic_equals_scikit_learn(made):
     for level, l2 in ((3, 1.0), (5, 0.1)):
         peer = linear.LogisticRegression(C=1 / l2, tol=1e-10, max_iter=5000).fit(x.astype(float), y >= level)
         ds = dataset(x, y)
-        scorer = hp.QualityClassifier.fit(ds, head="logistic", threshold=level, l2=l2)
+        scorer = hp.QualityClassifier.fit(ds, regression="logistic", threshold=level, l2=l2)
         assert scorer(ds[:])["quality"] == pytest.approx(peer.predict_proba(x.astype(float))[:, 1], abs=1e-5)
         assert scorer.fitted_on["threshold"] == level and scorer.fitted_on["sampled"] == 3000
 
@@ -94,7 +95,7 @@ def test_logistic_equals_scikit_learn(made):
 def test_logistic_is_at_its_optimum():
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(400, 3)), (rng.random(400) < 0.3).astype(float)
-    weights, intercept = fit_logistic(x, t, 0.5)
+    weights, intercept = fit_binary(x, t, l2=0.5)
     p = 1 / (1 + np.exp(-(x @ weights + intercept)))
     assert x.T @ (p - t) + 0.5 * weights == pytest.approx(np.zeros(3), abs=1e-6)
     assert p.sum() == pytest.approx(t.sum(), abs=1e-6)
@@ -102,7 +103,7 @@ def test_logistic_is_at_its_optimum():
 
 def test_two_levels_need_no_threshold(made):
     ds = dataset(made[0], made[1] >= 3)
-    scorer = hp.QualityClassifier.fit(ds, head="logistic")
+    scorer = hp.QualityClassifier.fit(ds, regression="logistic")
     found = scorer(ds[:])["quality"]
     assert found[made[1] >= 3].mean() > found[made[1] < 3].mean() + 0.2
     assert 0 <= found.min() and found.max() <= 1
@@ -131,13 +132,18 @@ def test_saved_as_safetensors_and_json(ds, tmp_path):
         ([1, 2, None] * 3, {}, ValueError, "is None in row 2; annotate it"),
         ([1.0, float("nan"), 2.0] * 3, {}, ValueError, "is nan in row 1; annotate it"),
         ([3] * 9, {}, ValueError, "is 3 in all 9 rows; annotate good and bad ones"),
-        ([0, 1, 2] * 3, {"head": "logistic"}, ValueError, "more than two levels, 0 to 2; pass threshold=3"),
-        ([0, 1, 2] * 3, {"head": "logistic", "threshold": 7}, ValueError, "threshold=7 leaves one side empty"),
-        ([0, 1, 2] * 3, {"threshold": 1}, ValueError, "threshold is for head='logistic'"),
-        ([0, 1, 2] * 3, {"head": "forest"}, ValueError, "head='forest' is not one of ridge, logistic"),
-        ([0, 1, 2] * 3, {"l2": -1.0}, ValueError, "l2=-1.0 is no penalty"),
+        ([0, 1, 2] * 3, {"regression": "logistic"}, ValueError, "more than two levels, 0 to 2; pass threshold=3"),
+        ([0, 1, 2] * 3, {"regression": "logistic", "threshold": 7}, ValueError, "threshold=7 leaves one side empty"),
+        ([0, 1, 2] * 3, {"threshold": 1}, ValueError, "threshold is for regression='logistic'"),
+        (
+            [0, 1, 2] * 3,
+            {"regression": "forest"},
+            ValueError,
+            "regression='forest' is not known; choose one of 'ridge', 'logistic'",
+        ),
+        ([0, 1, 2] * 3, {"l2": -1.0}, ValueError, "l2=-1.0 is not 0 or more"),
         ([0, 1, 2] * 3, {"l2": 0.0}, ValueError, "features depend on each other"),
-        ([0, 1] * 4 + [1], {"head": "logistic", "int_score": True}, ValueError, "int_score rounds predicted"),
+        ([0, 1] * 4 + [1], {"regression": "logistic", "int_score": True}, ValueError, "int_score rounds predicted"),
     ],
 )
 def test_bad_annotations_and_options(labels, options, error, message):
@@ -152,14 +158,14 @@ def test_bad_embeddings(ds):
     with pytest.raises(KeyError, match="no column 'grade'|'grade'"):
         hp.QualityClassifier.fit(ds, label="grade")
     scorer = hp.QualityClassifier.fit(ds)
-    with pytest.raises(ValueError, match="has width 2, the head 12"):
+    with pytest.raises(ValueError, match="has width 2, the annotated rows have 12"):
         scorer({"embedding": [[1.0, 2.0]]})
     assert scorer({"embedding": []})["quality"].shape == (0,)
 
 
 def test_separable_classes_without_a_penalty_have_no_optimum():
     x, t = np.array([[-1.0], [1.0]] * 5), np.array([0.0, 1.0] * 5)
-    assert fit_logistic(x, t, 1.0)[0][0] > 0
+    assert fit_binary(x, t, l2=1.0)[0][0] > 0
 
 
 def oracle(x, y, l2):
@@ -236,10 +242,10 @@ def test_a_logistic_head_of_rows_far_from_zero():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(300, 3))
     labels = (x[:, 0] + rng.normal(size=300) > 0).astype(int)
-    want = hp.QualityClassifier.fit(dataset(x.astype(np.float32), labels), head="logistic")
+    want = hp.QualityClassifier.fit(dataset(x.astype(np.float32), labels), regression="logistic")
     features = datasets.Features(embedding=datasets.List(datasets.Value("float64")), label=datasets.Value("int64"))
     far = datasets.Dataset.from_dict({"embedding": list(x + 1e7), "label": labels}, features)
-    found = hp.QualityClassifier.fit(far, head="logistic")(far[:])["quality"]
+    found = hp.QualityClassifier.fit(far, regression="logistic")(far[:])["quality"]
     assert found == pytest.approx(want({"embedding": x})["quality"], abs=1e-5)
 
 

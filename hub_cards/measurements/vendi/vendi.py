@@ -52,5 +52,5 @@ class VendiScore(evaluate.Measurement):
 
     def _compute(self, data, q=1.0, weights=None):
         kernel = "ngram" if isinstance(data[0], str) else "cosine"
-        score = hf_prune.vendi_score(data, q, kernel=kernel, weights=weights)
+        score = hf_prune.vendi_score(data, q=q, kernel=kernel, weights=weights)
         return {"vendi_score": float(score), "rows": float(len(data))}
