@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from hf_prune.prune.diverse import select_diverse as select_diverse
     from hf_prune.prune.filter import filter_by_score as filter_by_score
     from hf_prune.prune.filter import keep_mask as keep_mask
-    from hf_prune.prune.filter import sample_by_score as sample_by_score
     from hf_prune.prune.filter import split_by_score as split_by_score
+    from hf_prune.prune.sample import sample_by_score as sample_by_score
     from hf_prune.prune.targets import sample_by_targets as sample_by_targets
     from hf_prune.recipes.d4 import d4 as d4
     from hf_prune.run.cost import Ledger as Ledger

@@ -64,7 +64,7 @@ PUBLIC = {
     "load_scores": "share.push",
     "push_scored": "share.push",
     "read_released_scores": "share.released",
-    "sample_by_score": "prune.filter",
+    "sample_by_score": "prune.sample",
     "sample_by_targets": "prune.targets",
     "save_scored": "share.push",
     "score": "run.score",

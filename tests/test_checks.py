@@ -16,7 +16,7 @@ DS = Dataset.from_dict({**COLUMNS, "label": [0, 1] * 3})
 NET = torch.nn.Linear(6, 2)
 
 WHOLE = {
-    "with_row_id": lambda ds, path: hp.with_row_id(ds, "other"),
+    "with_row_id": lambda ds, path: hp.with_row_id(ds, row_id="other"),
     "with_threshold_samples": lambda ds, path: hp.with_threshold_samples(ds),
     "select_diverse": lambda ds, path: hp.select_diverse(ds, 1, score="s"),
     "train_with_log": lambda ds, path: hp.train_with_log(NET, ds, path / "log", epochs=1, inputs="s"),

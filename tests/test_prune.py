@@ -1,4 +1,5 @@
 import errno
+import inspect
 import math
 import os
 import types
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from launching import python
 from scipy import stats
 
+from hf_prune.columns import ScoreColumn
 from hf_prune.data import files
 from hf_prune.data import layout as _layout
 from hf_prune.data.identity import digests, seeded, uniform, with_row_id
@@ -23,11 +25,13 @@ from hf_prune.prune.filter import (
     CalibrationWarning,
     ShortWarning,
     TieWarning,
+    decide,
     filter_by_score,
     keep_mask,
-    sample_by_score,
     split_by_score,
 )
+from hf_prune.prune.request import PruneRules
+from hf_prune.prune.sample import sample_by_score
 
 quiet = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -529,6 +533,36 @@ def test_other_bad_inputs(small):
         keep_mask([1, 1, 1], rows=1, ids=["a", "b", "a"])
 
 
+# ---- one request
+
+
+def test_the_keywords_of_all_verbs_are_those_of_filter_by_score():
+    shown = list(inspect.signature(filter_by_score).parameters)
+    rules = [name for name in shown if name not in ("ds", "column", "splits", "layout")]
+    assert list(PruneRules.__annotations__) == rules
+    ours = list(inspect.signature(keep_mask).parameters)
+    # arrays in place of columns: group_by is groups, row_id is ids
+    assert [{"groups": "group_by", "ids": "row_id"}.get(name, name) for name in ours] == [
+        "scores", *(name for name in rules if name != "calibrated_keep"),
+    ]  # fmt: skip
+
+
+@quiet
+def test_both_sides_are_what_filter_keeps(small):
+    for column in ("s", ScoreColumn("s")):
+        kept = filter_by_score(small, column, keep=0.5, group_by="g")
+        mask = decide(small, column, keep=0.5, group_by="g")
+        assert mask.dtype == bool and small.select(np.flatnonzero(mask))[:] == kept[:]
+
+
+@pytest.mark.parametrize("verb", [split_by_score, decide])
+def test_a_keyword_that_there_is_not_is_guessed(small, verb):
+    with pytest.raises(TypeError, match=r"no argument 'group'; did you mean 'group_by'\? There are keep, rows, "):
+        verb(small, "s", rows=1, group="g")
+    with pytest.raises(TypeError, match=f"{verb.__name__} has no argument 'x'; there are keep"):
+        verb(small, "s", rows=1, x=1)
+
+
 # ---- files
 
 
@@ -720,7 +754,7 @@ def test_ccs_knows_rows_by_their_ids():
     rng = np.random.default_rng(0)
     ds = Dataset.from_dict({"row_id": [f"r{i}" for i in range(200)], "s": rng.exponential(size=200).tolist()})
     turned = ds.select(rng.permutation(200))
-    how = {"keep": 0.3, "method": "ccs", "beta": 0.1, "hardest": "high"}
+    how = {"keep": 0.3, "method": "ccs", "beta": 0.1, "hard_end": "high"}
     one, two = (sample_by_score(d, "s", **how) for d in (ds, turned))
     assert len(one) == 60 and set(one["row_id"]) == set(two["row_id"])
     assert set(one["row_id"]) != set(sample_by_score(ds, "s", seed=1, **how)["row_id"])
@@ -732,13 +766,13 @@ def test_ccs_knows_rows_by_their_ids():
 
 def test_ccs_drops_by_another_column():
     ds = Dataset.from_dict({"s": np.arange(10.0).tolist(), "margin": [5, 4, 3, 2, 1, -9, -8, 7, 8, 9]})
-    left = sample_by_score(ds, "s", rows=8, method="ccs", beta=0.2, key="margin", hardest="low")
+    left = sample_by_score(ds, "s", rows=8, method="ccs", beta=0.2, hardness="margin", hard_end="low")
     assert left["s"][:] == [0, 1, 2, 3, 4, 7, 8, 9]
 
 
 def test_ccs_by_group():
     ds = Dataset.from_dict({"s": [float(i) for i in range(40)], "g": ["a"] * 20 + ["b"] * 20})
-    left = sample_by_score(ds, "s", rows=20, method="ccs", beta=0.1, hardest="high", group_by="g")
+    left = sample_by_score(ds, "s", rows=20, method="ccs", beta=0.1, hard_end="high", group_by="g")
     assert left["g"][:] == ["a"] * 10 + ["b"] * 10
     assert not {18.0, 19.0, 38.0, 39.0} & set(left["s"])
 
@@ -747,11 +781,11 @@ def test_ccs_by_group():
     "how, message",
     [
         ({"beta": 0.1}, r"beta is an option of method='ccs', not of 'gumbel'"),
-        ({"method": "ccs", "beta": 0.1}, r"hardest=None does not say which they are; use 'high'"),
-        ({"method": "ccs", "beta": 1.0, "hardest": "low"}, r"beta=1.0 is not a fraction; use 0 <= beta < 1"),
-        ({"method": "ccs", "beta": 0.6, "hardest": "low"}, r"beta=0.6 and keep=0.5 are more than the whole"),
-        ({"method": "ccs", "key": "c"}, r"key says what beta drops, and beta=None drops nothing"),
-        ({"method": "ccs", "strata": 0}, r"strata=0 is not a number of strata; use 1 or more"),
+        ({"method": "ccs", "beta": 0.1}, r"hard_end=None does not say which they are; use 'high'"),
+        ({"method": "ccs", "beta": 1.0, "hard_end": "low"}, r"beta=1.0 is not a fraction; use 0 <= beta < 1"),
+        ({"method": "ccs", "beta": 0.6, "hard_end": "low"}, r"beta=0.6 and keep=0.5 are more than the whole"),
+        ({"method": "ccs", "hardness": "c"}, r"hardness says what beta drops, and beta=None drops nothing"),
+        ({"method": "ccs", "strata": 0}, r"strata=0 is no whole number from 1 up"),
     ],
 )
 def test_bad_ccs_options(how, message, small):
@@ -761,9 +795,9 @@ def test_bad_ccs_options(how, message, small):
 
 def test_bad_ccs_scores(small):
     with pytest.raises(ValueError, match=r"beta=0.4 passes over 2 of 5 rows, which leaves 3: not rows=4"):
-        sample_by_score(small, "s", rows=4, method="ccs", beta=0.4, hardest="low")
+        sample_by_score(small, "s", rows=4, method="ccs", beta=0.4, hard_end="low")
     with pytest.raises(KeyError, match="no column 'margin'"):
-        sample_by_score(small, "s", rows=2, method="ccs", beta=0.4, hardest="low", key="margin")
+        sample_by_score(small, "s", rows=2, method="ccs", beta=0.4, hard_end="low", hardness="margin")
     endless = small.remove_columns("s").add_column("s", [0.0, 1.0, math.inf, 2.0, 3.0])
     with pytest.raises(ValueError, match=r"divides the range of the scores, and 1 are infinite \(one is inf\)"):
         sample_by_score(endless, "s", rows=2, method="ccs")

@@ -142,14 +142,14 @@ def test_row_ids_follow_content():
 
 def test_row_ids_shapes_of_dataset():
     ds = Dataset.from_dict({"t": ["a", "b"]}, split="train").with_format("numpy", columns=["t"])
-    out = with_row_id(ds, "id")
+    out = with_row_id(ds, row_id="id")
     assert out.split == "train" and out.format["type"] == "numpy" and out.format["columns"] == ["t", "id"]
     both = with_row_id(DatasetDict(train=ds, test=ds.select([0])))
     assert both["train"][0]["row_id"] == both["test"][0]["row_id"]
     empty = with_row_id(ds.select([]))
     assert len(empty) == 0 and empty.features["row_id"] == Value("string")
     with pytest.raises(ValueError, match="has a column 't' already; .*remove_columns"):
-        with_row_id(ds, "t")
+        with_row_id(ds, row_id="t")
 
 
 def test_row_ids_decode_no_image_and_ignore_its_path():

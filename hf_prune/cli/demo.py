@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -247,7 +247,7 @@ def score_digits(train: Any, folder: Path, steps: int) -> tuple[Any, list[Any]]:
     return _quietly(lambda: score(embedded, *scorers, output_dir=folder / "prototypes")), scorers
 
 
-def kept_rows(ds: Any, column: str, *, prefer: str, seed: int) -> np.ndarray:
+def kept_rows(ds: Any, column: str, *, prefer: Literal["high", "low", "random"], seed: int) -> np.ndarray:
     """Which rows stay, (n,) bools: 70 %, and of every class at least half of its share."""
     from hf_prune.data.arrow import floats_column
     from hf_prune.prune.filter import keep_mask

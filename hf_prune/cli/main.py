@@ -309,7 +309,7 @@ def filter_(
     from hf_prune.cli.show import filter_summary
     from hf_prune.columns import sidecar_text
     from hf_prune.data.layout import take_rows
-    from hf_prune.prune.filter import mask_of, request_of
+    from hf_prune.prune.filter import decide
 
     out = check_out(output, overwrite, data)
     if report is not None:
@@ -317,23 +317,23 @@ def filter_(
     opened = open_data(data, split)
     ds, known = opened.main, read_provenance(opened)
     check_columns(ds.features, out)
-    rule = request_of(
+    kept = decide(
+        ds,
         known.get(by, by),
         keep=keep,
         rows=rows,
         threshold=_whole(threshold),
         budget=_whole(budget),
         cost=cost,
-        prefer=prefer,
+        prefer=prefer,  # type: ignore[arg-type]
         seed=seed,
         group_by=group_by or None,
         group_floor=group_floor,
         one_per=one_per,
-        nulls=nulls,
+        nulls=nulls,  # type: ignore[arg-type]
         row_id=row_id,
         offset=offset,
     )
-    kept = mask_of(ds, rule)
     if not kept.any():
         raise ValueError(f"no row of {by!r} passes; nothing was written")
     left = opened.with_main(take_rows(ds, np.flatnonzero(kept), "indices"))

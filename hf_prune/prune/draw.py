@@ -1,4 +1,4 @@
-"""Methods of `sample_by_score`, one function each: (scores (m,), u (m,) in (0, 1), k) -> mask (m,)."""
+"""How `sample_by_score` draws, one function a method: (scores (m,), u (m,) in (0, 1), k) -> mask (m,)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_prune.data.types import Method
 from hf_prune.prune.select import Mask, best
 
 Floats = NDArray[np.float64]
-Method = Callable[[Floats, Floats, int], Mask]
+Draw = Callable[[Floats, Floats, int], Mask]
 
 
 def gumbel(scores: Floats, u: Floats, k: int) -> Mask:
@@ -49,7 +50,7 @@ def proportional(scores: Floats, u: Floats, k: int) -> Mask:
 
 
 def ccs(scores: Floats, u: Floats, k: int, strata: int = 50) -> Mask:
-    """K rows spread over strata of equal width between the least and the largest score, drawn evenly in each.
+    """K rows spread over strata of equal width between the smallest and the largest score, drawn evenly in each.
 
     Strata are visited from the fewest rows to the most (of two alike, the lower first); with r strata left, one gives
     its rows, or `rest // r` of them if it has more. So thin strata are kept whole, and what they cannot give goes to
@@ -97,4 +98,4 @@ def _smallest(badness: Floats, u: Floats, k: int, what: str) -> Mask:
     return best(badness, k, hashes).mask
 
 
-METHODS: dict[str, Method] = {"gumbel": gumbel, "proportional": proportional, "ccs": ccs}
+METHODS: dict[Method, Draw] = {"gumbel": gumbel, "proportional": proportional, "ccs": ccs}

@@ -1,30 +1,90 @@
-"""The arguments of a pruning call, checked: one rule, or an error that says what to write instead."""
+"""How many rows stay, and which: the numbers of a pruning call, checked."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-PREFER = ("high", "low", "middle", "random")
-NULLS = ("raise", "keep", "drop")
+from hf_prune.checks import check_choice
+from hf_prune.data.types import Nulls, Prefer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What to keep, checked. One of keep, rows, threshold and budget is set."""
+    """What to keep of n rows; exactly one of `keep`, `rows`, `threshold` and `budget` says how much.
+
+    Args:
+        keep: fraction of the whole dataset, above 0 and up to 1.
+        rows: number of rows, from 1 up.
+        threshold: the score from which on a row is kept (up to which, under prefer="low").
+        budget: what the kept rows may cost together.
+        cost: name of what each row costs; with a budget, and only then.
+        prefer: which end of the score is kept.
+        group_by: names of what groups the rows; a single one may come as text.
+        group_floor: share of its part that each group keeps by itself, 0 to 1; 1 where there are groups.
+        nulls: what becomes of rows without a score.
+        offset: fraction of the whole dataset that is passed over first, the best rows of the preferred end.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or arguments that contradict each other.
+
+    >>> Rule(keep=0.5).count(3), Rule(keep=0.5, group_by="label").group_floor
+    (2, Fraction(1, 1))
+    """
 
     keep: float | None = None
     rows: int | None = None
-    threshold: float | int | None = None
-    budget: float | int | None = None
-    prefer: str = "high"
-    group_floor: Fraction | None = None
-    nulls: str = "raise"
+    threshold: float | None = None
+    budget: float | None = None
+    cost: str | None = None
+    prefer: Prefer = "high"
+    group_by: str | Sequence[str] | None = None
+    group_floor: float | Fraction | None = None
+    nulls: Nulls = "raise"
     offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        keep, rows, threshold, budget = self.keep, self.rows, self.threshold, self.budget
+        given = {"keep": keep, "rows": rows, "threshold": threshold, "budget": budget}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            what = f"{' and '.join(named)} were given" if named else "none was given"
+            raise ValueError(f"exactly one of keep, rows, threshold and budget says how much stays; {what}")
+        check_choice("prefer", self.prefer, get_args(Prefer))
+        check_choice("nulls", self.nulls, get_args(Nulls))
+        if threshold is not None and self.prefer in ("middle", "random"):
+            raise ValueError(f"threshold has no side under prefer={self.prefer!r}; use keep, rows, 'high' or 'low'")
+        by = (self.group_by,) if isinstance(self.group_by, str) else tuple(self.group_by or ())
+        if self.group_by is not None and not by:
+            raise ValueError("group_by=[] names no column; leave it out")
+        if threshold is not None and (by or self.group_floor is not None):
+            raise ValueError("threshold keeps what passes it and leaves no floor to group_by; use keep or rows")
+        if budget is not None and self.cost is None:
+            raise ValueError(f"budget={budget} needs cost, what each row costs; for a number of rows use rows")
+        if budget is None and self.cost is not None:
+            raise ValueError(f"cost counts only against a budget; give budget in place of {named[0]}, or drop cost")
+        checked = {
+            "keep": None if keep is None else _fraction(keep),
+            "rows": None if rows is None else _rows(rows),
+            "threshold": None if threshold is None else _number("threshold", threshold),
+            "budget": None if budget is None else _budget(budget),
+            "group_by": by or None,
+            "group_floor": _floor(self.group_floor, by),
+            "offset": check_offset("offset", self.offset, keep, threshold, self.prefer),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def floor(self) -> Fraction | None:
+        """The share of its part that each group keeps, exactly; None without groups."""
+        return None if self.group_floor is None else Fraction(self.group_floor)
 
     def count(self, n: int) -> int:
         """Rows to keep of `n`: `rows`, or floor(keep * n + 0.5)."""
@@ -45,53 +105,6 @@ class Rule:
                 f"{name}={self.offset} passes over {d} of {n} rows, which leaves {n - d}: not rows={self.rows}"
             )
         return d if self.keep is None else min(d, n - self.count(n))
-
-
-def make_rule(
-    *,
-    keep: Any = None,
-    rows: Any = None,
-    threshold: Any = None,
-    budget: Any = None,
-    prefer: str = "high",
-    nulls: str = "raise",
-    grouped: bool = False,
-    group_floor: Any = None,
-    costed: bool = False,
-    offset: Any = 0.0,
-) -> Rule:
-    """The arguments of a pruning call, checked; errors name the value, the reason and the next step."""
-    given = {"keep": keep, "rows": rows, "threshold": threshold, "budget": budget}
-    named = [name for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        what = f"{' and '.join(named)} were given" if named else "none was given"
-        raise ValueError(f"exactly one of keep, rows, threshold and budget says how much stays; {what}")
-    check_choice("prefer", prefer, PREFER)
-    check_choice("nulls", nulls, NULLS)
-    if threshold is not None and prefer in ("middle", "random"):
-        raise ValueError(f"threshold has no side under prefer={prefer!r}; use keep, rows, 'high' or 'low'")
-    if threshold is not None and (grouped or group_floor is not None):
-        raise ValueError("threshold keeps what passes it and leaves no floor to group_by; use keep or rows")
-    if budget is not None and not costed:
-        raise ValueError(f"budget={budget} needs cost, what each row costs; for a number of rows use rows")
-    if budget is None and costed:
-        raise ValueError(f"cost counts only against a budget; give budget in place of {named[0]}, or drop cost")
-    return Rule(
-        keep=None if keep is None else _fraction(keep),
-        rows=None if rows is None else _rows(rows),
-        threshold=None if threshold is None else _number("threshold", threshold),
-        budget=None if budget is None else _budget(budget),
-        prefer=prefer,
-        group_floor=_floor(group_floor, grouped),
-        nulls=nulls,
-        offset=check_offset("offset", offset, keep, threshold, prefer),
-    )
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists what is known."""
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, known))}")
 
 
 def _number(name: str, value: Any) -> float | int:
@@ -144,14 +157,13 @@ def _budget(budget: Any) -> float | int:
     return value
 
 
-def _floor(group_floor: Any, grouped: bool) -> Fraction | None:
+def _floor(group_floor: Any, by: tuple[str, ...]) -> Fraction | None:
     if group_floor is None:
-        return Fraction(1) if grouped else None
-    if not grouped:
+        return Fraction(1) if by else None
+    if not by:
         raise ValueError(f"group_floor={group_floor} needs group_by, the column whose groups it protects")
     # str: 0.1 means one tenth, not the nearest binary fraction
-    number = isinstance(group_floor, Fraction)
-    exact = group_floor if number else Fraction(str(_number("group_floor", group_floor)))
+    exact = group_floor if isinstance(group_floor, Fraction) else Fraction(str(_number("group_floor", group_floor)))
     if not 0 <= exact <= 1:
         raise ValueError(f"group_floor={group_floor} is no share: 0 protects no group, 1 prunes all alike")
     return exact

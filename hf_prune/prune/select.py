@@ -260,10 +260,10 @@ def choose(pick: Callable[[Index, int], Pick], rows: Index, rule: Rule, forced: 
     left = min(k - held, len(rows))
     if left < k - held and rule.keep != 1:  # keep=1.0 is said by who wants all that one_per and nulls leave
         warn(f"only {left + held} of the {k} rows asked for can be kept; all of them are", ShortWarning)
-    if groups is None or rule.group_floor is None:
+    if groups is None or rule.floor is None:
         return pick(rows, left)
     sizes = np.bincount(groups)
-    floors = count_floors(k, n, sizes, rule.group_floor)
+    floors = count_floors(k, n, sizes, rule.floor)
     has = np.bincount(groups[rows], minlength=len(sizes)).tolist()
     free = np.bincount(groups[forced], minlength=len(sizes)).tolist()
     floors = [min(max(0, f - a), h) for f, a, h in zip(floors, free, has, strict=True)]
@@ -279,7 +279,7 @@ def best_of(pick: Callable[[Index, int], Pick], rows: Index, d: int, rule: Rule,
     """The best `d` of `rows` (m,), out of n, each group's share first as in `choose`: those to be passed over."""
     if d == 0:
         return np.zeros(len(rows), bool)
-    skip = replace(rule, keep=None, budget=None, rows=d, offset=0.0)
+    skip = replace(rule, keep=None, budget=None, cost=None, rows=d, offset=0.0)
     chosen = choose(pick, rows, skip, np.zeros(n, bool), groups)
     warn_ties(chosen)
     return chosen.mask
@@ -308,12 +308,12 @@ def _spend(
     def pick(at: Index, limit: Any) -> Pick:
         return buy(badness(at), cost[at], limit, lambda i: hashes(at[i]))
 
-    if groups is None or rule.group_floor is None:
+    if groups is None or rule.floor is None:
         chosen = pick(rows, left)
     else:
         order = np.argsort(groups, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-        share = rule.group_floor * Fraction(left) / (Fraction(total(cost)) or 1)
+        share = rule.floor * Fraction(left) / (Fraction(total(cost)) or 1)
         limits = [share * Fraction(total(cost[part])) for part in parts]
         floors = [math.floor(limit) if whole else float(limit) for limit in limits]
         price = cost[rows]

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_prune.checks import check_column
 from hf_prune.data.arrow import numbers
 from hf_prune.prune.inputs import chunked
-from hf_prune.prune.rule import Rule
+from hf_prune.prune.request import Request
 from hf_prune.prune.select import passes
 
 
@@ -35,24 +36,25 @@ class _Passes:
         return kept
 
 
-def filter_stream(ds: Any, column: str, rule: Rule, one_per: str | None) -> Any:
+def filter_stream(ds: Any, request: Request) -> Any:
     """The rows of an `IterableDataset` that pass a threshold.
 
     Raises:
+        MissingColumnError: there is no such column.
         ValueError: the rule needs the whole column.
     """
-    if rule.threshold is None:
+    column = request.name
+    if request.threshold is None:
         raise ValueError(
             "a stream can be filtered by threshold only: a fraction, a number of rows or a budget needs the"
             " whole column; use threshold=, or materialise the stream first"
         )
-    if one_per is not None:
-        raise ValueError(f"one_per={one_per!r} needs the whole column; materialise the stream first")
+    if request.one_per is not None:
+        raise ValueError(f"one_per={request.one_per!r} needs the whole column; materialise the stream first")
     features = ds.features or {}
-    if features and column not in features:
-        raise KeyError(f"no column {column!r} in the dataset; its columns are {list(features)}")
+    check_column(ds, column)
     # a float32 comes out of a stream as a wider Python float, and must meet the same threshold as in Arrow
     dtype = "float32" if getattr(features.get(column), "dtype", None) == "float32" else None
-    test = _Passes(column, rule.threshold, rule.prefer, rule.nulls, dtype)
+    test = _Passes(column, request.threshold, request.prefer, request.nulls, dtype)
     kept = ds.with_format(None).filter(test, input_columns=[column], batched=True)
     return kept if ds._formatting is None else kept.with_format(ds._formatting.format_type)

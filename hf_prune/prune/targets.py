@@ -13,7 +13,7 @@ from hf_prune.data.arrow import floats_column
 from hf_prune.data.layout import take_rows
 from hf_prune.prune.draw import METHODS
 from hf_prune.prune.inputs import draw_keys
-from hf_prune.prune.rule import make_rule
+from hf_prune.prune.rule import Rule
 
 
 def sample_by_targets(
@@ -53,9 +53,7 @@ def sample_by_targets(
     shares = np.array(list(proportions.values()), np.float64)
     if not len(shares) or not (shares >= 0).all() or not shares.sum() > 0:
         raise ValueError(f"proportions={dict(proportions)!r}; give columns with shares >= 0, not all 0")
-    rule = make_rule(keep=keep, rows=rows, threshold=None, budget=None, prefer="high", nulls="raise", grouped=False,
-                     group_floor=None, costed=False)  # fmt: skip
-    k = rule.count(len(ds))
+    k = Rule(keep=keep, rows=rows).count(len(ds))
     keys = draw_keys(ds, row_id)
     wanted = [int(k * p) for p in shares / shares.sum()]
     wanted[-1] += k - sum(wanted)

@@ -179,7 +179,7 @@ def join(ds: Dataset, scores: Dataset, split: str, key: str, source: str | Path,
 def _verify(ds: Dataset, key: str, ids: pa.Array) -> None:
     from hf_prune.data.identity import with_row_id
 
-    fresh = ids_of(with_row_id(ds.remove_columns([key]), key), key)
+    fresh = ids_of(with_row_id(ds.remove_columns([key]), row_id=key), key)
     same = [
         a.rpartition("-")[0] == b.rpartition("-")[0] for a, b in zip(ids.to_pylist(), fresh.to_pylist(), strict=True)
     ]
