@@ -107,16 +107,6 @@ def sidecar_text(columns: Iterable[ScoreColumn], **extra: Any) -> str:
     return json.dumps({"format": FORMAT, "columns": entries, **extra}, indent=2, sort_keys=True) + "\n"
 
 
-def write_sidecar(columns: Iterable[ScoreColumn], path: str | Path, **extra: Any) -> str:
-    """Write the columns' provenance (and `extra` facts about the push or the run) as `score_columns.json`.
-
-    Returns the text that was written.
-    """
-    text = sidecar_text(columns, **extra)
-    files.write_text(Path(path), text)
-    return text
-
-
 def parse_sidecar(text: str, where: str | Path = SIDECAR) -> tuple[dict[str, ScoreColumn], dict[str, Any]]:
     """Read a sidecar's text: columns by name, and the other facts in it; `where` is its name in messages.
 

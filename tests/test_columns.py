@@ -9,7 +9,7 @@ import pytest
 from killing import flipped
 
 from hf_prune import Ledger
-from hf_prune.columns import ScoreColumn, parse_sidecar, read_sidecar, sidecar_text, write_sidecar
+from hf_prune.columns import ScoreColumn, parse_sidecar, read_sidecar, sidecar_text
 from hf_prune.data.files import DamagedFileError
 
 COLUMN = ScoreColumn(
@@ -49,7 +49,7 @@ def test_what_is_no_sidecar(text, tmp_path):
 
 def test_flipped_bits_give_a_sidecar_or_a_clear_error(tmp_path):
     path = tmp_path / "score_columns.json"
-    write_sidecar([COLUMN], path, row_id="row_id")
+    path.write_text(sidecar_text([COLUMN], row_id="row_id"), encoding="utf-8")
     data = path.read_bytes()
     refused = 0
     for _, changed in flipped(data):

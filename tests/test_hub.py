@@ -11,7 +11,7 @@ from hub_server import IGNORED, HubServer
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from launching import python
 
-from hf_prune.columns import ScoreColumn, parse_sidecar, write_sidecar
+from hf_prune.columns import ScoreColumn, parse_sidecar, sidecar_text
 from hf_prune.data.identity import with_row_id
 from hf_prune.share import remote
 from hf_prune.share.push import load_scores, push_scored
@@ -518,7 +518,7 @@ class Scorer:
 
 
 def test_scorers_folders_and_columns_name_the_scores(hub, tmp_path):
-    write_sidecar([PROTO], tmp_path / "score_columns.json")
+    (tmp_path / "score_columns.json").write_text(sidecar_text([PROTO]), encoding="utf-8")
     for scorers in (Scorer(), [Scorer()], tmp_path, str(tmp_path), PROTO):
         done = push_scored(rows(), "user/same", scorers=scorers, token=hub.token, what="scores")
         assert done.columns == ("ssl_proto", "embedding")

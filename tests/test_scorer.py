@@ -18,7 +18,7 @@ from launching import python
 
 import hf_prune as hp
 from hf_prune import Scorer
-from hf_prune.columns import read_sidecar, write_sidecar
+from hf_prune.columns import read_sidecar, sidecar_text
 from hf_prune.scorer import feature_of
 
 
@@ -212,7 +212,7 @@ def test_provenance_is_read_from_the_fields(tmp_path):
     assert column.scorer == "test_scorer:Length" and column.version == 1 and column.digest == scorer.digest
     assert column.params == {"text": "text", "table": "float64[2, 3]", "options": ["a", 1]}
     assert column.packages["numpy"] == np.__version__
-    write_sidecar([column], tmp_path / "score_columns.json", rows=3)
+    (tmp_path / "score_columns.json").write_text(sidecar_text([column], rows=3), encoding="utf-8")
     columns, facts = read_sidecar(tmp_path / "score_columns.json")
     assert columns["length"].to_json() == column.to_json() and facts == {"rows": 3}
 

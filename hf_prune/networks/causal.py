@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,20 +75,6 @@ def check_options(scorer: Any, counts: Sequence[str]) -> None:
             raise ValueError(f"{what}={number!r} is no positive whole number; leave it out for the model's own")
     if not scorer.text:
         raise ValueError(f"text={scorer.text!r}: name one column, or several")
-
-
-def check_bad(bad: Mapping[int, str], column: Any, on_bad: str) -> None:
-    """Raise for rows that cannot be scored, unless they get NaN.
-
-    Raises:
-        ValueError: there are some, and `on_bad` is "raise".
-    """
-    if bad and on_bad == "raise":
-        row = min(bad)
-        more = f", and {len(bad) - 1} more are bad" if len(bad) > 1 else ""
-        raise ValueError(
-            f"column {column!r}: row {row} of this batch {bad[row]}{more}; drop such rows first, or pass on_bad='nan'"
-        )
 
 
 def tokenizer_of(model: Model, other: Model | None = None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
-from hf_prune.data.texts import read_texts
+from hf_prune.data.texts import check_bad, read_texts
 from hf_prune.networks import causal
 from hf_prune.networks.prefix import shortened
 from hf_prune.scorer import Scorer
@@ -171,7 +171,7 @@ class AskLLM(Scorer):
         from hf_prune.networks.torch_causal import answer_log_probabilities, network_of
 
         rows, bad, ask = self._rows(batch)
-        causal.check_bad(bad, self.text, self.on_bad)
+        check_bad(bad, self.text, self.on_bad)
         network = network_of(self.model, rank, len(self._tokenizer()))
         good = [row for row in range(batch.n) if row not in bad]
         both = np.full((batch.n, 2), np.nan)

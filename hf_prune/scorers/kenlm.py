@@ -11,9 +11,8 @@ import numpy as np
 
 from hf_prune.checks import check_choice, check_digest
 from hf_prune.data.batch import Batch
-from hf_prune.data.texts import read_texts
+from hf_prune.data.texts import check_bad, read_texts
 from hf_prune.models import cached, file_sha256, point, pointer
-from hf_prune.networks.causal import check_bad
 from hf_prune.scorer import Scorer
 from hf_prune.values import names_code
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_prune.columns import ScoreColumn
 from hf_prune.data.batch import Batch
-from hf_prune.data.texts import read_texts
+from hf_prune.data.texts import check_bad, read_texts
 from hf_prune.networks import causal
 from hf_prune.networks.prefix import shortened
 from hf_prune.scorer import Scorer
@@ -173,7 +173,7 @@ class Perplexity(Scorer):
         from hf_prune.networks.torch_causal import log_likelihood_sums, network_of
 
         texts = self._texts(batch)
-        causal.check_bad(texts.bad, self.text, self.on_bad)
+        check_bad(texts.bad, self.text, self.on_bad)
         network = network_of(self.model, rank, len(self._tokenizer()))
         spans = self._spans(texts)
         budget, multiple = self._limits(network.device)
